@@ -1,0 +1,108 @@
+"""Length-prefixed msgpack structs over a Unix stream socket that a child process inherits from its parent.
+
+A frame is four bytes of big-endian length and that many bytes of msgpack. The end of the stream is the end of the peer:
+a parent sees its child die, and a child sees its parent die, without polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+MAX_FRAME_BYTES = 1 << 30
+_LENGTH = struct.Struct(">I")
+
+In = TypeVar("In")
+
+
+class ChannelClosed(Exception):
+    """The peer has gone, cleanly or not."""
+
+
+def _checked(length: int) -> int:
+    if length > MAX_FRAME_BYTES:
+        raise ChannelClosed(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+    return length
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """One message as bytes, for several receivers or for counting."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(_checked(len(body))) + body
+
+
+class AsyncChannel(Generic[In]):
+    """The parent's end. One reader task; `send` may be called from any task of the loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: Any) -> None:
+        self._reader, self._writer = reader, writer
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
+
+    @classmethod
+    async def open(cls, end: socket.socket, incoming: Any) -> AsyncChannel[In]:
+        """`incoming` is the union of struct types that may arrive."""
+        end.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=end, limit=1 << 20)
+        return cls(reader, writer, incoming)
+
+    async def send(self, message: msgspec.Struct) -> None:
+        if self._writer.is_closing():
+            raise ChannelClosed
+        try:
+            self._writer.write(frame(message))
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError) as error:
+            raise ChannelClosed from error
+
+    async def receive(self) -> In:
+        try:
+            head = await self._reader.readexactly(_LENGTH.size)
+            body = await self._reader.readexactly(_checked(_LENGTH.unpack(head)[0]))
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise ChannelClosed from error
+        return self._decoder.decode(body)
+
+    async def close(self) -> None:
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except ConnectionError:
+            return  # the peer closed first: closed is what was asked for
+
+
+class BlockingChannel(Generic[In]):
+    """The child's end. One thread receives; any thread may send."""
+
+    def __init__(self, end: socket.socket, incoming: Any) -> None:
+        end.setblocking(True)
+        self._end = end
+        self._file = end.makefile("rb", buffering=1 << 16)
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
+        self._sending = threading.Lock()
+
+    @classmethod
+    def from_fd(cls, fd: int, incoming: Any) -> BlockingChannel[In]:
+        return cls(socket.socket(fileno=fd), incoming)
+
+    def send(self, message: msgspec.Struct) -> None:
+        data = frame(message)
+        try:
+            with self._sending:
+                self._end.sendall(data)
+        except OSError as error:
+            raise ChannelClosed from error
+
+    def receive(self) -> In:
+        try:
+            head = self._file.read(_LENGTH.size)
+            body = self._file.read(_checked(_LENGTH.unpack(head)[0])) if len(head) == _LENGTH.size else b""
+        except OSError as error:
+            raise ChannelClosed from error
+        if len(head) < _LENGTH.size or len(body) < _LENGTH.unpack(head)[0]:
+            raise ChannelClosed
+        return self._decoder.decode(body)

@@ -1,0 +1,99 @@
+"""The error tree that both services share, and its form on the wire.
+
+    DuetError
+    ├── InvalidRequest (400)       a parameter is wrong; names it
+    │   ├── ContextTooLong (400)
+    │   └── PayloadTooLarge (413)
+    ├── Unauthorized (401)
+    ├── ForbiddenHost (403)
+    ├── NotFound (404)
+    │   └── ModelNotFound (404)
+    ├── Conflict (409)
+    ├── Busy (429)                 a bounded queue is full; says when to come back
+    └── Unavailable (503)          a worker died, a model is loading or does not fit; says when to come back
+        └── WorkerLost (503)
+    Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
+
+Every error is raised where its cause is known and translated once, in `duet.edge`, into OpenAI's envelope
+(`{"error": {"message", "type", "param", "code"}}`, https://platform.openai.com/docs/guides/error-codes).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DuetError(Exception):
+    """Root. `status` is the HTTP status, `kind` OpenAI's error type, `code` a stable machine-readable name."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Internal(DuetError):
+    """A fault of ours. The message names no detail; the log has the traceback."""
+
+
+class InvalidRequest(DuetError):
+    status, kind, code = 400, "invalid_request_error", "invalid_value"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class PayloadTooLarge(InvalidRequest):
+    status, code = 413, "payload_too_large"
+
+
+class Unauthorized(DuetError):
+    status, kind, code = 401, "authentication_error", "invalid_api_key"
+
+
+class ForbiddenHost(DuetError):
+    status, kind, code = 403, "permission_error", "forbidden_host"
+
+
+class NotFound(DuetError):
+    status, kind, code = 404, "invalid_request_error", "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class Conflict(DuetError):
+    status, kind, code = 409, "invalid_request_error", "conflict"
+
+
+class Busy(DuetError):
+    status, kind, code = 429, "rate_limit_error", "server_busy"
+
+
+class Unavailable(DuetError):
+    status, kind, code = 503, "server_error", "unavailable"
+
+
+class WorkerLost(Unavailable):
+    """The process that ran the request ended before it answered. A new one is started; the request may be sent again."""
+
+    code = "worker_lost"
+
+
+def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def from_code(code: str, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> DuetError:
+    """The error that a worker process named by `code` on the wire; an unknown code is an `Internal`."""
+    return _tree(DuetError).get(code, Internal)(message, param=param, retry_after_seconds=retry_after_seconds)

@@ -1,0 +1,197 @@
+"""Settings: read once at start, frozen, loud, passed in.
+
+Precedence: environment (`DUET_ENGINE__PORT`), then `$DUET_HOME/config.toml`, then the defaults below. A key that is not
+one of these is an error that names it, in the file and in the environment alike; so is a value of the wrong type.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits(3)
+PREFIX = "DUET_"
+# Environment names that are ours but are no settings of the services.
+NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_API_KEY", "DUET_TEST_AUDIO"})
+
+
+class SettingsError(Exception):
+    """The message names the key, where it was set, and what is wrong with it."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSettings(_Section):
+    """Service 1. Sizes in bytes, times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(18080, ge=0, le=65535)
+    model_dirs: tuple[Path, ...] = ()
+    """Folders of Hugging Face model folders, searched one and two levels deep. In the environment: separated as PATH."""
+    hub: bool = True
+    """Discover the hub's cache, and download a repo id on first use."""
+    hub_endpoint: str = "https://huggingface.co"
+    default_chat_model: str | None = None
+    idle_unload_seconds: float = Field(600.0, gt=0)
+    load_timeout_seconds: float = Field(300.0, gt=0)
+    max_body_bytes: int = Field(64 << 20, gt=0)
+    max_audio_seconds: float = Field(3 * 3600.0, gt=0)
+    max_waiting_requests: int = Field(256, gt=0)
+    max_rows: int = Field(16, gt=0)
+    """Sequences decoded together in one worker."""
+    prefill_chunk_tokens: int = Field(256, gt=0)
+
+    @field_validator("model_dirs", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+        return value
+
+
+class RouterSettings(_Section):
+    """Service 2."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(18081, ge=0, le=65535)
+    engine_url: str | None = None
+    """Where the engine answers; by default on this machine at `engine.port`."""
+    asr_model: str = "asr"
+    """The engine's model for long and high-quality requests: an id, alias or role."""
+    sensevoice_dir: Path | None = None
+    """Folder with model.int8.onnx (or model.onnx) and tokens.txt; default $DUET_HOME/models/sensevoice."""
+    speaker_dir: Path | None = None
+    """Folder with seg.onnx and spk.onnx; default $DUET_HOME/models/speaker."""
+    max_upload_bytes: int = Field(2 << 30, gt=0)
+    max_audio_seconds: float = Field(6 * 3600.0, gt=0)
+    engine_timeout_seconds: float = Field(300.0, gt=0)
+
+
+class MeetingSettings(_Section):
+    """The meeting pipeline."""
+
+    workers: int = Field(1, ge=1, le=16)
+    """Meetings processed at the same time."""
+    max_queued: int = Field(100, ge=1)
+    review_model: str = "reviewer"
+    review_timeout_seconds: float = Field(120.0, gt=0)
+    stage_attempts: int = Field(3, ge=1)
+
+
+class Settings(_Section):
+    """Everything that can be set. `home` comes from `DUET_HOME`, never from the file inside it."""
+
+    home: Path
+    embedded: bool = False
+    """Offer the embedded demonstration models (`duet-tiny-*`) and use them for every role."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host header names accepted besides localhost, 127.0.0.1, ::1 and host.docker.internal."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    engine: EngineSettings = EngineSettings()
+    router: RouterSettings = RouterSettings()
+    meetings: MeetingSettings = MeetingSettings()
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def engine_url(self) -> str:
+        """The engine's base URL without /v1, as the router and the pipelines reach it."""
+        return self.router.engine_url or _url(self.engine.host, self.engine.port)
+
+    @property
+    def router_url(self) -> str:
+        return _url(self.router.host, self.router.port)
+
+
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read file and environment once. `overrides` (from the command line) win. Raises `SettingsError`."""
+    environ = os.environ if environ is None else environ
+    home = Path(environ.get("DUET_HOME") or Path.home() / ".duet").expanduser().absolute()
+    values = _merge(_merge(_from_file(home / "config.toml"), _from_environment(environ)), overrides)
+    try:
+        return Settings.model_validate({**values, "home": home})
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The same settings as environment variables, for child processes that call `load_settings` themselves."""
+    found = {"DUET_HOME": str(settings.home)}
+
+    def walk(prefix: str, section: BaseModel) -> None:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            key = f"{prefix}{name.upper()}"
+            if isinstance(value, BaseModel):
+                walk(f"{key}__", value)
+            elif isinstance(value, tuple):
+                if value:
+                    found[key] = (os.pathsep if name == "model_dirs" else ",").join(str(item) for item in value)
+            elif value is not None and key != "DUET_HOME":
+                found[key] = str(value).lower() if isinstance(value, bool) else str(value)
+
+    walk(PREFIX, settings)
+    return found
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if "home" in values:
+        raise SettingsError(f"{path}: home is set by DUET_HOME, not in the file inside it")
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        *sections, key = name[len(PREFIX) :].lower().split("__")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise SettingsError(f"{name}: {section} is a value, not a section")
+        place[key] = value
+    return values
+
+
+def _merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        variable = PREFIX + "__".join(str(part) for part in item["loc"]).upper()
+        said = "there is no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"{name} ({variable}): {said}")
+    return "; ".join(lines)

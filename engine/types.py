@@ -1,0 +1,189 @@
+"""What the API asks of a backend, and what comes back. No MLX, no HTTP, no process.
+
+Everything here crosses the Unix socket to a worker as msgpack, so it is a `msgspec.Struct`.
+Every generation ends in exactly one `Finished` or `Failed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from duet.wire import Transcript, Usage
+
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one row picks its tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+
+    `seed` fixes the row's draws whatever its neighbours do. Penalties follow OpenAI's definition (presence, frequency:
+    subtracted from the logits of tokens already generated) and Hugging Face's (repetition: divides positive and
+    multiplies negative logits of tokens of prompt and answer; 1 is off). `logit_bias` maps token ids to addends.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One piece of a message: text, or the bytes of an encoded image (PNG, JPEG, WebP, GIF)."""
+
+    type: Literal["text", "image"]
+    text: str = ""
+    image: bytes = b""
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: str
+    parts: tuple[Part, ...]
+    name: str | None = None
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
+    """One answer to one conversation. `id` is unique among the live requests of a worker (`n` answers are n requests).
+
+    `max_tokens` None means up to the context's end. `stop` are strings; the answer ends before the first of them.
+    `template_options` reach the chat template (`enable_thinking` for instance).
+    """
+
+    id: str
+    model: str
+    messages: tuple[Message, ...]
+    sampling: SamplingParams = SamplingParams()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    template_options: dict[str, Any] = {}
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """`token` is the token's own text (lossy for part of a character), `bytes` its exact bytes, `logprob` is natural."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The worker took the request; from here on the HTTP status is 200."""
+
+    id: str
+    prompt_tokens: int
+
+
+class TextDelta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
+    """One generated token. `text` is what can be shown because of it: empty while a character or a possible stop string
+    is incomplete. `logprob` and `top` are present when the request asked for them."""
+
+    id: str
+    text: str
+    logprob: TokenLogprob | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """`text` is what was still held back when the answer ended."""
+
+    id: str
+    reason: FinishReason
+    usage: Usage
+    text: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
+    """`code` names a class of `duet.errors`."""
+
+    id: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_seconds: int | None = None
+
+
+Event = Accepted | TextDelta | Finished | Failed
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
+    """`inputs` are texts or token ids, one vector each. `dimensions` truncates and renormalises (Matryoshka)."""
+
+    id: str
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+
+
+class EmbeddingResult(msgspec.Struct, frozen=True, tag="embedded"):
+    """`vectors` is float32 little-endian, row-major, shape [len(inputs), dimensions], L2-normalised."""
+
+    id: str
+    vectors: bytes
+    dimensions: int
+    prompt_tokens: int
+
+
+class TranscriptionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="transcribe"):
+    """`audio` is float32 little-endian mono at 16 kHz. `prompt` and `hotwords` must reach the model."""
+
+    id: str
+    model: str
+    audio: bytes
+    prompt: str | None = None
+    hotwords: tuple[str, ...] = ()
+    language: str | None = None
+    temperature: float = 0.0
+
+
+class TranscriptionResult(msgspec.Struct, frozen=True, tag="transcribed"):
+    id: str
+    transcript: Transcript
+
+
+Request = GenerationRequest | EmbeddingRequest | TranscriptionRequest
+
+Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded."""
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = ()
+    state: Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"] = "unloaded"
+    bytes_on_disk: int = 0
+    context: int | None = None
+    demonstration: bool = False
+    description: str = ""
+    review_window_segments: int | None = None
+
+
+class Backend(Protocol):
+    """The port between API and pool. Every method raises `duet.errors.DuetError`."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Events of one request. Loads the model if need be. Closing the iterator cancels the request in any state.
+
+        Raises before the first event, or ends with `Finished` or `Failed`.
+        """
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult: ...
+
+    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult: ...
+
+    def models(self) -> list[ModelInfo]: ...
+
+    def resolve(self, name: str) -> ModelInfo:
+        """The model that `name` (id, alias or role) means. Raises `ModelNotFound` with the ids there are."""
+        ...
