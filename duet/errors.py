@@ -82,7 +82,7 @@ class Unavailable(DuetError):
 
 
 class WorkerLost(Unavailable):
-    """The process that ran the request ended before it answered. A new one is started; the request may be sent again."""
+    """The process that ran the request ended before it answered. A new one starts; the request may be repeated."""
 
     code = "worker_lost"
 
@@ -94,6 +94,8 @@ def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:
     return found
 
 
-def from_code(code: str, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> DuetError:
+def from_code(
+    code: str, message: str, *, param: str | None = None, retry_after_seconds: int | None = None
+) -> DuetError:
     """The error that a worker process named by `code` on the wire; an unknown code is an `Internal`."""
     return _tree(DuetError).get(code, Internal)(message, param=param, retry_after_seconds=retry_after_seconds)

@@ -34,7 +34,7 @@ class EngineSettings(_Section):
     host: str = "127.0.0.1"
     port: int = Field(18080, ge=0, le=65535)
     model_dirs: tuple[Path, ...] = ()
-    """Folders of Hugging Face model folders, searched one and two levels deep. In the environment: separated as PATH."""
+    """Folders of Hugging Face model folders, searched two levels deep; in the environment separated as PATH is."""
     hub: bool = True
     """Discover the hub's cache, and download a repo id on first use."""
     hub_endpoint: str = "https://huggingface.co"

@@ -1,0 +1,52 @@
+"""Logs: one line a record, `time level service message key=value …`, on standard error.
+
+A record's stable name is `extra={"action": "model_loaded", ...}`: greppable, while the human text may change. Prompts,
+transcripts and keys are never logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+# What every record has by itself; the rest came through `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z info engine model loaded action=model_loaded model=…`"""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        fields = " ".join(f"{key}={_quoted(value)}" for key, value in vars(record).items() if key not in _STANDARD)
+        # A line break inside a message would let a caller forge a record.
+        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
+        line = " ".join(part for part in (time, record.levelname.lower(), self._service, message, fields) if part)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    if text and all(char.isprintable() and char not in ' "=' for char in text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\r", "\\r").replace("\n", "\\n") + '"'
+
+
+def configure_logs(level: str, service: str) -> None:
+    """Send every logger of this process to standard error in our format. Called once, in a `__main__`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(service))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # One line a request is ours (`duet.edge`); these would double it, with the URL's query.
+    for noisy in ("uvicorn.access", "httpx", "httpcore", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
