@@ -121,11 +121,17 @@ class _Connection(Generic[In]):
         self.child = child
         self.waiting: dict[str, asyncio.Future[In]] = {}
         self.started_at = time.monotonic()
+        self._given_up = False
         self.reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
 
     @property
     def alive(self) -> bool:
-        return not self.reader.done()
+        return not self.reader.done() and not self._given_up
+
+    def give_up(self) -> None:
+        """The child is stuck: end it, and let no new call reach it."""
+        self._given_up = True
+        self.child.kill()
 
     async def _read(self) -> None:
         try:
@@ -192,7 +198,7 @@ class Service(Generic[In]):
         except ChannelClosed as error:
             raise WorkerLost(f"{self._name} ended before it took the request") from error
         except TimeoutError as error:
-            connection.child.kill()
+            connection.give_up()
             raise Unavailable(f"{self._name} did not answer in {timeout_seconds:.0f} s") from error
         finally:
             connection.waiting.pop(message.id, None)
@@ -206,6 +212,7 @@ class Service(Generic[In]):
                     return self._connection
                 lived = time.monotonic() - self._connection.started_at
                 self._failures = 1 if lived > HEALTHY_SECONDS else self._failures + 1
+                await self._connection.close()
                 self._connection = None
                 await asyncio.sleep(restart_delay_seconds(self._failures))
             child: Child[In] = await Child.start(
