@@ -68,10 +68,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """`token` is the token's own text (lossy for part of a character), `bytes` its exact bytes, `logprob` is natural."""
+    """`token` is the token's own text (lossy for part of a character), `raw` its exact bytes, `logprob` is natural."""
 
     token: str
-    bytes: bytes
+    raw: bytes
     logprob: float
 
 

@@ -1,0 +1,38 @@
+"""Stop strings in a stream: text is held back while it may be the beginning of one."""
+
+from __future__ import annotations
+
+
+class StopMatcher:
+    """Feed text piece by piece; what comes out can be shown.
+
+    Cost per piece is bounded by the longest stop string, not by the answer's length.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """What can be shown now, and whether a stop string has come. After that nothing may be fed."""
+        if not self._stops:
+            return text, False
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            shown, self._held = self._held[: min(found)], ""
+            return shown, True
+        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return shown, False
+
+    def flush(self) -> str:
+        """The answer is over: what was held back is no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, shorter than `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,74 @@
+"""A conversation becomes a prompt: the checkpoint's own chat template, and the checks that need a tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+
+from duet.errors import ContextTooLong, InvalidRequest
+from engine.types import GenerationRequest, Message
+from engine.worker.runtime.loader import Loaded
+
+DEFAULT_CONTEXT_TOKENS = 32_768
+"""For the rare checkpoint that names no limit."""
+
+
+def render(loaded: Loaded, request: GenerationRequest) -> str:
+    """The prompt's text, ending where the assistant's answer begins. Raises `InvalidRequest`."""
+    renderer = loaded.processor if getattr(loaded.processor, "chat_template", None) else loaded.tokenizer
+    template = getattr(renderer, "chat_template", None)
+    if not template:
+        raise InvalidRequest(f"{request.model} has no chat template: it is a base model", param="model")
+    images = sum(part.type == "image" for message in request.messages for part in message.parts)
+    if images and loaded.image_token_id is None:
+        raise InvalidRequest(f"{request.model} cannot see images", param="messages")
+    native = "image" in str(template)
+    try:
+        if images and not native:
+            return _render_by_library(loaded, request, images)
+        messages = [_as_template_message(message, parts=bool(images)) for message in request.messages]
+        return str(
+            renderer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **request.template_options
+            )
+        )
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise InvalidRequest(f"the chat template of {request.model} refused: {error}", param="messages") from error
+
+
+def _render_by_library(loaded: Loaded, request: GenerationRequest, images: int) -> str:
+    """OCR models and others whose template knows no image parts: mlx-vlm has a format for each."""
+    from mlx_vlm.prompt_utils import apply_chat_template
+
+    messages = [_as_template_message(message, parts=False) for message in request.messages]
+    return str(apply_chat_template(loaded.processor, loaded.config, messages, num_images=images))
+
+
+def _as_template_message(message: Message, *, parts: bool) -> dict[str, Any]:
+    rendered: dict[str, Any] = {"role": message.role}
+    if message.name is not None:
+        rendered["name"] = message.name
+    if parts:
+        content: Any = [
+            {"type": "image"} if part.type == "image" else {"type": "text", "text": part.text} for part in message.parts
+        ]
+    else:
+        content = "".join(part.text for part in message.parts)
+    return {**rendered, "content": content}
+
+
+def answer_budget(prompt_tokens: int, max_tokens: int | None, context: int | None) -> int:
+    """How many tokens the answer may have. Raises `ContextTooLong` with the numbers when it does not fit."""
+    limit = context or DEFAULT_CONTEXT_TOKENS
+    if prompt_tokens >= limit:
+        raise ContextTooLong(
+            f"the prompt has {prompt_tokens} tokens; this model's context is {limit}, the answer included",
+            param="messages",
+        )
+    if max_tokens is not None and prompt_tokens + max_tokens > limit:
+        raise ContextTooLong(
+            f"the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed this model's context of {limit}",
+            param="max_tokens",
+        )
+    return limit - prompt_tokens if max_tokens is None else max_tokens

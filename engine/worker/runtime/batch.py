@@ -1,0 +1,203 @@
+"""The decoding batch: rows that run together, their caches, and one step of all of them.
+
+Every row is prefilled alone (batch of one, plain caches, no padding) and then joins. The last prompt token is the row's
+first decode input, so prefill never computes logits. While one row runs the caches are plain ones, from two rows on
+mlx-vlm's batched ones (a batched cache of one row is slow in some models, and needless).
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from mlx_vlm.models.cache import BatchQuantizedKVCache, QuantizedKVCache
+
+from engine.types import SamplingParams
+from engine.worker.runtime.families.vision import VisionInputs
+from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
+
+
+@dataclass
+class Row:
+    """One sequence on the device. `prompt` are token ids; `cache` is its own until it joins the batch."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    cache: list[Any] | None = None
+    vision: VisionInputs | None = None
+    seed: int = 0
+    issued: int = 0
+    penalties: Penalties | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        chosen = self.sampling.seed
+        self.seed = secrets.randbits(32) if chosen is None else chosen & 0xFFFFFFFF
+        self.penalties = Penalties.of(self.sampling, self.prompt)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token of one row, with its log-probability and the best alternatives as (id, log-probability) if asked for."""
+
+    id: str
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Tokens that are being computed: read one step later, so that Python's work overlaps the device's."""
+
+    rows: tuple[Row, ...]
+    tokens: Any
+    logprobs: Any = None
+    top_ids: Any = None
+    top_values: Any = None
+
+
+class Batch:
+    """Owned by the runner. Rows keep their order; `_last` [B] is each row's newest token, maybe not computed yet."""
+
+    def __init__(self, language_model: Any, *, mrope: bool) -> None:
+        self._model = language_model
+        self._mrope = mrope
+        self.rows: list[Row] = []
+        self._cache: list[Any] = []
+        self._last = mx.array([], dtype=mx.int32)
+        self._positions = mx.array([], dtype=mx.int32)
+        self._columns: Columns | None = None
+        self._pending: _Pending | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.rows) or self._pending is not None
+
+    def leave(self, ids: frozenset[str]) -> None:
+        """Drop rows. A token of theirs that is still being computed is dropped with them."""
+        keep = [i for i, row in enumerate(self.rows) if row.id not in ids]
+        if len(keep) == len(self.rows):
+            return
+        if not keep:
+            self._cache = []
+        elif len(keep) == 1:
+            self._cache = self._extract(keep[0])
+        else:
+            index = mx.array(keep, dtype=mx.int32)
+            for layer in self._cache:
+                layer.filter(index)
+        self.rows = [self.rows[i] for i in keep]
+        index = mx.array(keep, dtype=mx.int32)
+        self._last, self._positions, self._columns = self._last[index], self._positions[index], None
+
+    def join(self, row: Row) -> None:
+        """Take in a prefilled row: its cache holds all of its prompt but the last token."""
+        assert row.cache is not None
+        if not self.rows:
+            self._cache = row.cache
+        elif len(self.rows) == 1 or any(layer.empty() for layer in row.cache):
+            # The libraries' `extend` pads an empty row (a prompt of one token) with float32 and so turns a whole
+            # bfloat16 batch into float32; `merge` does not.
+            own = [self._extract(i) for i in range(len(self.rows))]
+            self._cache = [_merge(list(layers)) for layers in zip(*own, row.cache, strict=True)]
+        else:
+            for batched, single in zip(self._cache, row.cache, strict=True):
+                batched.extend(_merge([single]))
+        row.cache = None
+        delta = row.vision.rope_delta if row.vision else 0
+        self.rows.append(row)
+        self._last = mx.concatenate([self._last, mx.array(row.prompt[-1:], dtype=mx.int32)])
+        position = mx.array([len(row.prompt) - 1 + delta], dtype=mx.int32)
+        self._positions, self._columns = mx.concatenate([self._positions, position]), None
+
+    def step(self) -> tuple[list[Drawn], dict[str, Exception]]:
+        """Launch one decode step of all rows and return the tokens of the step before.
+
+        A row whose penalties fail is reported in the second value and does not harm the others.
+        """
+        logits = self._forward() if self.rows else None
+        drawn = self.read()
+        failed = self._sample(logits) if logits is not None else {}
+        return drawn, failed
+
+    def read(self) -> list[Drawn]:
+        """Wait for the tokens that are being computed, and tell each row's penalties."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return []
+        living = {id(row) for row in self.rows}
+        columns = [pending.tokens, pending.logprobs, pending.top_ids, pending.top_values]
+        lists: list[Any] = [None if column is None else column.tolist() for column in columns]
+        tokens, logprobs, top_ids, top_values = lists
+        drawn = []
+        for i, row in enumerate(pending.rows):
+            if id(row) not in living:
+                continue
+            if row.penalties is not None:
+                row.penalties.observe(tokens[i])
+            wants = row.sampling.logprobs
+            best = tuple(zip(top_ids[i], top_values[i], strict=True)) if wants and top_ids is not None else ()
+            logprob = logprobs[i] if wants else None
+            drawn.append(Drawn(row.id, tokens[i], logprob, best[: row.sampling.top_logprobs]))
+        return drawn
+
+    def _forward(self) -> Any:
+        extra = {}
+        if self._mrope:
+            # Explicit positions: left to itself the model keeps them in state that all requests share.
+            extra["position_ids"] = mx.broadcast_to(self._positions[None, :, None], (3, len(self.rows), 1))
+            self._positions = self._positions + 1
+        logits = self._model(self._last[:, None], cache=self._cache, **extra).logits[:, -1, :]
+        mx.async_eval(logits)
+        return logits
+
+    def _sample(self, raw: Any) -> dict[str, Exception]:
+        logits, failed = self._penalised(raw)
+        if self._columns is None:
+            self._columns = Columns([row.sampling for row in self.rows], [row.seed for row in self.rows])
+        self._last = self._columns.sample(logits, [row.issued for row in self.rows])
+        logprobs: tuple[Any, Any, Any] = (None, None, None)
+        if any(row.sampling.logprobs for row in self.rows):
+            count = max(row.sampling.top_logprobs for row in self.rows if row.sampling.logprobs)
+            logprobs = top_logprobs(raw, self._last, count)
+        mx.async_eval(self._last, *[column for column in logprobs if column is not None])
+        for row in self.rows:
+            row.issued += 1
+        self._pending = _Pending(tuple(self.rows), self._last, *logprobs)
+        return failed
+
+    def _penalised(self, logits: Any) -> tuple[Any, dict[str, Exception]]:
+        failed: dict[str, Exception] = {}
+        if not any(row.penalties for row in self.rows):
+            return logits, failed
+        parts = []
+        for i, row in enumerate(self.rows):
+            part = logits[i : i + 1]
+            try:
+                parts.append(row.penalties.apply(part) if row.penalties else part.astype(mx.float32))
+            except Exception as error:  # noqa: BLE001 - handed to the caller, who ends this row with it
+                failed[row.id] = error
+                parts.append(part.astype(mx.float32))
+        return mx.concatenate(parts), failed
+
+    def _extract(self, i: int) -> list[Any]:
+        return self._cache if len(self.rows) == 1 else [layer.extract(i) for layer in self._cache]
+
+
+def _merge(caches: list[Any]) -> Any:
+    """Plain single-row caches as one batched cache."""
+    first = caches[0]
+    if not isinstance(first, QuantizedKVCache):
+        return type(first).merge(caches)
+    merged = None  # the only class without a merge of its own
+    for cache in caches:
+        one = BatchQuantizedKVCache([0], group_size=cache.group_size, bits=cache.bits)
+        one.keys, one.values, one._idx, one.offset = cache.keys, cache.values, cache.offset, mx.array([cache.offset])
+        if merged is None:
+            merged = one
+        else:
+            merged.extend(one)
+    return merged

@@ -1,0 +1,177 @@
+"""Qwen3-ASR: long audio in chunks, a token budget for each, and a look afterwards whether the text can be whole.
+
+The library is called directly, since neither of the stock servers hands the prompt or the hotwords to the model, and
+since one budget for a whole file cuts long audio short without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rapidfuzz import fuzz
+
+from duet.errors import InvalidRequest
+from duet.wire import Segment, Transcript, Usage
+from engine.types import TranscriptionRequest, TranscriptionResult
+from engine.worker.runtime.families.job import Job
+from engine.worker.runtime.loader import Loaded
+from speech.splitter import SAMPLE_RATE, Span, cut
+
+CHUNK_SECONDS = 30.0
+TOKENS_PER_SECOND = 20.0
+"""Twice what fast speech needs in any language of the model."""
+MIN_BUDGET_TOKENS = 64
+AUDIBLE = 0.01
+"""Root mean square above which a chunk without text is suspicious (-40 dBFS)."""
+_TOKENS_PER_STEP = 8
+
+# The model's own names (its `support_languages`) of ISO 639-1 codes.
+LANGUAGES = {
+    "zh": "Chinese", "en": "English", "yue": "Cantonese", "ar": "Arabic", "de": "German", "fr": "French",
+    "es": "Spanish", "pt": "Portuguese", "id": "Indonesian", "it": "Italian", "ko": "Korean", "ru": "Russian",
+    "th": "Thai", "vi": "Vietnamese", "ja": "Japanese", "tr": "Turkish", "hi": "Hindi", "ms": "Malay", "nl": "Dutch",
+    "sv": "Swedish", "da": "Danish", "fi": "Finnish", "pl": "Polish", "cs": "Czech", "tl": "Filipino", "fa": "Persian",
+    "el": "Greek", "ro": "Romanian", "hu": "Hungarian", "mk": "Macedonian",
+}  # fmt: skip
+_CODES = {name: code for code, name in LANGUAGES.items()}
+_HAN_GAP = re.compile(r"(?<=[\u3400-\u9fff，。？！]) (?=[\u3400-\u9fff])")
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    span: Span
+    prompted: bool = True
+    retry: bool = False
+    """A second try: whatever comes is kept, marked if it is still doubtful."""
+
+
+def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job:
+    """Raises `InvalidRequest` for audio that is no float32 and for a language that the model does not know."""
+    if len(request.audio) % 4 or not request.audio:
+        raise InvalidRequest("the audio is empty or no float32", param="file")
+    return _TranscriptionJob(loaded, request, _language_name(loaded, request.language))
+
+
+def system_prompt(request: TranscriptionRequest) -> str | None:
+    """Context for the model: the caller's prompt, then the hotwords, as the model's authors join them."""
+    lines = [request.prompt or "", ", ".join(request.hotwords)]
+    return "\n".join(line for line in lines if line) or None
+
+
+def token_budget(seconds: float) -> int:
+    return max(MIN_BUDGET_TOKENS, round(seconds * TOKENS_PER_SECOND))
+
+
+def doubt(text: str, tokens: int, span: Span, loudness: float, context: str | None) -> str | None:
+    """Why the text of a chunk cannot be trusted, None if it can."""
+    if tokens >= token_budget(span.duration):
+        return "the token budget was used up: the text may be cut short or loop"
+    if not text and loudness > AUDIBLE:
+        return "no text for audible sound"
+    if context and len(text) >= 4 and fuzz.ratio(text, context) >= 90:
+        return "the text repeats the prompt"
+    if _loops(text):
+        return "the text repeats itself"
+    return None
+
+
+def _loops(text: str) -> bool:
+    """Whether the end of the text is one piece of up to 20 characters, four times in a row."""
+    return any(len(text) >= 4 * n and text[-n:] * 4 == text[-4 * n :] for n in range(2, 21))
+
+
+def _language_name(loaded: Loaded, code: str | None) -> str | None:
+    if code is None:
+        return None
+    name = LANGUAGES.get(code.lower(), code)
+    supported = {item.lower(): item for item in loaded.config.get("support_languages") or LANGUAGES.values()}
+    if name.lower() not in supported:
+        raise InvalidRequest(f"this model does not know the language {code!r}", param="language")
+    return supported[name.lower()]
+
+
+class _TranscriptionJob:
+    def __init__(self, loaded: Loaded, request: TranscriptionRequest, language: str | None) -> None:
+        self.id = request.id
+        self._model, self._request, self._language = loaded.model, request, language
+        self._audio = np.frombuffer(request.audio, dtype="<f4")
+        whole = Span(0.0, len(self._audio) / SAMPLE_RATE)
+        self._chunks = [_Chunk(span) for span in cut(self._audio, whole, max_seconds=CHUNK_SECONDS)]
+        self._running: Iterator[tuple[Any, Any]] | None = None
+        self._tokens: list[int] = []
+        self._segments: list[Segment] = []
+        self._generated = 0
+
+    def step(self) -> TranscriptionResult | None:
+        chunk = self._chunks[0]
+        if self._running is None:
+            self._running, self._tokens = self._start(chunk), []
+        for _ in range(_TOKENS_PER_STEP):
+            drawn = next(self._running, None)
+            if drawn is None:
+                self._running = None
+                self._finish(self._chunks.pop(0))
+                break
+            self._tokens.append(int(drawn[0]))
+        return None if self._chunks else self._result()
+
+    def _clip(self, span: Span) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return self._audio[round(span.start * SAMPLE_RATE) : round(span.end * SAMPLE_RATE)]
+
+    def _start(self, chunk: _Chunk) -> Iterator[tuple[Any, Any]]:
+        from mlx_audio.lm.sample_utils import make_sampler
+
+        tokens: Iterator[tuple[Any, Any]] = self._model.stream_generate(
+            self._clip(chunk.span),
+            max_tokens=token_budget(chunk.span.duration),
+            sampler=make_sampler(self._request.temperature),
+            language=self._language,
+            system_prompt=system_prompt(self._request) if chunk.prompted else None,
+        )
+        return tokens
+
+    def _finish(self, chunk: _Chunk) -> None:
+        """Keep the chunk's text; or, when it is doubtful, put it back in a form that may do better, once."""
+        self._generated += len(self._tokens)
+        raw = self._model._tokenizer.decode(self._tokens, skip_special_tokens=False)
+        language, text = self._language, raw
+        if self._language is None:
+            name, text = self._model.extract_language(raw)
+            language = name if "<asr_text>" in raw else None
+        text = re.sub(r"<\|[^|]*\|>|<asr_text>", "", text).strip()
+        clip, context = self._clip(chunk.span), system_prompt(self._request) if chunk.prompted else None
+        reason = doubt(text, len(self._tokens), chunk.span, float(np.sqrt(np.mean(np.square(clip)))), context)
+        if reason and not chunk.retry:
+            self._chunks[:0] = self._second_try(chunk, reason)
+            return
+        self._segments.append(
+            Segment(
+                chunk.span.start,
+                chunk.span.end,
+                text,
+                language=_CODES.get(language, language) if language else None,
+                low_confidence=reason,
+            )
+        )
+
+    def _second_try(self, chunk: _Chunk, reason: str) -> list[_Chunk]:
+        if "prompt" in reason:
+            return [_Chunk(chunk.span, prompted=False, retry=True)]
+        halves = cut(self._audio, chunk.span, max_seconds=max(1.0, chunk.span.duration * 0.75))
+        return [_Chunk(span, retry=True) for span in halves]
+
+    def _result(self) -> TranscriptionResult:
+        text = _HAN_GAP.sub("", " ".join(segment.text for segment in self._segments if segment.text))
+        languages = [segment.language for segment in self._segments if segment.language]
+        transcript = Transcript(
+            text=text,
+            duration=len(self._audio) / SAMPLE_RATE,
+            language=max(set(languages), key=languages.count) if languages else None,
+            segments=tuple(self._segments),
+            usage=Usage(0, self._generated),
+        )
+        return TranscriptionResult(self.id, transcript)

@@ -1,0 +1,66 @@
+"""A generation request becomes a row: template, tokens, images, limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+from duet.errors import InvalidRequest
+from engine.types import GenerationRequest
+from engine.worker.prompts.output import Output, TokenText
+from engine.worker.prompts.template import answer_budget, render
+from engine.worker.runtime.batch import Row
+from engine.worker.runtime.families.vision import open_image, prepare
+from engine.worker.runtime.loader import Loaded
+from engine.worker.scheduler.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One request, seen by the scheduler, the runner and the output."""
+
+    sequence: Sequence
+    row: Row
+    output: Output
+
+
+class _TokenStream:
+    """Incremental detokenisation: constant cost a token, whole characters only."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def step(self, token: int) -> str | None:
+        return self._stream.step(self._backend, token)
+
+
+def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationRequest) -> Prepared:
+    """Raises `InvalidRequest` for what only the model can judge: images, context, token ids."""
+    if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
+        raise InvalidRequest(f"token {outside[0]} is not in the vocabulary of {loaded.vocabulary}", param="logit_bias")
+    text = render(loaded, request)
+    images = [open_image(part.image) for message in request.messages for part in message.parts if part.type == "image"]
+    vision = None
+    if images:
+        prompt, vision = prepare(loaded, text, images)
+    else:
+        prompt = tuple(loaded.tokenizer.encode(text, add_special_tokens=False))
+    if not prompt:
+        raise InvalidRequest("the prompt is empty", param="messages")
+    max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
+    return Prepared(
+        Sequence(request.id, len(prompt), max_tokens, whole=vision is not None and vision.whole is not None),
+        Row(request.id, prompt, request.sampling, vision=vision),
+        Output(
+            request.id,
+            text=_TokenStream(loaded.tokenizer),
+            tokens=tokens,
+            stops=request.stop,
+            eos_ids=loaded.eos_ids,
+            prompt_tokens=len(prompt),
+            max_tokens=max_tokens,
+        ),
+    )

@@ -1,0 +1,111 @@
+"""What a vision model needs beyond token ids: embeddings with the images in place, positions, and deepstack features."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from PIL import Image, UnidentifiedImageError
+
+from duet.errors import InvalidRequest
+from engine.worker.runtime.loader import Loaded
+
+MAX_IMAGE_PIXELS = 64 << 20
+"""A decoded image of 64 Mpx is 192 MB; a small file can claim far more."""
+
+_SLICEABLE = frozenset({"inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"})
+_IGNORABLE = frozenset({"attention_mask"})
+_WHOLE_ONLY = frozenset({"attention_mask_4d", "per_layer_inputs"})
+
+
+@dataclass(frozen=True)
+class VisionInputs:
+    """Inputs of one row, L prompt tokens of width H.
+
+    `embeds` [1, L, H]; `positions` [3, 1, L] for M-RoPE models, else None; `rope_delta` is what text positions are ahead
+    of the cache after the prompt; `visual` says per prompt token whether it is an image's; `deepstack` holds, for each
+    early layer, [image tokens, H]. `whole` are arguments that cannot be cut at a chunk's border: such a row is prefilled
+    in one piece.
+    """
+
+    embeds: Any
+    positions: Any = None
+    rope_delta: int = 0
+    visual: tuple[bool, ...] = ()
+    deepstack: tuple[Any, ...] = ()
+    whole: dict[str, Any] | None = None
+
+    def chunk(self, start: int, stop: int) -> dict[str, Any]:
+        """Arguments of the language model for prompt tokens start..stop."""
+        arguments: dict[str, Any] = {"inputs_embeds": self.embeds[:, start:stop]}
+        if self.positions is not None:
+            arguments["position_ids"] = self.positions[:, :, start:stop]
+        if self.deepstack and any(self.visual[start:stop]):
+            before, here = sum(self.visual[:start]), sum(self.visual[start:stop])
+            arguments["visual_pos_masks"] = mx.array([self.visual[start:stop]])
+            arguments["deepstack_visual_embeds"] = [layer[before : before + here] for layer in self.deepstack]
+        if self.whole:
+            length = stop - start
+            if (mask := self.whole.get("attention_mask_4d")) is not None:
+                arguments["attention_mask_4d"] = mask[..., :length, :length]
+            if (per_layer := self.whole.get("per_layer_inputs")) is not None:
+                arguments["per_layer_inputs"] = per_layer[:, :length]
+        return arguments
+
+
+def _first_item(array: Any) -> int:
+    return int(array.reshape(-1)[0].item())
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An RGB image from PNG, JPEG, WebP or GIF bytes. Raises `InvalidRequest` for anything else and for huge ones."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF"))
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise InvalidRequest(f"an image of {image.width} x {image.height} pixels is too large", param="messages")
+        return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidRequest("an image is not a readable PNG, JPEG, WebP or GIF", param="messages") from error
+
+
+def prepare(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:
+    """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them."""
+    from mlx_vlm.utils import prepare_inputs
+
+    inputs = dict(
+        prepare_inputs(loaded.processor, images=images, prompts=prompt, image_token_index=loaded.image_token_id)
+    )
+    ids = inputs.pop("input_ids")
+    mask, pixels = inputs.pop("attention_mask", None), inputs.pop("pixel_values", None)
+    if pixels is None:
+        raise InvalidRequest("this model's processor did not take the image", param="messages")
+    # Some models remember positions of the last prompt they saw: a stale value changed another request's answer.
+    language_model = loaded.model.language_model
+    for name in ("_rope_deltas", "_position_ids"):
+        if hasattr(language_model, name):
+            setattr(language_model, name, None)
+    features = loaded.model.get_input_embeddings(ids, pixels, mask=mask, **inputs)
+    found = {name: value for name, value in vars(features).items() if value is not None}
+    if unknown := set(found) - _SLICEABLE - _IGNORABLE - _WHOLE_ONLY:
+        raise InvalidRequest(
+            f"images are not supported for {loaded.config.get('model_type')} yet (it needs {', '.join(sorted(unknown))})",
+            param="messages",
+        )
+    tokens = tuple(ids[0].tolist())
+    positions, delta = found.get("position_ids"), found.get("rope_deltas")
+    if positions is not None and positions.ndim == 2:
+        positions = mx.broadcast_to(positions[None], (3, *positions.shape))
+    deepstack = found.get("deepstack_visual_embeds")
+    whole = {name: found[name] for name in _WHOLE_ONLY if name in found}
+    vision = VisionInputs(
+        embeds=found["inputs_embeds"],
+        positions=positions,
+        rope_delta=0 if delta is None else _first_item(delta),
+        visual=tuple(token == loaded.image_token_id for token in tokens),
+        deepstack=() if deepstack is None else tuple(deepstack),
+        whole=whole or None,
+    )
+    mx.eval(vision.embeds)
+    return tokens, vision
