@@ -155,7 +155,8 @@ Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded."""
+    """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded.
+    `defaults` are sampling parameters for requests that name none."""
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -166,6 +167,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     demonstration: bool = False
     description: str = ""
     review_window_segments: int | None = None
+    review_prompt: str | None = None
+    defaults: dict[str, float] = {}
 
 
 class Backend(Protocol):
@@ -183,6 +186,10 @@ class Backend(Protocol):
     async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult: ...
 
     def models(self) -> list[ModelInfo]: ...
+
+    def progress(self, model: str) -> str:
+        """What a request for this model waits for, in words ("loading …"); "" when nothing."""
+        ...
 
     def resolve(self, name: str) -> ModelInfo:
         """The model that `name` (id, alias or role) means. Raises `ModelNotFound` with the ids there are."""

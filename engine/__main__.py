@@ -1,0 +1,53 @@
+"""The engine: `python -m engine`. Settings from $DUET_HOME/config.toml and the environment."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from duet.edge import api_key, run_server
+from duet.logs import configure_logs
+from duet.settings import EXIT_CONFIG, SettingsError, load_settings
+from engine.app import create_app
+from engine.cards import Catalogue
+from engine.downloads import Downloads
+from engine.pool import Pool
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    configure_logs("info", "engine")
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
+        return EXIT_CONFIG
+    configure_logs(settings.log_level, "engine")
+    downloads = Downloads(_hub_cache(), settings.engine.hub_endpoint)
+    pool = Pool(settings, Catalogue(settings, downloads), downloads)
+
+    @asynccontextmanager
+    async def life() -> AsyncIterator[None]:
+        await pool.open()
+        try:
+            yield
+        finally:
+            await pool.close()
+
+    app = create_app(pool, settings, key=api_key(settings.home), life=life())
+    return run_server(app, settings.engine.host, settings.engine.port, log_level=settings.log_level)
+
+
+def _hub_cache() -> Path:
+    """Where the hub's library keeps its files, by its own rules (HF_HOME, HF_HUB_CACHE)."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""`POST /v1/audio/transcriptions` for speech models of the engine (OpenAI's dialect, with hotwords)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from duet.errors import InvalidRequest
+from duet.wire import Transcript
+from engine.api.dependencies import BackendDep
+from engine.api.sse import unless_gone
+from engine.types import TranscriptionRequest
+from speech import formats
+from speech.decode import decode
+
+router = APIRouter()
+
+ResponseFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
+KNOWN = frozenset(
+    {"file", "model", "prompt", "language", "response_format", "temperature", "hotwords", "keywords", "keywords[]"}
+)
+REFUSED = ("stream", "timestamp_granularities[]", "include[]", "chunking_strategy", "known_speaker_names[]")
+MAX_HOTWORDS, MAX_PROMPT_CHARACTERS = 500, 8000
+
+
+@router.post("/v1/audio/transcriptions")
+async def transcriptions(
+    request: Request,
+    backend: BackendDep,
+    file: Annotated[UploadFile, File()],
+    model: Annotated[str, Form(min_length=1)],
+    prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
+    language: Annotated[str | None, Form(max_length=32)] = None,
+    response_format: Annotated[ResponseFormat, Form()] = "json",
+    temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
+    hotwords: Annotated[list[str] | None, Form()] = None,
+    keywords: Annotated[list[str] | None, Form(alias="keywords[]")] = None,
+) -> Response:
+    form = await request.form()
+    if refused := [name for name in REFUSED if form.get(name) not in (None, "", "false", "auto")]:
+        raise InvalidRequest(f"{refused[0]} is not supported by the engine", param=refused[0])
+    info = backend.resolve(model)
+    audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
+    asked = TranscriptionRequest(
+        id=secrets.token_hex(8),
+        model=info.id,
+        audio=audio,
+        prompt=prompt,
+        hotwords=_hotwords([*(hotwords or []), *(keywords or [])]),
+        language=language or None,
+        temperature=temperature,
+    )
+    result = await unless_gone(request, backend.transcribe(asked))
+    ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
+    headers = {"X-Duet-Ignored": ", ".join(ignored)} if ignored else {}
+    return _rendered(result.transcript, response_format, headers)
+
+
+async def _decoded(file: UploadFile, max_seconds: float) -> bytes:
+    """float32 mono 16 kHz. The upload is copied to a named file of our own, since a decoder seeks."""
+    with tempfile.TemporaryDirectory(prefix="duet-") as folder:
+        path = Path(folder) / "audio"
+        with path.open("wb") as target:
+            while piece := await file.read(1 << 20):
+                await asyncio.to_thread(target.write, piece)
+        samples = await asyncio.to_thread(decode, path, max_seconds=max_seconds)
+    return samples.astype("<f4").tobytes()
+
+
+def _hotwords(given: list[str]) -> tuple[str, ...]:
+    """Repeated fields, or one with commas or a JSON list, as clients send them."""
+    words: list[str] = []
+    for item in given:
+        if item.lstrip().startswith("["):
+            try:
+                words += [str(word) for word in json.loads(item)]
+            except ValueError as error:
+                raise InvalidRequest("hotwords is no JSON list", param="hotwords") from error
+        else:
+            words += item.replace("\n", ",").split(",")
+    cleaned = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+    if len(cleaned) > MAX_HOTWORDS or any(len(word) > 64 for word in cleaned):
+        raise InvalidRequest(f"at most {MAX_HOTWORDS} hotwords of 64 characters", param="hotwords")
+    return cleaned
+
+
+def _rendered(transcript: Transcript, response_format: ResponseFormat, headers: dict[str, str]) -> Response:
+    match response_format:
+        case "text":
+            return PlainTextResponse(transcript.text + "\n", headers=headers)
+        case "srt":
+            return PlainTextResponse(formats.to_srt(transcript.segments), headers=headers)
+        case "vtt":
+            return PlainTextResponse(formats.to_vtt(transcript.segments), headers=headers, media_type="text/vtt")
+        case "verbose_json":
+            return JSONResponse(formats.to_verbose_json(transcript), headers=headers)
+        case "json":
+            usage = {"type": "duration", "seconds": round(transcript.duration)}
+            return JSONResponse({"text": transcript.text, "usage": usage}, headers=headers)

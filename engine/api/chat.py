@@ -1,0 +1,341 @@
+"""`POST /v1/chat/completions`: OpenAI's dialect in, our requests out, events framed or collected."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from duet.errors import DuetError, Internal, InvalidRequest, from_code
+from duet.wire import Usage
+from engine.api.dependencies import BackendDep, ignored_header
+from engine.api.images import load_image
+from engine.api.schemas.chat import ChatCompletionRequest, ImagePart, TextPart
+from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
+from engine.types import (
+    Accepted,
+    Backend,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    Part,
+    SamplingParams,
+    TextDelta,
+    TokenLogprob,
+)
+
+router = APIRouter()
+
+PROMISE_AFTER_SECONDS = 3.0
+"""A stream waits this long for the worker's word before its status becomes 200 and comments keep it alive."""
+KEEP_ALIVE_SECONDS = 2.0
+MAX_IMAGES = 32
+_encode = msgspec.json.encode
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatCompletionRequest, request: Request, backend: BackendDep) -> Response:
+    model = backend.resolve(body.model)
+    asked = await to_requests(body, model)
+    answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)
+    headers = ignored_header(body.model_extra)
+    if not body.stream:
+        choices = await unless_gone(request, _collect_all(backend, asked))
+        return Response(answer.complete(choices), media_type="application/json", headers=headers)
+    events = fan_in(backend, asked)
+    first = await _first_event(events)
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    frames = answer.frames(first, events, backend, len(asked), include_usage=include_usage)
+    return EventStream(frames, headers)
+
+
+# The request ------------------------------------------------------------------------------------------------------
+
+
+async def to_requests(body: ChatCompletionRequest, model: ModelInfo) -> list[GenerationRequest]:
+    """One `GenerationRequest` a choice. `n` choices of one seed get seeds in a row."""
+    messages = await _messages(body)
+    sampling = _sampling(body, model)
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
+    options = dict(body.chat_template_kwargs or {})
+    if reserved := {"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"} & set(options):
+        raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
+    if body.enable_thinking is not None:
+        options["enable_thinking"] = body.enable_thinking
+    stem = secrets.token_hex(8)
+    return [
+        GenerationRequest(
+            id=f"{stem}-{i}",
+            model=model.id,
+            messages=messages,
+            sampling=sampling if sampling.seed is None else msgspec.structs.replace(sampling, seed=sampling.seed + i),
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+            template_options=options,
+        )
+        for i in range(body.n or 1)
+    ]
+
+
+def _sampling(body: ChatCompletionRequest, model: ModelInfo) -> SamplingParams:
+    """The request's parameters, else the card's, else OpenAI's defaults."""
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    values: dict[str, Any] = {**model.defaults, **given}
+    return SamplingParams(
+        **values,
+        seed=body.seed,
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        logprobs=bool(body.logprobs),
+        top_logprobs=body.top_logprobs or 0,
+    )
+
+
+async def _messages(body: ChatCompletionRequest) -> tuple[Message, ...]:
+    images = sum(
+        isinstance(part, ImagePart) for m in body.messages if isinstance(m.content, list) for part in m.content
+    )
+    if images > MAX_IMAGES:
+        raise InvalidRequest(f"{images} images; a request takes {MAX_IMAGES}", param="messages")
+    messages = []
+    for i, message in enumerate(body.messages):
+        content = message.content or ""
+        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
+        loaded = [await _part(part, f"messages[{i}].content[{j}]") for j, part in enumerate(parts)]
+        messages.append(Message(message.role, tuple(loaded), message.name))
+    return tuple(messages)
+
+
+async def _part(part: TextPart | ImagePart, place: str) -> Part:
+    match part:
+        case TextPart():
+            return Part("text", text=part.text)
+        case ImagePart():
+            return Part("image", image=await load_image(part.image_url.url, f"{place}.image_url.url"))
+        case _:
+            assert_never(part)
+
+
+# Events -----------------------------------------------------------------------------------------------------------
+
+Indexed = tuple[int, Event | DuetError]
+
+
+async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncIterator[Indexed | None]:
+    """Events of all choices as they come, each with its choice's index; None now and then while nothing comes.
+
+    An error ends its choice. Closing the iterator cancels every choice.
+    """
+    queue: asyncio.Queue[Indexed | int] = asyncio.Queue(maxsize=64)
+
+    async def pump(index: int, request: GenerationRequest) -> None:
+        events = backend.generate(request)
+        try:
+            async for event in events:
+                await queue.put((index, event))
+        except DuetError as error:
+            await queue.put((index, error))
+        except Exception as error:  # noqa: BLE001 - raised to the reader below, who logs it
+            await queue.put((index, _unexpected(error)))
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+        await queue.put(index)
+
+    tasks = [asyncio.create_task(pump(i, request), name=request.id) for i, request in enumerate(asked)]
+    running = len(tasks)
+    try:
+        while running:
+            try:
+                item = await asyncio.wait_for(queue.get(), KEEP_ALIVE_SECONDS) if queue.empty() else queue.get_nowait()
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(item, int):
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unexpected(error: Exception) -> DuetError:
+    fault = Internal("an unexpected error ended the answer; the engine's log says more")
+    fault.__cause__ = error
+    return fault
+
+
+async def _first_event(events: AsyncIterator[Indexed | None]) -> Indexed | None:
+    """The first word of the worker, which decides the HTTP status; None when it takes too long (a model loads)."""
+    deadline = time.monotonic() + PROMISE_AFTER_SECONDS
+    try:
+        async for item in events:
+            if item is None and time.monotonic() < deadline:
+                continue
+            if item is not None:
+                raise_failure(item[1])
+            return item
+    except BaseException:
+        await events.aclose()  # type: ignore[attr-defined]
+        raise
+    return None
+
+
+def raise_failure(event: Event | DuetError) -> None:
+    """Raise if this is how a request failed."""
+    if isinstance(event, DuetError):
+        raise event
+    if isinstance(event, Failed):
+        raise from_code(event.code, event.message, param=event.param, retry_after_seconds=event.retry_after_seconds)
+
+
+@dataclass
+class Choice:
+    """What one choice has said so far."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TextDelta] = field(default_factory=list)
+    reason: str | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+async def _collect_all(backend: Backend, asked: list[GenerationRequest]) -> list[Choice]:
+    choices = [Choice() for _ in asked]
+    events = fan_in(backend, asked)
+    try:
+        async for item in events:
+            if item is None:
+                continue
+            index, event = item
+            raise_failure(event)
+            _book(choices[index], event)
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]
+    return choices
+
+
+def _book(choice: Choice, event: Event | DuetError) -> None:
+    match event:
+        case TextDelta():
+            choice.text.append(event.text)
+            if event.logprob is not None:
+                choice.logprobs.append(event)
+        case Finished():
+            choice.text.append(event.text)
+            choice.reason, choice.usage = event.reason, event.usage
+        case Accepted() | Failed() | DuetError():
+            pass
+        case _:
+            assert_never(event)
+
+
+# The answer -------------------------------------------------------------------------------------------------------
+
+
+class Answer:
+    """One completion on the wire: `id`, `created` and `model` are in every frame, so they are encoded once."""
+
+    def __init__(self, completion_id: str, created: int, model: str) -> None:
+        self._head: dict[str, Any] = {"id": completion_id, "created": created, "model": model}
+        stem = _encode({**self._head, "object": "chat.completion.chunk"})
+        self._stem = b"data: " + stem[:-1]
+
+    def complete(self, choices: list[Choice]) -> bytes:
+        shown = []
+        for i, choice in enumerate(choices):
+            message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
+            logprobs = (
+                {"content": [_logprob(delta) for delta in choice.logprobs], "refusal": None}
+                if choice.logprobs
+                else None
+            )
+            shown.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": choice.reason})
+        usage = _usage([choice.usage for choice in choices])
+        return _encode({**self._head, "object": "chat.completion", "choices": shown, "usage": usage})
+
+    async def frames(
+        self,
+        first: Indexed | None,
+        events: AsyncIterator[Indexed | None],
+        backend: Backend,
+        count: int,
+        *,
+        include_usage: bool,
+    ) -> AsyncIterator[bytes]:
+        """SSE frames: per choice the role, its tokens, its end; then the usage if asked for; then [DONE]."""
+        usages: list[Usage] = []
+        tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        try:
+            for i in range(count):
+                yield self._frame({"role": "assistant", "content": "", "refusal": None}, i, tail)
+            async for item in _chain(first, events):
+                if item is None:
+                    yield comment(backend.progress(self._head["model"]) or "waiting")
+                    continue
+                index, event = item
+                raise_failure(event)
+                match event:
+                    case TextDelta() if event.text or event.logprob is not None:
+                        yield self._token(event, index, tail)
+                    case Finished():
+                        if event.text:
+                            yield self._frame({"content": event.text}, index, tail)
+                        yield self._frame({}, index, tail, reason=event.reason)
+                        usages.append(event.usage)
+                    case _:
+                        pass
+            if include_usage:
+                yield self._stem + b',"choices":[],"usage":' + _encode(_usage(usages)) + b"}\n\n"
+            yield DONE
+        except DuetError as error:
+            yield error_frame(error)
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+
+    def _token(self, event: TextDelta, index: int, tail: bytes) -> bytes:
+        logprobs = b"null" if event.logprob is None else _encode({"content": [_logprob(event)], "refusal": None})
+        return b"%b,\"choices\":[{\"index\":%d,\"delta\":{\"content\":%b},\"logprobs\":%b,\"finish_reason\":null}]%b" % (
+            self._stem, index, _encode(event.text), logprobs, tail,
+        )  # fmt: skip
+
+    def _frame(self, delta: dict[str, Any], index: int, tail: bytes, *, reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return self._stem + b',"choices":[' + _encode(choice) + b"]" + tail
+
+
+async def _chain(first: Indexed | None, events: AsyncIterator[Indexed | None]) -> AsyncIterator[Indexed | None]:
+    yield first
+    async for item in events:
+        yield item
+
+
+def _usage(parts: list[Usage]) -> dict[str, Any]:
+    """The prompt counts once, as OpenAI counts it for `n` choices."""
+    prompt = max((part.prompt_tokens for part in parts), default=0)
+    completion = sum(part.completion_tokens for part in parts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": max((part.cached_tokens for part in parts), default=0)},
+    }
+
+
+def _logprob(delta: TextDelta) -> dict[str, Any]:
+    assert delta.logprob is not None
+    return {**_token_logprob(delta.logprob), "top_logprobs": [_token_logprob(item) for item in delta.top]}
+
+
+def _token_logprob(item: TokenLogprob) -> dict[str, Any]:
+    return {"token": item.token, "bytes": list(item.raw), "logprob": max(item.logprob, -9999.0)}

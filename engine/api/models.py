@@ -1,0 +1,56 @@
+"""`GET /v1/models[/{id}]`, `/health`, `/ready`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from engine.api.dependencies import BackendDep
+from engine.types import ModelInfo
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(backend: BackendDep) -> dict[str, Any]:
+    return {"object": "list", "data": [_shown(model) for model in backend.models()]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+    return _shown(backend.resolve(model_id))
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(backend: BackendDep) -> dict[str, Any]:
+    """The engine takes requests: models load when they are first asked for."""
+    present = [model.id for model in backend.models() if model.state != "absent"]
+    return {"status": "ready", "models": len(present)}
+
+
+def _shown(model: ModelInfo) -> dict[str, Any]:
+    """OpenAI's object, and in `duet` what it has no place for."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "duet-demonstration" if model.demonstration else "duet",
+        "duet": {
+            "aliases": sorted(model.aliases),
+            "roles": list(model.roles),
+            "state": model.state,
+            "demonstration": model.demonstration,
+            "description": model.description,
+            "context": model.context,
+            "bytes_on_disk": model.bytes_on_disk,
+            "review_window_segments": model.review_window_segments,
+            "review_prompt": model.review_prompt,
+        },
+    }

@@ -1,0 +1,57 @@
+"""The gateway's HTTP application: routes, edge, and the pool's life around them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from duet.edge import install_edge
+from duet.settings import Settings
+from engine.api import audio, chat, embeddings, models
+from engine.api.sse import ClientGone
+from engine.types import Backend
+
+CLIENT_CLOSED = 499
+"""nginx's status for a client that left before its answer: seen in the log only."""
+
+
+def create_app(
+    backend: Backend, settings: Settings, *, key: str, life: AbstractAsyncContextManager[object] | None = None
+) -> FastAPI:
+    """`life` is entered before the first request and left after the last (the pool's workers)."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if life is None:
+            yield
+            return
+        async with life:
+            yield
+
+    app = FastAPI(
+        title="Duet engine",
+        version=importlib.metadata.version("mlx-duet"),
+        description="OpenAI-compatible chat, embeddings and transcription on MLX.",
+        lifespan=lifespan,
+    )
+    app.state.backend = backend
+    app.state.max_audio_seconds = settings.engine.max_audio_seconds
+    install_edge(
+        app,
+        key=key,
+        allowed_hosts=settings.allowed_hosts,
+        max_body_bytes=settings.engine.max_body_bytes,
+        open_paths=frozenset({"/health", "/ready", "/docs", "/openapi.json"}),
+    )
+    app.add_exception_handler(ClientGone, _on_client_gone)
+    for module in (chat, embeddings, audio, models):
+        app.include_router(module.router)
+    return app
+
+
+async def _on_client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)

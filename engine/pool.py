@@ -1,0 +1,246 @@
+"""Which model is where: loaded at the first request, one process each, unloaded by process exit when idle.
+
+The pool is the API's `Backend`. Its slots are the only place that knows worker processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Literal
+
+from duet.errors import Busy, DuetError, ModelNotFound, Unavailable
+from duet.settings import Settings
+from engine.cards import Card, Catalogue, classify
+from engine.downloads import Downloads
+from engine.types import (
+    EmbeddingRequest,
+    EmbeddingResult,
+    Event,
+    GenerationRequest,
+    ModelInfo,
+    TranscriptionRequest,
+    TranscriptionResult,
+)
+from engine.workers.handle import WorkerHandle
+
+logger = logging.getLogger(__name__)
+
+State = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]
+CRASHES_BEFORE_BREAK = 3
+BREAK_SECONDS = 30.0
+"""After three crashes or failed loads in a row a model rests, so that it does not take the machine down with it."""
+
+
+class _Slot:
+    """One model: its worker if it has one, and what happened to it lately."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.worker: WorkerHandle | None = None
+        self.state: State = "unloaded"
+        self.progress = ""
+        self.users = 0
+        self.last_used = time.monotonic()
+        self.failures = 0
+        self.broken_until = 0.0
+
+
+class Pool:
+    """Implements `engine.types.Backend`. Owned by the gateway; `open` and `close` bracket its life."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, downloads: Downloads) -> None:
+        self._settings, self._catalogue, self._downloads = settings, catalogue, downloads
+        self._slots: dict[str, _Slot] = {}
+        self._waiting = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        self._sweeper = asyncio.create_task(self._sweep(), name="idle-sweeper")
+
+    async def close(self) -> None:
+        """End every worker."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        workers = [slot.worker for slot in self._slots.values() if slot.worker]
+        await asyncio.gather(*(worker.stop() for worker in workers))
+
+    # Backend -----------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        async with self._worker(request.model) as worker:
+            events = worker.generate(request)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                await events.aclose()  # type: ignore[attr-defined]
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        async with self._worker(request.model) as worker:
+            result = await worker.call(request)
+            assert isinstance(result, EmbeddingResult)
+            return result
+
+    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
+        async with self._worker(request.model) as worker:
+            result = await worker.call(request)
+            assert isinstance(result, TranscriptionResult)
+            return result
+
+    def models(self) -> list[ModelInfo]:
+        return [self._info(card) for card in self._catalogue.known()]
+
+    def resolve(self, name: str) -> ModelInfo:
+        return self._info(self._catalogue.resolve(name))
+
+    def progress(self, model: str) -> str:
+        """What a request for this model waits for, in words; "" when it waits for nothing."""
+        slot = self._slots.get(model)
+        return slot.progress if slot else ""
+
+    # Slots -------------------------------------------------------------------------------------------------------
+
+    def _info(self, card: Card) -> ModelInfo:
+        slot = self._slots.get(card.id)
+        state: State = "unloaded" if card.path else "absent"
+        if slot is not None and (slot.state != "unloaded" or card.path):
+            state = "unloaded" if slot.worker and not slot.worker.alive else slot.state
+        context = card.context
+        if slot is not None and slot.worker is not None and slot.worker.ready.context:
+            context = slot.worker.ready.context
+        return ModelInfo(
+            id=card.id,
+            aliases=card.aliases,
+            roles=card.roles,
+            state=state,
+            bytes_on_disk=card.bytes_on_disk,
+            context=context,
+            demonstration=card.demonstration,
+            description=card.description,
+            review_window_segments=card.review_window_segments,
+            review_prompt=card.review_prompt,
+            defaults=card.defaults,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _worker(self, model: str) -> AsyncIterator[WorkerHandle]:
+        """A living worker of the model, kept while the request runs. Raises `Busy`, `Unavailable`, `ModelNotFound`."""
+        if self._waiting >= self._settings.engine.max_waiting_requests:
+            raise Busy(f"{self._waiting} requests are under way already", retry_after_seconds=5)
+        card = self._catalogue.resolve(model)
+        slot = self._slots.setdefault(card.id, _Slot())
+        self._waiting += 1
+        slot.users += 1
+        try:
+            yield await self._loaded(card, slot)
+        finally:
+            self._waiting -= 1
+            slot.users -= 1
+            slot.last_used = time.monotonic()
+
+    async def _loaded(self, card: Card, slot: _Slot) -> WorkerHandle:
+        if slot.worker is not None and slot.worker.alive:
+            return slot.worker
+        async with slot.lock:  # concurrent first requests load once
+            if slot.worker is not None:
+                if slot.worker.alive:
+                    return slot.worker
+                slot.worker = None
+                self._note_failure(slot)
+            if (rest := slot.broken_until - time.monotonic()) > 0:
+                raise Unavailable(
+                    f"{card.id} failed {slot.failures} times in a row and rests",
+                    param="model",
+                    retry_after_seconds=int(rest) + 1,
+                )
+            try:
+                slot.worker = await self._load(card, slot)
+            except DuetError:
+                self._note_failure(slot)
+                slot.state = "failed"
+                raise
+            except BaseException:
+                slot.state = "unloaded"
+                raise
+            finally:
+                slot.progress = ""
+            slot.state = "loaded"
+            return slot.worker
+
+    async def _load(self, card: Card, slot: _Slot) -> WorkerHandle:
+        path, role = card.path, card.worker_role
+        if path is None:
+            path = await self._download(card, slot)
+            roles = classify(path)
+            role = "asr" if "asr" in roles else "embedding" if "embedding" in roles else "chat"
+        slot.state, slot.progress = "loading", f"loading {card.id} ({card.memory_bytes / 1e9:.1f} GB)"
+        started_at = time.monotonic()
+        worker = await WorkerHandle.start(
+            model=card.id,
+            path=path,
+            role=role,
+            max_rows=self._settings.engine.max_rows,
+            chunk_tokens=self._settings.engine.prefill_chunk_tokens,
+            log_level=self._settings.log_level,
+            timeout_seconds=self._settings.engine.load_timeout_seconds,
+        )
+        seconds = round(time.monotonic() - started_at, 1)
+        extra = {
+            "action": "model_loaded",
+            "model": card.id,
+            "seconds": seconds,
+            "weight_bytes": worker.ready.weight_bytes,
+        }
+        logger.info("model loaded", extra=extra)
+        return worker
+
+    async def _download(self, card: Card, slot: _Slot) -> Path:
+        if card.repo is None or not self._settings.engine.hub:
+            raise ModelNotFound(f"{card.id} is not on this machine and downloads are off (engine.hub)", param="model")
+        slot.state, slot.progress = "downloading", f"downloading {card.repo}"
+        return await self._downloads.fetch(card.repo, card.revision, on_progress=_reporter(card.repo, slot))
+
+    def _note_failure(self, slot: _Slot) -> None:
+        slot.failures += 1
+        if slot.failures >= CRASHES_BEFORE_BREAK:
+            slot.broken_until = time.monotonic() + BREAK_SECONDS
+
+    async def _sweep(self) -> None:
+        """Unload what has been idle for long; forgive crashes of a worker that has lived for a while."""
+        idle_seconds = self._settings.engine.idle_unload_seconds
+        while True:
+            await asyncio.sleep(min(5.0, idle_seconds / 4))
+            for model, slot in list(self._slots.items()):
+                if slot.worker is None or slot.users or slot.lock.locked():
+                    continue
+                if not slot.worker.alive or time.monotonic() - slot.last_used < idle_seconds:
+                    continue
+                async with slot.lock:
+                    worker, slot.worker, slot.state, slot.failures = slot.worker, None, "unloaded", 0
+                    if worker is not None:
+                        await worker.stop()
+                logger.info("model unloaded", extra={"action": "model_unloaded", "model": model})
+
+
+def _reporter(repo: str, slot: _Slot) -> Callable[[int, int], None]:
+    """Progress for the waiting stream, and a log line every tenth."""
+    logged = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal logged
+        percent = 100 * done // max(total, 1)
+        slot.progress = f"downloading {repo}: {percent}% of {total / 1e9:.2f} GB"
+        if percent // 10 > logged:
+            logged = percent // 10
+            logger.info(
+                "downloading", extra={"action": "downloading", "repo": repo, "percent": percent, "bytes": total}
+            )
+
+    return report

@@ -1,0 +1,188 @@
+"""The gateway's side of one worker: requests out, events in, each to the queue of its request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from duet.channel import ChannelClosed
+from duet.errors import Busy, DuetError, Unavailable, WorkerLost, from_code
+from duet.supervise import Child
+from engine.types import (
+    EmbeddingRequest,
+    EmbeddingResult,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    TranscriptionRequest,
+    TranscriptionResult,
+)
+from engine.workers.protocol import Cancel, Events, FromWorker, LoadFailed, Ready
+
+logger = logging.getLogger(__name__)
+
+MAX_QUEUED_EVENTS = 4096
+"""Events that a slow client may leave unread before its request is cancelled: memory stays bounded."""
+
+Answer = Event | EmbeddingResult | TranscriptionResult
+
+
+class WorkerHandle:
+    """One loaded model in a process of its own. Its reader task owns `_queues`."""
+
+    def __init__(self, child: Child[FromWorker], ready: Ready) -> None:
+        self._child = child
+        self.ready = ready
+        self._queues: dict[str, asyncio.Queue[Answer]] = {}
+        self._reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        model: str,
+        path: Path,
+        role: str,
+        max_rows: int,
+        chunk_tokens: int,
+        log_level: str,
+        timeout_seconds: float,
+    ) -> WorkerHandle:
+        """Start a worker and wait until its model is loaded. Raises `Unavailable` with the loader's words."""
+        arguments = [
+            *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
+            *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
+        ]
+        child: Child[FromWorker] = await Child.start("engine.worker", arguments, FromWorker, name=f"worker:{model}")
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                first = await child.channel.receive()
+        except (ChannelClosed, TimeoutError) as error:
+            late = isinstance(error, TimeoutError)
+            child.kill()
+            code = await child.stop()
+            cause = f"did not load in {timeout_seconds:.0f} s" if late else f"ended while it loaded (exit code {code})"
+            raise Unavailable(f"{model} {cause}; the engine's log says more", param="model") from error
+        except BaseException:
+            child.kill()
+            await child.stop()
+            raise
+        if isinstance(first, Ready):
+            return cls(child, first)
+        await child.stop()
+        message = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
+        raise Unavailable(f"{model} cannot be loaded: {message}", param="model")
+
+    @property
+    def alive(self) -> bool:
+        return not self._reader.done()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return len(self._queues)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Events up to `Finished` or `Failed`. Closing the iterator early cancels the request."""
+        queue = await self._send(request)
+        try:
+            while True:
+                event = await queue.get()
+                assert not isinstance(event, EmbeddingResult | TranscriptionResult)
+                yield event
+                if isinstance(event, Finished | Failed):
+                    return
+        finally:
+            await self._forget(request.id)
+
+    async def call(self, request: EmbeddingRequest | TranscriptionRequest) -> EmbeddingResult | TranscriptionResult:
+        """The one answer. Raises the `DuetError` that the worker named. Cancelled when the caller is."""
+        queue = await self._send(request)
+        try:
+            answer = await queue.get()
+        finally:
+            await self._forget(request.id)
+        if isinstance(answer, Failed):
+            raise as_error(answer)
+        assert isinstance(answer, EmbeddingResult | TranscriptionResult)
+        return answer
+
+    async def stop(self) -> None:
+        await self._child.stop()
+        await asyncio.wait([self._reader])
+
+    async def _send(
+        self, request: GenerationRequest | EmbeddingRequest | TranscriptionRequest
+    ) -> asyncio.Queue[Answer]:
+        queue: asyncio.Queue[Answer] = asyncio.Queue()
+        self._queues[request.id] = queue
+        try:
+            await self._child.channel.send(request)
+        except ChannelClosed as error:
+            self._queues.pop(request.id, None)
+            raise WorkerLost(f"the worker of {request.model} ended; send the request again") from error
+        except BaseException:
+            await self._forget(request.id)
+            raise
+        return queue
+
+    async def _forget(self, request_id: str) -> None:
+        """The caller wants no more: cancel unless the request had ended."""
+        if self._queues.pop(request_id, None) is not None and self.alive:
+            try:
+                await self._child.channel.send(Cancel(request_id))
+            except ChannelClosed:
+                logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._deliver(await self._child.channel.receive())
+        except (ChannelClosed, msgspec.DecodeError) as error:
+            self._child.kill()
+            code = await self._child.wait()
+            lost = "the worker process ended before the answer was complete; send the request again"
+            for request_id, queue in self._queues.items():
+                queue.put_nowait(Failed(request_id, WorkerLost.code, lost))
+            self._queues.clear()
+            logger.log(
+                logging.INFO if code == 0 else logging.ERROR,
+                "%s ended",
+                self._child.name,
+                extra={"action": "worker_ended", "exit_code": code, "cause": repr(error)},
+            )
+
+    def _deliver(self, message: FromWorker) -> None:
+        for answer in message.events if isinstance(message, Events) else [message]:
+            if isinstance(answer, Ready | LoadFailed):
+                continue
+            assert not isinstance(answer, Events)
+            queue = self._queues.get(answer.id)
+            if queue is None:
+                continue  # cancelled a moment ago
+            queue.put_nowait(answer)
+            if isinstance(answer, Finished | Failed | EmbeddingResult | TranscriptionResult):
+                self._queues.pop(answer.id)
+            elif queue.qsize() > MAX_QUEUED_EVENTS:
+                self._queues.pop(answer.id)
+                queue.put_nowait(Failed(answer.id, Busy.code, "the client reads too slowly; the answer was stopped"))
+                asyncio.get_running_loop().create_task(self._cancel(answer.id))
+
+    async def _cancel(self, request_id: str) -> None:
+        try:
+            await self._child.channel.send(Cancel(request_id))
+        except ChannelClosed:
+            logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
+
+
+def as_error(failed: Failed) -> DuetError:
+    return from_code(failed.code, failed.message, param=failed.param, retry_after_seconds=failed.retry_after_seconds)

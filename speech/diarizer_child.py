@@ -1,0 +1,87 @@
+"""sherpa-onnx's diarization in a process of its own: it holds the interpreter's lock for its whole run.
+
+`python -m speech.diarizer_child --fd N --model-dir DIR --threshold T`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duet.channel import BlockingChannel, ChannelClosed
+from speech.decode import open_pcm
+from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
+from speech.splitter import SAMPLE_RATE
+
+VOICE_SECONDS = 20.0
+"""Speech of one speaker that is enough for a voice print."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="speech.diarizer_child", description="Who speaks when.")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    arguments = parser.parse_args()
+    channel: BlockingChannel[Diarize] = BlockingChannel.from_fd(arguments.fd, Diarize)
+    try:
+        while True:
+            request = channel.receive()
+            try:
+                channel.send(diarize(arguments.model_dir, arguments.threshold, request))
+            except (RuntimeError, OSError, ValueError) as error:
+                channel.send(DiarizeFailed(request.id, f"{type(error).__name__}: {error}"))
+    except ChannelClosed:
+        return 0
+
+
+def diarize(model_dir: Path, threshold: float, request: Diarize) -> Diarized:
+    import sherpa_onnx
+
+    samples = open_pcm(Path(request.pcm))[request.first : request.last].astype(np.float32) / 32768.0
+    extractor = sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(model_dir / "spk.onnx"), num_threads=1)
+    config = sherpa_onnx.OfflineSpeakerDiarizationConfig(
+        segmentation=sherpa_onnx.OfflineSpeakerSegmentationModelConfig(
+            pyannote=sherpa_onnx.OfflineSpeakerSegmentationPyannoteModelConfig(model=str(model_dir / "seg.onnx"))
+        ),
+        embedding=extractor,
+        clustering=sherpa_onnx.FastClusteringConfig(num_clusters=request.speakers or -1, threshold=threshold),
+        min_duration_on=0.2,
+        min_duration_off=0.3,
+    )
+    if not config.validate():
+        raise ValueError(f"the speaker models in {model_dir.name} are not usable")
+    result = sherpa_onnx.OfflineSpeakerDiarization(config).process(samples).sort_by_start_time()
+    turns = [LocalTurn(turn.start, turn.end, turn.speaker) for turn in result]
+    return Diarized(request.id, tuple(turns), voices(sherpa_onnx.SpeakerEmbeddingExtractor(extractor), samples, turns))
+
+
+def voices(
+    extractor: Any, samples: np.ndarray[Any, np.dtype[np.float32]], turns: list[LocalTurn]
+) -> tuple[tuple[float, ...], ...]:
+    """One voice print a speaker, from up to 20 s of the longest turns."""
+    prints: list[tuple[float, ...]] = []
+    for speaker in range(1 + max((turn.speaker for turn in turns), default=-1)):
+        pieces, seconds = [], 0.0
+        for turn in sorted((t for t in turns if t.speaker == speaker), key=lambda t: t.start - t.end):
+            pieces.append(samples[int(turn.start * SAMPLE_RATE) : int(turn.end * SAMPLE_RATE)])
+            seconds += turn.end - turn.start
+            if seconds >= VOICE_SECONDS:
+                break
+        if seconds < 0.5:
+            prints.append(())
+            continue
+        stream = extractor.create_stream()
+        stream.accept_waveform(SAMPLE_RATE, np.concatenate(pieces)[: int(VOICE_SECONDS * SAMPLE_RATE)])
+        stream.input_finished()
+        vector = np.asarray(extractor.compute(stream), dtype=np.float64)
+        prints.append(tuple((vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist()))
+    return tuple(prints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Transcripts as files: text, verbose JSON, SRT and VTT, with cues that a person can read.
+
+Rules for cues: times in whole milliseconds, in order, no overlap; at least 0.7 s and at most 7 s; at most two lines of 16
+Han characters or 42 others; cut at punctuation where there is any.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import srt
+
+from duet.wire import Segment, Transcript
+from speech.normalise import is_han
+
+MIN_CUE_MS, MAX_CUE_MS = 700, 7000
+MAX_LINE_WIDTH = 42.0
+MAX_LINES = 2
+_HAN_WIDTH = MAX_LINE_WIDTH / 16
+_BREAK_AFTER = "，。！？；、,.!?;:…"
+
+
+@dataclass(frozen=True)
+class Cue:
+    """One subtitle, times in milliseconds."""
+
+    start: int
+    end: int
+    text: str
+
+
+def to_text(transcript: Transcript) -> str:
+    return transcript.text
+
+
+def to_srt(segments: Sequence[Segment], *, speakers: bool = False) -> str:
+    """SubRip. Raises nothing for odd input: cues are repaired, and none is lost."""
+    cues = [
+        srt.Subtitle(i, _delta(cue.start), _delta(cue.end), cue.text)
+        for i, cue in enumerate(to_cues(segments, speakers=speakers), 1)
+    ]
+    composed = str(srt.compose(cues, reindex=False))
+    if len(list(srt.parse(composed))) != len(cues):  # the library drops cues that it dislikes, silently
+        raise AssertionError("a cue was lost in SRT")
+    return composed
+
+
+def to_vtt(segments: Sequence[Segment], *, speakers: bool = False) -> str:
+    """WebVTT (https://www.w3.org/TR/webvtt1/)."""
+    blocks = ["WEBVTT"]
+    for cue in to_cues(segments, speakers=speakers):
+        text = cue.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        blocks.append(f"{_clock(cue.start)} --> {_clock(cue.end)}\n{text}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_verbose_json(transcript: Transcript, *, words: bool = False, segments: bool = True) -> dict[str, Any]:
+    """OpenAI's verbose_json. What a recogniser does not give (log-probabilities) is null, never invented."""
+    shown: dict[str, Any] = {
+        "task": "transcribe",
+        "language": transcript.language,
+        "duration": round(transcript.duration, 3),
+        "text": transcript.text,
+    }
+    if segments:
+        shown["segments"] = [_verbose_segment(i, segment) for i, segment in enumerate(transcript.segments)]
+    if words:
+        shown["words"] = [
+            {"word": word.text, "start": round(word.start, 3), "end": round(_word_end(segment, i), 3)}
+            for segment in transcript.segments
+            for i, word in enumerate(segment.words)
+        ]
+    return shown
+
+
+def _verbose_segment(number: int, segment: Segment) -> dict[str, Any]:
+    return {
+        "id": number,
+        "start": round(segment.start, 3),
+        "end": round(segment.end, 3),
+        "text": segment.text,
+        "language": segment.language,
+        "emotion": segment.emotion,
+        "event": segment.event,
+        "speaker": segment.speaker,
+        "low_confidence": segment.low_confidence,
+    }
+
+
+def _word_end(segment: Segment, index: int) -> float:
+    """A recogniser with start times only: a word ends where the next begins, the last with its segment."""
+    word = segment.words[index]
+    if word.end is not None:
+        return word.end
+    following = segment.words[index + 1].start if index + 1 < len(segment.words) else segment.end
+    return max(word.start, following)
+
+
+# Cues -------------------------------------------------------------------------------------------------------------
+
+
+def to_cues(segments: Sequence[Segment], *, speakers: bool = False) -> list[Cue]:
+    """Cues of all segments with text, in order. The text of a segment is that of its cues."""
+    cues: list[Cue] = []
+    for segment in sorted(segments, key=lambda item: (item.start, item.end)):
+        label = f"{segment.speaker}: " if speakers and segment.speaker else ""
+        text = _one_line(segment.text)
+        if not text:
+            continue
+        start, end = round(segment.start * 1000), round(segment.end * 1000)
+        cues += _cut(label, text, start, max(end, start + MIN_CUE_MS))
+    return _in_order(cues)
+
+
+def _cut(label: str, text: str, start: int, end: int) -> list[Cue]:
+    """One segment's cues: as many as its text and its length ask for, each given time by its share of the text."""
+    pieces = _pieces(text, max(1.0, MAX_LINES * MAX_LINE_WIDTH - _width(label)))
+    while len(pieces) < -(-(end - start) // MAX_CUE_MS) and len(max(pieces, key=_width)) > 1:
+        widest = max(range(len(pieces)), key=lambda i: _width(pieces[i]))
+        pieces[widest : widest + 1] = _halves(pieces[widest])
+    total = sum(_width(piece) for piece in pieces)
+    cues, done = [], 0.0
+    for piece in pieces:
+        first = start + round((end - start) * done / total)
+        done += _width(piece)
+        last = start + round((end - start) * done / total)
+        cues.append(Cue(first, min(last, first + MAX_CUE_MS), _wrapped(label + piece)))
+    return cues
+
+
+def _in_order(cues: list[Cue]) -> list[Cue]:
+    """No overlap and no cue shorter than the least: later cues give way."""
+    ordered: list[Cue] = []
+    for cue in cues:
+        previous = ordered[-1] if ordered else None
+        start = cue.start
+        if previous is not None and start < previous.end:
+            # The earlier cue ends first, if that leaves it long enough; else this one starts later.
+            if start >= previous.start + MIN_CUE_MS:
+                ordered[-1] = Cue(previous.start, start, previous.text)
+            else:
+                start = previous.start + MIN_CUE_MS
+                ordered[-1] = Cue(previous.start, start, previous.text)
+        ordered.append(Cue(start, max(cue.end, start + MIN_CUE_MS), cue.text))
+    return ordered
+
+
+def _pieces(text: str, width: float) -> list[str]:
+    """Text in pieces no wider than `width`, cut after punctuation if possible, else between words or characters."""
+    pieces: list[str] = []
+    while _width(text) > width:
+        at = _cut_position(text, width)
+        pieces.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return [*pieces, text] if text else pieces
+
+
+def _halves(text: str) -> list[str]:
+    at = _cut_position(text, _width(text) * 0.6)
+    parts = [text[:at].rstrip(), text[at:].lstrip()]
+    return [part for part in parts if part]
+
+
+def _cut_position(text: str, width: float) -> int:
+    fits = 1
+    for i in range(1, len(text)):
+        if _width(text[:i]) > width:
+            break
+        fits = i
+    for i in range(fits, fits // 2, -1):
+        if text[i - 1] in _BREAK_AFTER:
+            return i
+    for i in range(fits, 0, -1):
+        if text[i - 1] == " " or text[i : i + 1] == " " or is_han(text[i - 1]) or is_han(text[i : i + 1]):
+            return i
+    return fits
+
+
+def _wrapped(text: str) -> str:
+    lines = _pieces(text, MAX_LINE_WIDTH)
+    if len(lines) <= MAX_LINES:
+        return "\n".join(lines)
+    # Words that would not break evenly: two lines, the second a little wider.
+    return lines[0] + "\n" + _one_line(text[len(lines[0]) :])
+
+
+def _width(text: str) -> float:
+    return sum(_HAN_WIDTH if is_han(char) or char in "，。！？；、：" else 1.0 for char in text)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _delta(milliseconds: int) -> datetime.timedelta:
+    return datetime.timedelta(milliseconds=milliseconds)
+
+
+def _clock(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{rest:03d}"

@@ -1,0 +1,113 @@
+"""Error rates: CER and MER of text, DER of diarization."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from rapidfuzz.distance import Levenshtein
+
+from speech.normalise import characters, normalise, units
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Edits from reference to hypothesis. `units` is the reference's length."""
+
+    substitutions: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    units: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Errors a unit; with an empty reference 0 if nothing was said, else 1 for each unit inserted."""
+        errors = self.substitutions + self.insertions + self.deletions
+        return errors / self.units if self.units else float(errors)
+
+    def __add__(self, other: ErrorCounts) -> ErrorCounts:
+        return ErrorCounts(
+            self.substitutions + other.substitutions,
+            self.insertions + other.insertions,
+            self.deletions + other.deletions,
+            self.units + other.units,
+        )
+
+
+def cer(reference: str, hypothesis: str) -> ErrorCounts:
+    """Character errors after normalisation, spaces not counted."""
+    return _count(characters(reference), characters(hypothesis))
+
+
+def mer(reference: str, hypothesis: str) -> ErrorCounts:
+    """Mixed errors: Han characters and words of other scripts."""
+    return _count(units(normalise(reference)), units(normalise(hypothesis)))
+
+
+def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
+    counts: dict[str, int] = defaultdict(int)
+    for operation in Levenshtein.editops(reference, hypothesis):
+        counts[operation.tag] += 1
+    return ErrorCounts(counts["replace"], counts["insert"], counts["delete"], len(reference))
+
+
+@dataclass(frozen=True)
+class SpeakerTurn:
+    start: float
+    end: float
+    speaker: str
+
+
+def der(reference: Sequence[SpeakerTurn], hypothesis: Sequence[SpeakerTurn], *, collar_seconds: float = 0.25) -> float:
+    """Diarization error rate (NIST RT): missed + false + confused speech over the reference's, speakers mapped at best.
+
+    Frames of 10 ms; those within `collar_seconds` of a reference boundary are not scored. Up to 8 speakers.
+    """
+    frames = _frames(reference, hypothesis, collar_seconds)
+    total = sum(len(spoken) for spoken, _ in frames)
+    if total == 0:
+        return 0.0
+    names = sorted({name for spoken, _ in frames for name in spoken})
+    labels = sorted({name for _, heard in frames for name in heard})
+    overlap: dict[tuple[str, str], int] = defaultdict(int)
+    missed_or_false = 0
+    for spoken, heard in frames:
+        missed_or_false += max(len(spoken), len(heard))
+        for name in spoken:
+            for label in heard:
+                overlap[name, label] += 1
+    return (missed_or_false - _best_match(names, labels, overlap)) / total
+
+
+def _frames(
+    reference: Sequence[SpeakerTurn], hypothesis: Sequence[SpeakerTurn], collar_seconds: float
+) -> list[tuple[frozenset[str], frozenset[str]]]:
+    end = max((turn.end for turn in (*reference, *hypothesis)), default=0.0)
+    count = round(end * 100) + 1
+    spoken: list[set[str]] = [set() for _ in range(count)]
+    heard: list[set[str]] = [set() for _ in range(count)]
+    scored = [True] * count
+    for turns, rows in ((reference, spoken), (hypothesis, heard)):
+        for turn in turns:
+            for i in range(round(turn.start * 100), min(count, round(turn.end * 100))):
+                rows[i].add(turn.speaker)
+    for turn in reference:
+        for edge in (turn.start, turn.end):
+            for i in range(
+                max(0, round((edge - collar_seconds) * 100)), min(count, round((edge + collar_seconds) * 100))
+            ):
+                scored[i] = False
+    return [(frozenset(a), frozenset(b)) for a, b, keep in zip(spoken, heard, scored, strict=True) if keep and (a or b)]
+
+
+def _best_match(names: list[str], labels: list[str], overlap: dict[tuple[str, str], int]) -> int:
+    """Most frames that a one-to-one mapping can agree on: all mappings are tried."""
+    few, many, flip = (names, labels, False) if len(names) <= len(labels) else (labels, names, True)
+    if len(few) > 8:
+        raise ValueError("more than 8 speakers on both sides")
+    return max(
+        sum(overlap[(b, a) if flip else (a, b)] for a, b in zip(few, chosen, strict=True))
+        for chosen in permutations(many, len(few))
+    )

@@ -1,0 +1,26 @@
+"""Messages between a service and its SenseVoice child."""
+
+from __future__ import annotations
+
+import msgspec
+
+from duet.wire import Segment
+
+
+class Recognise(msgspec.Struct, frozen=True, tag="recognise"):
+    """`clips` are float32 little-endian mono at 16 kHz; they are decoded as one batch."""
+
+    id: str
+    clips: tuple[bytes, ...]
+
+
+class Recognised(msgspec.Struct, frozen=True, tag="recognised"):
+    """One segment a clip, times from the clip's start."""
+
+    id: str
+    segments: tuple[Segment, ...]
+
+
+class RecogniseFailed(msgspec.Struct, frozen=True, tag="recognise_failed"):
+    id: str
+    message: str
