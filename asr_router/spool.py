@@ -1,0 +1,57 @@
+"""Uploads on disk: bounded, private, and gone when the request is over, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from duet.errors import PayloadTooLarge
+from speech.decode import InvalidAudio
+
+PIECE_BYTES = 1 << 20
+
+
+class Readable(Protocol):
+    async def read(self, size: int = -1, /) -> bytes: ...
+
+
+class Spool:
+    """A folder of mode 0700 for uploads under way. Owned by the router; one router per home."""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+
+    def open(self) -> None:
+        """Make the folder and sweep what a killed process left."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(mode=0o700, parents=True)
+
+    @asynccontextmanager
+    async def take(self, upload: Readable) -> AsyncIterator[Path]:
+        """The upload as a file, while the block runs. Raises `PayloadTooLarge`, `InvalidAudio` when it is empty."""
+        path = self._folder / secrets.token_hex(16)
+        try:
+            size = await self._copy(upload, path)
+            if size == 0:
+                raise InvalidAudio("the file is empty")
+            yield path
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    async def _copy(self, upload: Readable, path: Path) -> int:
+        size = 0
+        with path.open("wb") as file:
+            path.chmod(0o600)
+            while piece := await upload.read(PIECE_BYTES):
+                size += len(piece)
+                if size > self._max_bytes:
+                    raise PayloadTooLarge(f"the file is larger than {self._max_bytes} bytes", param="file")
+                await asyncio.to_thread(file.write, piece)
+        return size

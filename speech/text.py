@@ -1,0 +1,21 @@
+"""Pieces of text put together as people write: no space beside Han characters, one between other words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_WIDE = ("\u3000", "\u30ff"), ("\u3400", "\u9fff"), ("\uff00", "\uffef")
+
+
+def join(pieces: Iterable[str]) -> str:
+    """Segments of one recording as one text."""
+    joined = ""
+    for piece in (piece.strip() for piece in pieces):
+        if piece:
+            gap = " " if joined and not _wide(joined[-1]) and not _wide(piece[0]) else ""
+            joined += gap + piece
+    return joined
+
+
+def _wide(char: str) -> bool:
+    return any(low <= char <= high for low, high in _WIDE)
