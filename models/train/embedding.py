@@ -1,5 +1,6 @@
 """Train `duet-tiny-embed`: a Qwen3-shaped text embedding for demonstration, on one CPU core in about ten minutes.
 
+    pip install -r models/train/requirements.txt
     python models/train/embedding.py --out models/embedded/duet-tiny-embed
 
 Sentences are made from templates whose slots have aligned Chinese and English words, so that paraphrases and translations
@@ -13,20 +14,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
 import shutil
-import sys
 import time
 from pathlib import Path
 
-import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
-import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
-from mlx_vlm.models.qwen3.config import ModelConfig
-from mlx_vlm.models.qwen3_embedding import Model
+import torch
+from qwen3 import Qwen3
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
 
 TOKENIZER = Path(__file__).parents[1] / "embedded" / "duet-tiny-chat"
 
@@ -99,12 +98,14 @@ def batch(rng: random.Random, size: int, *, test: bool) -> list[tuple[str, str]]
     return pairs
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> tuple[mx.array, mx.array]:
-    ids = [tokenizer.encode(text).ids for text in texts]
-    length = max(map(len, ids))
-    padded = np.array([row + [0] * (length - len(row)) for row in ids])
-    mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in ids])
-    return mx.array(padded), mx.array(mask)
+def embed(model: Qwen3, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+    """Unit vectors [B, H]: the mean of the hidden states."""
+    rows = [tokenizer.encode(text).ids for text in texts]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1.0] * len(row) + [0.0] * (length - len(row)) for row in rows])
+    pooled = (model(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    return F.normalize(pooled, dim=-1)
 
 
 def config(vocabulary: int) -> dict[str, object]:
@@ -116,71 +117,67 @@ def config(vocabulary: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def evaluate(model: Model, tokenizer: Tokenizer, rng: random.Random, rounds: int = 10, size: int = 100) -> float:
+@torch.no_grad()
+def evaluate(model: Qwen3, tokenizer: Tokenizer, rng: random.Random, rounds: int = 10, size: int = 100) -> float:
     """Share of held-out sentences whose other wording is the nearest of 100."""
     right = 0
     for _ in range(rounds):
         first, second = zip(*batch(rng, size, test=True), strict=True)
-        one = model(*encode(tokenizer, list(first))).text_embeds
-        two = model(*encode(tokenizer, list(second))).text_embeds
-        right += int(mx.sum(mx.argmax(one @ two.T, axis=1) == mx.arange(size)).item())
+        nearest = (embed(model, tokenizer, list(first)) @ embed(model, tokenizer, list(second)).T).argmax(1)
+        right += int((nearest == torch.arange(size)).sum())
     return right / (rounds * size)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Warm-up over 100 steps, then a cosine."""
+    return 1.5e-3 * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("embedding-training"), help="checkpoints")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     settings = config(json.loads((TOKENIZER / "config.json").read_text())["vocab_size"])
-    mx.random.seed(arguments.seed)
-    model = Model(ModelConfig.from_dict(settings))
-    model.pooling_config = {"pooling_mode": "mean"}
-    model.set_dtype(mx.float32)
-    schedule = optim.join_schedules(
-        [optim.linear_schedule(0.0, 1.5e-3, 100), optim.cosine_decay(1.5e-3, arguments.steps - 100, 1e-5)], [100]
-    )
-    optimizer = optim.AdamW(learning_rate=schedule, weight_decay=0.01)
-    optimizer.init(model.trainable_parameters())
-    start = 0
-    checkpoint = arguments.work / "state.npz"
+    model = Qwen3(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    start, checkpoint = 0, arguments.work / "state.pt"
     if checkpoint.exists():
-        state = dict(mx.load(str(checkpoint)))
-        start = int(state.pop("step").item())
-        model.load_weights([(k[2:], v) for k, v in state.items() if k.startswith("m.")])
-        optimizer.state = tree_unflatten([(k[2:], v) for k, v in state.items() if k.startswith("o.")])
-
-    def loss_of(model: Model, ids: mx.array, mask: mx.array) -> mx.array:
-        vectors = model(ids, mask).text_embeds
-        one, two = vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :]
-        scores, labels = one @ two.T / 0.05, mx.arange(len(one))
-        return (nn.losses.cross_entropy(scores, labels).mean() + nn.losses.cross_entropy(scores.T, labels).mean()) / 2
-
-    step_of = nn.value_and_grad(model, loss_of)
+        state = torch.load(checkpoint, weights_only=True)
+        start = state["step"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
     began = time.time()
     for step in range(start, arguments.steps):
         first, second = zip(*batch(random.Random(f"{arguments.seed}/{step}"), 64, test=False), strict=True)
-        loss, gradients = step_of(model, *encode(tokenizer, [*first, *second]))
-        optimizer.update(model, gradients)
-        mx.eval(model.parameters(), optimizer.state)
-        if step % 100 == 99:
-            mx.savez(str(checkpoint), step=mx.array(step + 1), **{"m." + k: v for k, v in tree_flatten(model.parameters())},
-                     **{"o." + k: v for k, v in tree_flatten(optimizer.state)})  # fmt: skip
+        vectors = embed(model, tokenizer, [*first, *second])
+        scores, labels = vectors[:64] @ vectors[64:].T / 0.05, torch.arange(64)
+        loss = (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, arguments.steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 250 == 249:
+            temporary = checkpoint.with_suffix(".tmp")
+            torch.save({"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
+            temporary.replace(checkpoint)
             top1 = evaluate(model, tokenizer, random.Random(1), rounds=2)
             print(f"step {step + 1} loss {loss.item():.3f} held-out top-1 {top1:.3f} {time.time() - began:.0f} s", flush=True)
     save(model, settings, arguments.out)
-    print(f"held-out top-1 of 100: {evaluate(model, tokenizer, random.Random(2)):.3f}")
-    sys.stdout.flush()
+    print(f"held-out top-1 of 100: {evaluate(model, tokenizer, random.Random(2)):.3f}", flush=True)
 
 
-def save(model: Model, settings: dict[str, object], out: Path) -> None:
+def save(model: Qwen3, settings: dict[str, object], out: Path) -> None:
     (out / "1_Pooling").mkdir(parents=True, exist_ok=True)
-    weights = {k.removeprefix("model."): v.astype(mx.float16) for k, v in tree_flatten(model.parameters())}
-    mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
+    weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(settings, indent=1))
     (out / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     for name in ("tokenizer.json", "tokenizer_config.json"):

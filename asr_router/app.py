@@ -1,0 +1,97 @@
+"""The router's HTTP application: routes, edge, and the life of what they use."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from asr_router.backends.qwen3_asr import Qwen3AsrBackend
+from asr_router.backends.sensevoice import SenseVoiceBackend
+from asr_router.routes import meetings, models, transcriptions
+from asr_router.service import TranscriptionService
+from asr_router.spool import Spool
+from duet.edge import install_edge
+from duet.settings import Settings
+from pipelines.jobs import MeetingClient
+from speech.sensevoice import EMBEDDED_ID, SenseVoice, find_sensevoice
+
+logger = logging.getLogger(__name__)
+
+CLIENT_CLOSED = 499
+"""nginx's status for a client that left before its answer: seen in the log only."""
+
+
+def create_app(settings: Settings, service: TranscriptionService, *, key: str) -> FastAPI:
+    spool = Spool(settings.home / "tmp" / "router", max_bytes=settings.router.max_upload_bytes)
+    client = MeetingClient(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        spool.open()
+        opening = asyncio.create_task(_open_meetings(app, client), name="open-meetings")
+        yield
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await client.close()
+        await service.close()
+
+    app = FastAPI(
+        title="Duet ASR router",
+        version=importlib.metadata.version("mlx-duet"),
+        description="Short clips to SenseVoice, long ones to Qwen3-ASR on the engine, and durable meetings.",
+        lifespan=lifespan,
+    )
+    app.state.transcriptions, app.state.spool, app.state.meetings = service, spool, None
+    app.state.max_audio_seconds = settings.router.max_audio_seconds
+    app.state.model_ids = {EMBEDDED_ID: "sensevoice"} if settings.embedded else {}
+    install_edge(
+        app,
+        key=key,
+        allowed_hosts=settings.allowed_hosts,
+        # The multipart envelope and its fields come on top of the file.
+        max_body_bytes=settings.router.max_upload_bytes + (1 << 20),
+        open_paths=frozenset({"/health", "/ready", "/docs", "/openapi.json"}),
+    )
+    app.add_exception_handler(transcriptions.ClientGone, _on_client_gone)
+    for module in (transcriptions, meetings, models):
+        app.include_router(module.router)
+    return app
+
+
+def create_service(settings: Settings, *, key: str) -> TranscriptionService:
+    """The two recognisers as the settings name them."""
+    model_dir = find_sensevoice(settings)
+    engine = httpx.AsyncClient(
+        base_url=settings.engine_url,
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=httpx.Timeout(settings.router.engine_timeout_seconds, connect=2.0),
+        trust_env=False,
+    )
+    return TranscriptionService(
+        {
+            "sensevoice": SenseVoiceBackend(SenseVoice(model_dir) if model_dir else None),
+            "qwen3_asr": Qwen3AsrBackend(engine, settings.router.asr_model),
+        },
+        max_audio_seconds=settings.router.max_audio_seconds,
+    )
+
+
+async def _open_meetings(app: FastAPI, client: MeetingClient) -> None:
+    """Beside the first requests: a migration must not delay short clips."""
+    try:
+        await client.open()
+    except Exception:
+        logger.exception("the meetings' store cannot be opened", extra={"action": "meetings_failed"})
+        return
+    app.state.meetings = client
+
+
+async def _on_client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)

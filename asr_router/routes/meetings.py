@@ -1,0 +1,173 @@
+"""`/v1/meetings`: submit a recording, follow it, fetch the five outputs, delete everything."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi.responses import FileResponse, JSONResponse
+from sse_starlette import EventSourceResponse
+
+from duet.errors import Conflict, NotFound, Unavailable
+from pipelines.glossary import parse
+from pipelines.jobs import ENDED, Job, MeetingClient
+from pipelines.meeting.job import OUTPUTS, Options
+from pipelines.meeting.job import Request as JobRequest
+from speech.decode import InvalidAudio, probe
+
+router = APIRouter()
+
+MAX_TITLE, MAX_GLOSSARY_CHARACTERS, MAX_SPEAKERS = 200, 50_000, 32
+KNOWN = frozenset({"file", "title", "glossary", "language", "speakers", "quality"})
+
+
+def _client(request: Request) -> MeetingClient:
+    client: MeetingClient | None = request.app.state.meetings
+    if client is None:
+        raise Unavailable("the meetings' store is being opened", retry_after_seconds=2)
+    return client
+
+
+@router.post("/v1/meetings", status_code=202)
+async def submit(
+    request: Request,
+    file: Annotated[UploadFile, File()],
+    title: Annotated[str, Form(max_length=MAX_TITLE)] = "",
+    glossary: Annotated[str, Form(max_length=MAX_GLOSSARY_CHARACTERS)] = "",
+    language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3})?$")] = None,
+    speakers: Annotated[int | None, Form(ge=1, le=MAX_SPEAKERS)] = None,
+    quality: Annotated[Literal["auto", "fast", "high"], Form()] = "auto",
+) -> Response:
+    """202 with the job. The same recording with the same options is the same job."""
+    client = _client(request)
+    parse(glossary)
+    options = Options(
+        title=title.strip(), glossary=glossary, language=language or None, speakers=speakers, quality=quality
+    )
+    form = await request.form()
+    ignored = sorted(name for name in form if name not in KNOWN and name.isascii() and name.isprintable())
+    async with request.app.state.spool.take(file) as path:
+        digest = await asyncio.to_thread(_checked_digest, path, request.app.state.max_audio_seconds)
+        job = JobRequest(
+            id=hashlib.sha256(digest.encode() + msgspec.json.encode(options)).hexdigest()[:24],
+            options=options,
+            input_sha256=digest,
+            input_name=Path(file.filename or "").name[:200],
+            created_at=time.time(),
+        )
+        created = await client.submit(job, path)
+    shown = _shown(await client.get(job.id))
+    headers = {"Location": f"/v1/meetings/{job.id}", "X-Duet-Created": str(created).lower()}
+    if ignored:
+        headers["X-Duet-Ignored"] = ", ".join(ignored)[:1000]
+    return JSONResponse(shown, 202, headers)
+
+
+def _checked_digest(path: Path, max_seconds: float) -> str:
+    """sha256 of the file. Raises `InvalidAudio` for what could never be processed, before anything is accepted."""
+    info = probe(path)
+    if info.duration_seconds is not None and info.duration_seconds > max_seconds:
+        raise InvalidAudio(
+            f"the recording is {info.duration_seconds:.0f} s long; at most {max_seconds:.0f} s are taken"
+        )
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@router.get("/v1/meetings")
+async def list_meetings(
+    request: Request, limit: Annotated[int, Query(ge=1, le=200)] = 50, offset: Annotated[int, Query(ge=0)] = 0
+) -> dict[str, Any]:
+    """Newest first."""
+    jobs = await _client(request).list(limit=limit, offset=offset)
+    return {"object": "list", "data": [_shown(job) for job in jobs]}
+
+
+@router.get("/v1/meetings/{meeting_id}")
+async def get_meeting(meeting_id: str, request: Request) -> dict[str, Any]:
+    return _shown(await _client(request).get(meeting_id))
+
+
+@router.get("/v1/meetings/{meeting_id}/events")
+async def events(meeting_id: str, request: Request) -> Response:
+    """Server-sent events: `progress` whenever something changes, then one `succeeded`, `failed` or `cancelled`."""
+    client = _client(request)
+    await client.get(meeting_id)  # 404 before the stream begins
+
+    async def frames() -> AsyncIterator[dict[str, str]]:
+        number = 0
+        try:
+            async for job in client.events(meeting_id):
+                number += 1
+                name = job.status if job.status in ENDED else "progress"
+                yield {"id": str(number), "event": name, "data": msgspec.json.encode(_shown(job)).decode()}
+        except NotFound:
+            yield {"event": "deleted", "data": msgspec.json.encode({"id": meeting_id}).decode()}
+
+    return EventSourceResponse(frames(), ping=10)
+
+
+@router.get("/v1/meetings/{meeting_id}/outputs/{name}")
+async def output(meeting_id: str, name: str, request: Request) -> Response:
+    client = _client(request)
+    if name not in OUTPUTS:
+        raise NotFound(f"there is no output {name!r}; there are: {', '.join(OUTPUTS)}", param="name")
+    job = await client.get(meeting_id)
+    path = client.folder(meeting_id).output(name)
+    if not path.is_file() or job.status not in ENDED:
+        raise Conflict(f"the meeting is {job.status}: there is no {name} yet")
+    return FileResponse(path, media_type=OUTPUTS[name][1], filename=f"{meeting_id}-{path.name}")
+
+
+@router.post("/v1/meetings/{meeting_id}/cancel")
+async def cancel(meeting_id: str, request: Request) -> dict[str, Any]:
+    client = _client(request)
+    await client.cancel(meeting_id)
+    return _shown(await client.get(meeting_id))
+
+
+@router.post("/v1/meetings/{meeting_id}/retry", status_code=202)
+async def retry(meeting_id: str, request: Request) -> dict[str, Any]:
+    client = _client(request)
+    await client.retry(meeting_id)
+    return _shown(await client.get(meeting_id))
+
+
+@router.delete("/v1/meetings/{meeting_id}", status_code=204)
+async def delete(meeting_id: str, request: Request) -> Response:
+    """Cancels it if it runs; removes the recording and everything derived from it."""
+    await _client(request).delete(meeting_id)
+    return Response(status_code=204)
+
+
+def _shown(job: Job) -> dict[str, Any]:
+    progress, request = job.progress, job.request
+    ready = job.status == "succeeded"
+    return {
+        "id": request.id,
+        "object": "meeting",
+        "status": job.status,
+        "title": request.options.title,
+        "file": request.input_name,
+        "created_at": round(request.created_at),
+        "duration": progress.audio_seconds,
+        "stage": None if ready else progress.stage,
+        "progress": 1.0 if ready else progress.overall,
+        "stages": [
+            {
+                "name": name,
+                "runs": times.runs,
+                "seconds": None if times.finished_at is None else round(times.finished_at - times.started_at, 3),
+            }
+            for name, times in progress.stages.items()
+        ],
+        "warnings": progress.warnings,
+        "error": progress.error if job.status == "failed" else None,
+        "outputs": {name: f"/v1/meetings/{request.id}/outputs/{name}" for name in OUTPUTS} if ready else {},
+    }

@@ -1,0 +1,113 @@
+"""The engine, as the pipeline sees it: HTTP, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import wave
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from duet.edge import api_key
+from duet.errors import DuetError, Unavailable
+from duet.settings import Settings
+from duet.wire import Segment
+
+
+@dataclass(frozen=True)
+class Reviewer:
+    """The review model as its card describes it."""
+
+    id: str
+    window_segments: int
+    prompt: str
+
+
+class EngineUnavailable(Unavailable):
+    """The engine is not there, or has no such model, or failed. Review and summary go on without it."""
+
+
+class Engine:
+    """Owned by one run of a stage; `async with`."""
+
+    def __init__(self, settings: Settings, *, timeout_seconds: float) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=settings.engine_url,
+            headers={"Authorization": f"Bearer {api_key(settings.home)}", "X-Duet-Priority": "batch"},
+            timeout=httpx.Timeout(timeout_seconds, connect=2.0),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def reviewer(self, model: str) -> Reviewer:
+        """Raises `EngineUnavailable` when the model is not on the engine's machine."""
+        shown = await self._get(f"/v1/models/{model}")
+        extra = shown.get("duet", {})
+        if extra.get("state") == "absent":
+            raise EngineUnavailable(f"the review model {shown['id']} is not downloaded")
+        return Reviewer(
+            shown["id"], extra.get("review_window_segments") or 20, extra.get("review_prompt") or "instruction"
+        )
+
+    async def has_asr(self, model: str) -> bool:
+        try:
+            shown = await self._get(f"/v1/models/{model}")
+        except EngineUnavailable:
+            return False
+        return bool(shown.get("duet", {}).get("state") != "absent")
+
+    async def chat(self, model: str, messages: list[dict[str, str]], *, max_tokens: int) -> str:
+        """The greedy answer's text. Raises `EngineUnavailable`, `DuetError` for a refused request."""
+        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        answer = await self._send("POST", "/v1/chat/completions", json=body)
+        return str(answer["choices"][0]["message"]["content"])
+
+    async def transcribe(
+        self, model: str, clip: np.ndarray[Any, np.dtype[np.int16]], *, language: str | None, hotwords: list[str]
+    ) -> Segment:
+        """One clip of 16-bit audio, times from its start."""
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(np.asarray(clip, dtype="<i2").tobytes())
+        data: dict[str, Any] = {"model": model, "response_format": "verbose_json", "keywords[]": hotwords}
+        if language:
+            data["language"] = language
+        files = {"file": ("clip.wav", buffer.getvalue(), "audio/wav")}
+        answer = await self._send("POST", "/v1/audio/transcriptions", data=data, files=files)
+        doubts = [part["low_confidence"] for part in answer.get("segments", []) if part.get("low_confidence")]
+        return Segment(
+            0.0, len(clip) / 16_000, answer["text"], answer.get("language"), low_confidence="; ".join(doubts) or None
+        )
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        return await self._send("GET", path)
+
+    async def _send(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            answer = await self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(f"the engine is out of reach ({type(error).__name__})") from error
+        if answer.status_code == 200:
+            found: dict[str, Any] = answer.json()
+            return found
+        message = _message(answer)
+        if answer.status_code in (404, 429) or answer.status_code >= 500:
+            raise EngineUnavailable(f"the engine answered {answer.status_code}: {message}")
+        raise DuetError(f"the engine refused the request ({answer.status_code}): {message}")
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "no further word"

@@ -1,0 +1,85 @@
+"""Edits of a reviewer, checked by code: what a language model proposes is applied only where it can do no harm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+
+from speech.homophones import similarity
+from speech.normalise import units
+
+MAX_RATIO, MAX_INSERTED_UNITS, MAX_DELETED_UNITS = 0.35, 2, 3
+MIN_SIMILARITY_IN_GLOSSARY, MIN_SIMILARITY = 0.4, 0.5
+FILLERS = frozenset({"嗯", "呃", "啊", "额", "um", "uh", "er", "erm"})
+_DIGITS = re.compile(
+    r"\d|[零〇一二两三四五六七八九十百千万亿半]|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand)\b"
+)
+_NEGATIONS = re.compile(r"不|没|无|非|别|未|\b(?:not|no|never|none|cannot)\b|n't\b", re.IGNORECASE)
+
+
+class Proposal(msgspec.Struct, frozen=True):
+    """Replace `source` by `target` in one segment."""
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a proposal, as the timeline records it."""
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    accepted: bool = False
+    reason: str = ""
+
+
+def apply(text: str, proposals: list[Proposal], glossary: Collection[str]) -> tuple[str, list[Decision]]:
+    """The text with the harmless edits, and a decision on every proposal, in order."""
+    original, decisions, edited_units = text, [], 0
+    total = max(1, len(units(original)))
+    for proposal in proposals:
+        reason = objection(text, proposal, glossary)
+        size = max(len(units(proposal.source)), len(units(proposal.target)))
+        # A short segment may be one misheard term and little else: two units may always change.
+        if reason is None and edited_units + size > max(2, MAX_RATIO * total) and proposal.target not in glossary:
+            reason = "too much of the segment would change"
+        if reason is None:
+            text = text.replace(proposal.source, proposal.target, 1)
+            edited_units += size
+        decisions.append(Decision(proposal.source, proposal.target, reason is None, reason or ""))
+    return text, decisions
+
+
+def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str | None:
+    """Why one edit must not be applied; None if it may."""
+    source, target = proposal.source, proposal.target
+    if not source or source not in text:
+        return "the text to replace is not in the segment"
+    if source == target:
+        return "nothing would change"
+    before, after = units(source), units(target)
+    if len(after) - len(before) > MAX_INSERTED_UNITS and target not in glossary:
+        return "too much would be inserted"
+    lost = [unit for unit in before if unit.lower() not in FILLERS]
+    if len(lost) - len(after) > MAX_DELETED_UNITS:
+        return "too much would be deleted"
+    if not after:
+        return None if not lost else "a word would be deleted"
+    if _count(_DIGITS, source) != _count(_DIGITS, target):
+        return "a number would change"
+    if _count(_NEGATIONS, source) != _count(_NEGATIONS, target):
+        return "a negation would change"
+    alike, known = similarity(source, target), target in glossary
+    if alike < (MIN_SIMILARITY_IN_GLOSSARY if known else MIN_SIMILARITY):
+        return f"it does not sound alike ({alike:.2f})"
+    return None
+
+
+def _count(pattern: re.Pattern[str], text: str) -> list[str]:
+    return sorted(match.lower() for match in pattern.findall(text))
+
+
+Dialect = Literal["instruction", "duet-tiny"]

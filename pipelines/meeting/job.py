@@ -1,0 +1,178 @@
+"""A meeting job on disk: what was asked, how far it is, what it has made. Plain files, so that every process can read them.
+
+$DUET_HOME/meetings/jobs/<id>/
+    job.json         the request; written once
+    input            the uploaded file
+    progress.json    stage, shares, times, warnings; replaced by rename
+    artifacts/       results of stages and batches, by content key
+    outputs/         the five files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+STAGES = ("decode", "segment", "diarize", "transcribe", "review", "summarize", "export")
+# Shares of a job's time, for one progress figure: measured on the embedded models, good enough as a guess elsewhere.
+STAGE_SHARES = {"decode": 3, "segment": 5, "diarize": 15, "transcribe": 25, "review": 40, "summarize": 8, "export": 4}
+OUTPUTS = {
+    "transcript": ("transcript.md", "text/markdown; charset=utf-8"),
+    "reviewed": ("reviewed.md", "text/markdown; charset=utf-8"),
+    "timeline": ("timeline.json", "application/json"),
+    "srt": ("subtitles.srt", "application/x-subrip; charset=utf-8"),
+    "summary": ("summary.md", "text/markdown; charset=utf-8"),
+}
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the submitter chose. `glossary` is the text as given: one term a line, aliases after `|`."""
+
+    title: str = ""
+    glossary: str = ""
+    language: str | None = None
+    speakers: int | None = None
+    quality: Literal["auto", "fast", "high"] = "auto"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """`input_sha256` identifies the recording: artifacts depend on it."""
+
+    id: str
+    options: Options
+    input_sha256: str
+    input_name: str
+    created_at: float
+
+
+class StageTimes(msgspec.Struct):
+    """Seconds since the epoch; `runs` counts how often the stage was begun."""
+
+    started_at: float
+    finished_at: float | None = None
+    runs: int = 1
+
+
+class Progress(msgspec.Struct):
+    """`done` is the current stage's share, 0 to 1."""
+
+    stage: str | None = None
+    done: float = 0.0
+    stages: dict[str, StageTimes] = {}
+    warnings: list[str] = []
+    error: str | None = None
+    audio_seconds: float | None = None
+
+    @property
+    def overall(self) -> float:
+        """0 to 1 over all stages."""
+        finished = sum(STAGE_SHARES[name] for name, times in self.stages.items() if times.finished_at is not None)
+        current = self.stages.get(self.stage or "")
+        part = STAGE_SHARES[self.stage] * self.done if self.stage and current and current.finished_at is None else 0.0
+        return round(min(1.0, (finished + part) / sum(STAGE_SHARES.values())), 4)
+
+
+class JobFolder:
+    """The files of one job. Writers: the submitter makes `job.json` and `input`, the worker all else."""
+
+    def __init__(self, root: Path, job_id: str) -> None:
+        self.id = job_id
+        self.path = root / job_id
+
+    @property
+    def input(self) -> Path:
+        return self.path / "input"
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "job.json").is_file()
+
+    def create(self, request: Request, source: Path) -> None:
+        """Take the uploaded file (by rename or copy) and write the request last: a job without it does not exist."""
+        for folder in (self.path, self.path / "artifacts", self.path / "outputs"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.move(source, self.input)
+        write_atomically(self.path / "job.json", msgspec.json.encode(request))
+
+    def request(self) -> Request:
+        return msgspec.json.decode((self.path / "job.json").read_bytes(), type=Request)
+
+    def progress(self) -> Progress:
+        try:
+            return msgspec.json.decode((self.path / "progress.json").read_bytes(), type=Progress)
+        except FileNotFoundError:
+            return Progress()
+
+    def write_progress(self, progress: Progress) -> None:
+        write_atomically(self.path / "progress.json", msgspec.json.encode(progress), durable=False)
+
+    def output(self, name: str) -> Path:
+        return self.path / "outputs" / OUTPUTS[name][0]
+
+    def remove(self) -> None:
+        """Everything derived from the recording, and the recording."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Artifacts:
+    """Results keyed by stage, part, inputs and parameters: a step that runs again finds what it had made.
+
+    Invariant: a file under its key is complete (written elsewhere, synced, renamed).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def key(self, stage: str, part: str, *inputs: Any) -> str:
+        """`stage-part-hash`: other inputs or parameters give another key, so nothing stale is ever read."""
+        digest = hashlib.sha256(msgspec.json.encode([stage, part, *inputs], order="sorted")).hexdigest()
+        return f"{stage}-{part}-{digest[:20]}"
+
+    def path(self, key: str, suffix: str = ".json") -> Path:
+        return self._folder / f"{key}{suffix}"
+
+    def read(self, key: str, kind: Any) -> Any:
+        """The value under `key` as `kind`; None when there is none."""
+        try:
+            return msgspec.json.decode(self.path(key).read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, value: Any) -> None:
+        write_atomically(self.path(key), msgspec.json.encode(value))
+
+    def make_file(self, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+        """A file made by `make` under a temporary name, unless it is there."""
+        target = self.path(key, suffix)
+        if not target.exists():
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+            try:
+                make(temporary)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return target
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Readers see the old content or the new, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

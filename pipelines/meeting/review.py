@@ -1,0 +1,138 @@
+"""Stage 5: a language model proposes edits, code decides. Without an engine the raw text stays, and the job says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from duet.errors import DuetError
+from duet.wire import Segment
+from pipelines.clients import Engine, EngineUnavailable, Reviewer
+from pipelines.glossary import Term, parse
+from pipelines.meeting.edits import Decision, Proposal, apply
+from pipelines.meeting.prompts import DIALECTS, Dialect
+from pipelines.meeting.stages import Context
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+CONTEXT_SEGMENTS = 5
+WINDOWS_AT_ONCE = 4
+
+
+class ReviewedSegment(msgspec.Struct, frozen=True):
+    """`edits` are all proposals with what became of them."""
+
+    id: str
+    segment: Segment
+    text: str
+    edits: tuple[Decision, ...] = ()
+
+
+class Review(msgspec.Struct, frozen=True):
+    """`model` is None when nothing was reviewed."""
+
+    model: str | None
+    dialect: str | None
+    segments: tuple[ReviewedSegment, ...]
+
+
+async def review(context: Context, done: dict[str, str]) -> str:
+    """The artifact is a `Review`."""
+    segments = context.artifacts.read(done["transcribe"], list[Segment])
+    terms = parse(context.request.options.glossary)
+    model, settings = context.settings.meetings.review_model, context.settings.meetings
+    async with Engine(context.settings, timeout_seconds=settings.review_timeout_seconds) as engine:
+        reviewer, problem = None, ""
+        try:
+            reviewer = await engine.reviewer(model) if segments else None
+        except (EngineUnavailable, DuetError) as error:
+            problem = error.message
+        base = [
+            done["transcribe"],
+            context.request.options.glossary,
+            reviewer and [reviewer.id, reviewer.prompt],
+            VERSION,
+        ]
+        key = context.artifacts.key("review", "segments", *base)
+        if context.artifacts.read(key, Review) is not None:
+            return key
+        named = [(f"s{i:04d}", segment) for i, segment in enumerate(segments, 1)]
+        if reviewer is None:
+            if problem:
+                context.warn(f"the transcript was not reviewed: {problem}")
+            reviewed = [ReviewedSegment(name, segment, segment.text) for name, segment in named]
+        else:
+            reviewed = await _windows(context, engine, reviewer, named, terms, base)
+    found = Review(reviewer.id if reviewer else None, reviewer.prompt if reviewer else None, tuple(reviewed))
+    context.artifacts.write(key, found)
+    return key
+
+
+async def _windows(
+    context: Context,
+    engine: Engine,
+    reviewer: Reviewer,
+    named: Sequence[tuple[str, Segment]],
+    terms: Sequence[Term],
+    base: list[object],
+) -> list[ReviewedSegment]:
+    """All windows, a few at once, each kept as an artifact when done."""
+    dialect = DIALECTS[reviewer.prompt]
+    size, limit = reviewer.window_segments, asyncio.Semaphore(WINDOWS_AT_ONCE)
+    starts = range(0, len(named), size)
+    finished = 0
+
+    async def one(start: int) -> list[ReviewedSegment]:
+        nonlocal finished
+        window = named[start : start + size]
+        key = context.artifacts.key("review", "window", *base, [[name, segment.text] for name, segment in window])
+        async with limit:
+            known = context.artifacts.read(key, list[ReviewedSegment])
+            if known is None:
+                around = (
+                    named[max(0, start - CONTEXT_SEGMENTS) : start],
+                    named[start + size : start + size + CONTEXT_SEGMENTS],
+                )
+                proposals = await _propose(context, engine, reviewer, dialect, window, around, terms)
+                known = [_decided(name, segment, proposals.get(name, []), terms) for name, segment in window]
+                context.artifacts.write(key, known)
+            finished += 1
+            context.report(finished / len(starts))
+            return list(known)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(start)) for start in starts]
+    return [item for task in tasks for item in task.result()]
+
+
+async def _propose(
+    context: Context,
+    engine: Engine,
+    reviewer: Reviewer,
+    dialect: Dialect,
+    window: Sequence[tuple[str, Segment]],
+    around: tuple[Sequence[tuple[str, Segment]], Sequence[tuple[str, Segment]]],
+    terms: Sequence[Term],
+) -> dict[str, list[Proposal]]:
+    """What the model proposes for one window; nothing, with a warning, when it fails or answers in no readable form."""
+    lines, before, after = ([(name, s.text) for name, s in part] for part in (window, around[0], around[1]))
+    where = f"segments {window[0][0]} to {window[-1][0]}" if len(window) > 1 else f"segment {window[0][0]}"
+    try:
+        messages = dialect.ask(before, lines, after, terms)
+        answer = await engine.chat(reviewer.id, messages, max_tokens=dialect.max_tokens(lines))
+        return dialect.read(answer, lines, terms)
+    except DuetError as error:
+        context.warn(f"{where} were not reviewed: {error.message}")
+    except (ValueError, msgspec.ValidationError) as error:
+        logger.warning("unreadable review of %s: %s", where, error, extra={"action": "review_unreadable"})
+        context.warn(f"the reviewer's answer for {where} could not be read; the text stays as it was heard")
+    return {}
+
+
+def _decided(name: str, segment: Segment, proposals: list[Proposal], terms: Sequence[Term]) -> ReviewedSegment:
+    text, decisions = apply(segment.text, proposals, {term.text for term in terms})
+    return ReviewedSegment(name, segment, text, tuple(decisions))

@@ -1,0 +1,27 @@
+"""Stage 2: where someone speaks."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pipelines.meeting.stages import Context
+from speech import vad
+from speech.decode import open_pcm
+from speech.splitter import SAMPLE_RATE
+
+VERSION = 1
+
+
+async def segment(context: Context, done: dict[str, str]) -> str:
+    """The artifact is a list of [start, end] in seconds."""
+    key = context.artifacts.key("segment", "vad", done["decode"], VERSION)
+    if context.artifacts.read(key, list[tuple[float, float]]) is None:
+        samples = open_pcm(context.artifacts.path(done["decode"], ".pcm"))
+        total = max(len(samples) / SAMPLE_RATE, 0.001)
+        spans = await asyncio.to_thread(
+            vad.detect, samples, on_progress=lambda seconds: context.report(seconds / total)
+        )
+        if not spans:
+            context.warn("no speech was found in the recording")
+        context.artifacts.write(key, [(round(span.start, 3), round(span.end, 3)) for span in spans])
+    return key

@@ -1,0 +1,42 @@
+"""What every stage is given, and the table of stages in their order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from duet.settings import Settings
+from pipelines.meeting.job import Artifacts, JobFolder, Request
+
+
+@dataclass
+class Context:
+    """One stage of one job, running. Progress is written at most a few times a second."""
+
+    settings: Settings
+    folder: JobFolder
+    request: Request
+    artifacts: Artifacts
+    _written_at: float = field(default=0.0, repr=False)
+
+    def report(self, share: float) -> None:
+        """`share` of this stage is done, 0 to 1."""
+        now = time.monotonic()
+        if now - self._written_at < 0.2 and share < 1:
+            return
+        self._written_at = now
+        progress = self.folder.progress()
+        progress.done = min(1.0, share)
+        self.folder.write_progress(progress)
+
+    def warn(self, message: str) -> None:
+        """Something that the reader of the outputs must know; said once."""
+        progress = self.folder.progress()
+        if message not in progress.warnings:
+            progress.warnings.append(message)
+            self.folder.write_progress(progress)
+
+
+Stage = Callable[[Context, dict[str, str]], Awaitable[str]]
+"""Given the artifact keys of the stages before it, a stage returns its own."""

@@ -1,0 +1,159 @@
+"""Stage 4: segments of one speaker each, recognised in batches with language, emotion and event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from duet.errors import Unavailable
+from duet.wire import Segment
+from pipelines.clients import Engine
+from pipelines.glossary import parse
+from pipelines.meeting.diarize import SpeakerTurn
+from pipelines.meeting.stages import Context
+from speech.decode import open_pcm
+from speech.sensevoice import BATCH_CLIPS, SenseVoice, find_sensevoice, shifted
+from speech.splitter import SAMPLE_RATE, Span, split
+
+VERSION = 1
+SHORT_SECONDS = 0.3
+"""A change of speaker shorter than this is the diarizer's flicker, not a turn."""
+
+
+class Spoken(msgspec.Struct, frozen=True):
+    """A segment to recognise: one speaker, seconds."""
+
+    start: float
+    end: float
+    speaker: str | None
+
+
+async def transcribe(context: Context, done: dict[str, str]) -> str:
+    """The artifact is a list of `Segment`; those without text are left out."""
+    samples = open_pcm(context.artifacts.path(done["decode"], ".pcm"))
+    spans = [Span(*pair) for pair in context.artifacts.read(done["segment"], list[tuple[float, float]])]
+    turns = context.artifacts.read(done["diarize"], list[SpeakerTurn])
+    spoken = assign(samples, spans, turns)
+    options = context.request.options
+    model_dir = find_sensevoice(context.settings)
+    if model_dir is None:
+        raise Unavailable(
+            "no speech recogniser is installed: put SenseVoice's model.int8.onnx and tokens.txt into "
+            "$DUET_HOME/models/sensevoice, or start with --embedded"
+        )
+    base = [done["decode"], str(model_dir), options.quality, options.language, VERSION]
+    key = context.artifacts.key("transcribe", "segments", *base, [[s.start, s.end, s.speaker] for s in spoken])
+    if context.artifacts.read(key, list[Segment]) is not None:
+        return key
+    recogniser = SenseVoice(model_dir)
+    try:
+        segments: list[Segment] = []
+        for start in range(0, len(spoken), BATCH_CLIPS):
+            batch = spoken[start : start + BATCH_CLIPS]
+            segments += await _batch(context, recogniser, samples, batch, base)
+            context.report((start + len(batch)) / len(spoken))
+    finally:
+        await recogniser.close()
+    context.artifacts.write(key, [segment for segment in segments if segment.text])
+    return key
+
+
+async def _batch(
+    context: Context,
+    recogniser: SenseVoice,
+    samples: np.ndarray[Any, np.dtype[np.int16]],
+    batch: Sequence[Spoken],
+    base: list[Any],
+) -> list[Segment]:
+    """One batch's segments, from its artifact if an earlier run got that far."""
+    key = context.artifacts.key("transcribe", "batch", *base, [[s.start, s.end, s.speaker] for s in batch])
+    known = context.artifacts.read(key, list[Segment])
+    if known is not None:
+        return list(known)
+    clips = [samples[int(s.start * SAMPLE_RATE) : int(s.end * SAMPLE_RATE)] for s in batch]
+    heard = await recogniser.transcribe([clip.astype(np.float32) / 32768.0 for clip in clips])
+    if context.request.options.quality == "high":
+        heard = await _again_by_engine(context, clips, heard)
+    segments = [
+        msgspec.structs.replace(shifted(segment, s.start), speaker=s.speaker)
+        for s, segment in zip(batch, heard, strict=True)
+    ]
+    context.artifacts.write(key, segments)
+    return segments
+
+
+async def _again_by_engine(
+    context: Context, clips: list[np.ndarray[Any, np.dtype[np.int16]]], heard: list[Segment]
+) -> list[Segment]:
+    """Text from Qwen3-ASR, tags from SenseVoice. Without the engine's model the text stays, and the job says so."""
+    settings, options = context.settings, context.request.options
+    async with Engine(settings, timeout_seconds=settings.router.engine_timeout_seconds) as engine:
+        model = settings.router.asr_model
+        if not await engine.has_asr(model):
+            context.warn("quality=high: the engine has no speech model ready, SenseVoice transcribed instead")
+            return heard
+        hotwords = [term.text for term in parse(options.glossary)]
+        better = []
+        for clip, segment in zip(clips, heard, strict=True):
+            found = await engine.transcribe(model, clip, language=options.language, hotwords=hotwords)
+            better.append(
+                msgspec.structs.replace(
+                    segment,
+                    text=found.text or segment.text,
+                    language=found.language or segment.language,
+                    low_confidence=found.low_confidence,
+                    words=() if found.text else segment.words,
+                )
+            )
+        return better
+
+
+def assign(
+    samples: np.ndarray[Any, np.dtype[np.int16]], spans: Sequence[Span], turns: Sequence[SpeakerTurn]
+) -> list[Spoken]:
+    """Speech cut where the speaker changes, each piece with its speaker, pieces merged and split for the recogniser."""
+    runs: list[tuple[str | None, list[Span]]] = []
+    for span in spans:
+        for piece, speaker in _by_speaker(span, turns):
+            if runs and runs[-1][0] == speaker:
+                runs[-1][1].append(piece)
+            else:
+                runs.append((speaker, [piece]))
+    spoken = []
+    for speaker, pieces in runs:
+        spoken += [Spoken(round(s.start, 3), round(s.end, 3), speaker) for s in split(samples, pieces)]
+    return _clamped(spoken)
+
+
+def _clamped(spoken: list[Spoken]) -> list[Spoken]:
+    """Runs were padded apart: their padding may reach into one another."""
+    result: list[Spoken] = []
+    for item in spoken:
+        if result and item.start < result[-1].end:
+            middle = round((item.start + result[-1].end) / 2, 3)
+            result[-1] = msgspec.structs.replace(result[-1], end=middle)
+            item = msgspec.structs.replace(item, start=middle)
+        result.append(item)
+    return [item for item in result if item.end > item.start]
+
+
+def _by_speaker(span: Span, turns: Sequence[SpeakerTurn]) -> list[tuple[Span, str | None]]:
+    """A stretch of speech divided among the speakers; what nobody was heard in belongs to the piece before it."""
+    marks = [turn for turn in turns if turn.end > span.start and turn.start < span.end]
+    pieces: list[tuple[Span, str | None]] = []
+    at = span.start
+    for i, turn in enumerate(marks):
+        following = marks[i + 1].start if i + 1 < len(marks) else span.end
+        end = span.end if i + 1 == len(marks) else min(span.end, max(following, at))
+        if end - at < SHORT_SECONDS and pieces:
+            pieces[-1] = (Span(pieces[-1][0].start, max(end, at)), pieces[-1][1])
+        elif end > at:
+            if pieces and pieces[-1][1] == turn.speaker:
+                pieces[-1] = (Span(pieces[-1][0].start, end), turn.speaker)
+            else:
+                pieces.append((Span(at, end), turn.speaker))
+        at = max(at, end)
+    return pieces or [(span, None)]
