@@ -121,7 +121,7 @@ class _Connection(Generic[In]):
         self.child = child
         self.waiting: dict[str, asyncio.Future[In]] = {}
         self.started_at = time.monotonic()
-        self._given_up = False
+        self._given_up = self._closing = False
         self.reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
 
     @property
@@ -141,10 +141,14 @@ class _Connection(Generic[In]):
                 if waiter is not None and not waiter.done():  # its caller may have gone
                     waiter.set_result(answer)
         except (ChannelClosed, msgspec.DecodeError) as error:
-            self.child.kill()  # half dead is worse than dead
+            if not self._closing:
+                self.child.kill()  # half dead is worse than dead
             code = await self.child.wait()
-            logger.warning(
-                "%s ended", self.child.name, extra={"action": "child_ended", "exit_code": code, "cause": repr(error)}
+            logger.log(
+                logging.INFO if self._closing else logging.WARNING,
+                "%s ended",
+                self.child.name,
+                extra={"action": "child_ended", "exit_code": code, "cause": repr(error)},
             )
             for waiter in self.waiting.values():
                 if not waiter.done():
@@ -152,6 +156,7 @@ class _Connection(Generic[In]):
             self.waiting.clear()
 
     async def close(self) -> None:
+        self._closing = True
         await self.child.stop()
         await asyncio.wait([self.reader])
 

@@ -21,7 +21,6 @@ def main() -> int:
         logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
         return EXIT_CONFIG
     configure_logs(settings.log_level, "meetings")
-    logging.getLogger("dbos").propagate = True
     asyncio.run(_run(settings))
     return 0
 

@@ -1,11 +1,13 @@
 """Audio files of any common kind become mono at 16 kHz, in bounded memory. PyAV carries its own FFmpeg.
 
-The file is untrusted: only containers of the table below are tried, so that a playlist cannot make FFmpeg open other files
-or addresses; claims of its header (rate, duration) are checked against bounds and against what comes out.
+The file is untrusted: only the demuxer that its first bytes call for is tried, so that a playlist cannot make FFmpeg
+open other files or addresses; claims of its header (rate, channels, duration) are checked against bounds and against what
+comes out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,15 +19,18 @@ import av.error
 import numpy as np
 
 from duet.errors import InvalidRequest
+from speech.containers import declared_seconds, demuxers
 from speech.splitter import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-CONTAINERS = ("wav", "mp3", "flac", "ogg", "matroska", "mov", "aac", "amr", "aiff", "caf", "w64")
-"""FFmpeg's demuxers for wav, mp3, m4a/mp4, flac, ogg/opus, webm, aac, amr. No playlists, no devices, no protocols."""
 MIN_RATE, MAX_RATE = 4_000, 384_000
+MAX_CHANNELS = 64
 MIN_COMPLETE = 0.9
 """A file that gives less than this share of the duration it declares is truncated."""
+
+_PADDING_SECONDS = 0.1
+"""Codecs add or take a frame or two at the ends."""
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -37,10 +42,6 @@ class InvalidAudio(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="file")
-
-
-class _Unusable(Exception):
-    """One demuxer cannot read the file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AudioInfo:
 
 def probe(path: Path) -> AudioInfo:
     """Read the header. Raises `InvalidAudio`."""
-    with _open(path) as (_, info):
+    with _opened(path) as (_, info):
         return info
 
 
@@ -88,33 +89,25 @@ def open_pcm(path: Path) -> np.ndarray[Any, np.dtype[np.int16]]:
     return np.memmap(path, dtype="<i2", mode="r")
 
 
-class _open:  # noqa: N801 - reads as the statement it is
-    """The first audio stream of a file, by the first demuxer that can read it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> tuple[Any, AudioInfo]:
-        self._container = _open_container(self._path)
-        try:
-            return self._container, _info(self._container)
-        except BaseException:
-            self._container.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, AudioInfo]]:
+    """The container and its first audio stream, by the first demuxer that can read it."""
+    container = _open(path)
+    try:
+        yield container, _info(path, container)
+    finally:
+        container.close()
 
 
-def _open_container(path: Path) -> Any:
+def _open(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise InvalidAudio("the file is empty")
-    for name in _guess(path):
+    for name in demuxers(path):
         try:
             # file: and nothing else, also for what the container itself refers to.
             container = av.open(f"file:{path}", format=name, options={"protocol_whitelist": "file"})
-        except (av.error.FFmpegError, ValueError, OSError):
-            logger.debug("not %s", name)
+        except (av.error.FFmpegError, ValueError) as error:
+            logger.info("%s could not open the file: %s", name, error, extra={"action": "demuxer_refused"})
             continue
         if container.streams.audio:
             return container
@@ -123,92 +116,91 @@ def _open_container(path: Path) -> Any:
     raise InvalidAudio("the file is no audio that can be read (wav, mp3, m4a, flac, ogg, webm)")
 
 
-def _guess(path: Path) -> tuple[str, ...]:
-    """Demuxers to try, by the file's first bytes; a name is not trusted."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return ("wav",)
-    if head[:4] == b"fLaC":
-        return ("flac",)
-    if head[:4] == b"OggS":
-        return ("ogg",)
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return ("matroska",)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return ("mov",)
-    if head[:5] == b"#!AMR":
-        return ("amr",)
-    if head[:4] == b"FORM":
-        return ("aiff",)
-    if head[:4] == b"caff":
-        return ("caf",)
-    if head[:3] == b"ID3":
-        return ("mp3", "aac")
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        # A sync word: layer bits 00 are ADTS AAC, others MPEG audio.
-        return ("aac", "mp3") if head[1] & 0x06 == 0 else ("mp3",)
-    return ()
-
-
-def _info(container: Any) -> AudioInfo:
+def _info(path: Path, container: Any) -> AudioInfo:
     stream = container.streams.audio[0]
     rate, channels = stream.codec_context.sample_rate or 0, stream.codec_context.channels or 0
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InvalidAudio(f"a sample rate of {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
-    if channels < 1:
-        raise InvalidAudio("the audio has no channels")
-    duration = None
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise InvalidAudio(f"{channels} channels are outside 1 to {MAX_CHANNELS}")
+    reported = None
     if stream.duration is not None and stream.time_base is not None:
-        duration = float(stream.duration * stream.time_base)
+        reported = float(stream.duration * stream.time_base)
     elif container.duration is not None:
-        duration = container.duration / 1_000_000
-    return AudioInfo(container.format.name, stream.codec_context.name, rate, channels, duration)
+        reported = container.duration / 1_000_000
+    name = container.format.name
+    return AudioInfo(name, stream.codec_context.name, rate, channels, declared_seconds(path, name, reported))
 
 
 def _blocks(path: Path, max_seconds: float, on_progress: Callable[[float], None] | None) -> Iterator[Samples]:
     """Mono blocks at 16 kHz. Raises `InvalidAudio` when the file is too long, truncated or broken."""
-    with _open(path) as (container, info):
+    with _opened(path) as (container, info):
         if info.duration_seconds is not None and info.duration_seconds > max_seconds:
             raise InvalidAudio(
                 f"the audio is {info.duration_seconds:.0f} s long; at most {max_seconds:.0f} s are taken"
             )
-        count, reported, broken = 0, 0.0, False
-        try:
-            for block in _resampled(container, info.sample_rate):
-                count += len(block)
-                seconds = count / SAMPLE_RATE
-                if seconds > max_seconds:
-                    raise InvalidAudio(f"the audio is longer than the {max_seconds:.0f} s that are taken")
-                if on_progress and seconds - reported >= 10:
-                    reported = seconds
-                    on_progress(seconds)
-                yield block
-        except (av.error.FFmpegError, ValueError, IndexError) as error:
-            logger.info("decoding stopped early: %s", error, extra={"action": "decode_stopped"})
-            broken = True
-        seconds = count / SAMPLE_RATE
+        count, reported = 0, 0.0
+        for block in _resampled(_frames(container), info.sample_rate):
+            count += len(block)
+            seconds = count / SAMPLE_RATE
+            if seconds > max_seconds + _PADDING_SECONDS:
+                raise InvalidAudio(f"the audio is longer than the {max_seconds:.0f} s that are taken")
+            if on_progress and seconds - reported >= 10:
+                reported = seconds
+                on_progress(seconds)
+            yield block
+        seconds, declared = count / SAMPLE_RATE, info.duration_seconds or 0.0
         if count == 0:
             raise InvalidAudio("no audio could be decoded from the file")
-        declared = info.duration_seconds or 0.0
-        if seconds < MIN_COMPLETE * declared - 0.1:
+        if seconds < MIN_COMPLETE * declared - _PADDING_SECONDS:
             raise InvalidAudio(f"the file is truncated: {seconds:.1f} s of its {declared:.1f} s could be decoded")
-        if broken and not declared:
-            raise InvalidAudio(f"the file is damaged after {seconds:.1f} s")
 
 
-def _resampled(container: Any, rate: int) -> Iterator[Samples]:
-    """Channels averaged first, then resampled: FFmpeg's own float downmix is louder than their mean by √2."""
-    to_planar, to_16k = None, av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-    for frame in container.decode(audio=0):
-        if to_planar is None:
-            to_planar = av.AudioResampler(format="fltp", rate=rate)
+def _frames(container: Any) -> Iterator[Any]:
+    """Decoded frames of the first audio stream. A damaged packet is left out, as players do; a damaged container ends it.
+
+    Raises `InvalidAudio` when more packets are damaged than whole: that is no audio.
+    """
+    whole = damaged = 0
+    packets = container.demux(container.streams.audio[0])
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except av.error.FFmpegError as error:
+            logger.info("the container ends early: %s", error, extra={"action": "decode_stopped"})
+            break
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            damaged += 1
+            continue
+        whole += 1
+        yield from frames
+    if damaged:
+        logger.info("damaged packets left out", extra={"action": "decode_damaged", "whole": whole, "damaged": damaged})
+    if damaged > whole:
+        raise InvalidAudio("the file is damaged: less than half of it can be decoded")
+
+
+def _resampled(frames: Iterator[Any], rate: int) -> Iterator[Samples]:
+    """Channels averaged first, then resampled: FFmpeg's own float downmix is louder than their mean by √2.
+
+    A stream may change its format, layout or rate on its way (chained Ogg, HE-AAC); each stretch gets its own converter.
+    """
+    to_16k = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+    to_planar, shape = None, None
+    for frame in frames:
+        seen = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if seen != shape:
+            to_planar, shape = av.AudioResampler(format="fltp", rate=rate), seen
+        frame.pts = None  # broken time stamps are no reason to stretch the audio
         for planar in to_planar.resample(frame):
-            mono = _as_frame(planar.to_ndarray().mean(axis=0, dtype=np.float32), rate)
-            for out in to_16k.resample(mono):
-                yield _clean(out.to_ndarray()[0])
+            for out in to_16k.resample(_as_frame(_clean(planar.to_ndarray()).mean(axis=0, dtype=np.float32), rate)):
+                yield np.clip(out.to_ndarray()[0], -1.0, 1.0)
     for out in to_16k.resample(None):
-        yield _clean(out.to_ndarray()[0])
+        yield np.clip(out.to_ndarray()[0], -1.0, 1.0)
 
 
 def _as_frame(mono: Samples, rate: int) -> Any:
@@ -218,5 +210,5 @@ def _as_frame(mono: Samples, rate: int) -> Any:
 
 
 def _clean(samples: Samples) -> Samples:
-    """A float file may hold NaN or infinity, which would poison every later step."""
+    """A float file may hold NaN or infinity, which the resampler would smear over its neighbours."""
     return np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)

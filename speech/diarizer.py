@@ -22,7 +22,11 @@ from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed
 from speech.splitter import SAMPLE_RATE
 
 WINDOW_SECONDS, OVERLAP_SECONDS = 720.0, 30.0
+LINK_DISTANCE = 0.5
+"""Cosine distance of voice prints below which speakers of two windows are one: prints of 20 s are steadier than the
+short pieces that the clustering of a window sees."""
 TIMEOUT_SECONDS = 900.0
+_TOUCHING_SECONDS = 0.15
 EMBEDDED_ID = "duet-tiny-speaker"
 
 
@@ -47,13 +51,14 @@ def find_diarizer(settings: Settings) -> Path | None:
 
 
 class Diarizer:
-    """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints), and may hold speaker.toml with `threshold`."""
+    """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints), and may hold speaker.toml with
+    `threshold` (clustering distance) and `min_turn_seconds`."""
 
     def __init__(self, model_dir: Path) -> None:
         if missing := [name for name in ("seg.onnx", "spk.onnx") if not (model_dir / name).is_file()]:
             raise Unavailable(f"the speaker models in {model_dir} lack {' and '.join(missing)}")
-        self._threshold = _threshold(model_dir)
-        arguments = ["--model-dir", str(model_dir), "--threshold", str(self._threshold)]
+        self._min_turn_seconds = _parameter(model_dir, "min_turn_seconds", 0.3)
+        arguments = ["--model-dir", str(model_dir), "--threshold", str(_parameter(model_dir, "threshold", 0.5))]
         self._service: Service[Diarized | DiarizeFailed] = Service(
             "speech.diarizer_child", arguments, Diarized | DiarizeFailed, name="diarizer"
         )
@@ -77,7 +82,7 @@ class Diarizer:
             parts.append((first / SAMPLE_RATE, answer))
             if on_progress:
                 on_progress(last / total if total else 1.0)
-        return named(linked(parts, threshold=self._threshold, speakers=speakers))
+        return named(smoothed(linked(parts, threshold=LINK_DISTANCE, speakers=speakers), self._min_turn_seconds))
 
     async def close(self) -> None:
         await self._service.close()
@@ -125,6 +130,28 @@ def _nearest(voice: tuple[float, ...], known: list[np.ndarray], taken: set[int])
     return min(distances, default=None)
 
 
+def smoothed(turns: Sequence[tuple[float, float, int]], min_seconds: float) -> list[tuple[float, float, int]]:
+    """Turns shorter than `min_seconds` that touch another one become part of it: a change of speaker that short is the
+    model's flicker. A short turn that stands alone stays."""
+    result = list(turns)
+    while True:
+        short = [
+            (end - start, i, j)
+            for i, (start, end, speaker) in enumerate(result)
+            for j in (i - 1, i + 1)
+            if end - start < min_seconds
+            and 0 <= j < len(result)
+            and result[j][2] != speaker
+            and max(start, result[j][0]) - min(end, result[j][1]) < _TOUCHING_SECONDS
+            and result[j][1] - result[j][0] >= end - start
+        ]
+        if not short:
+            return result
+        _, i, j = min(short)
+        low, high = min(i, j), max(i, j)
+        result[low : high + 1] = [(result[low][0], max(result[low][1], result[high][1]), result[j][2])]
+
+
 def named(turns: Sequence[tuple[float, float, int]]) -> list[Turn]:
     """Labels by first appearance, and the mark of overlapping speech."""
     labels: dict[int, str] = {}
@@ -141,11 +168,12 @@ def named(turns: Sequence[tuple[float, float, int]]) -> list[Turn]:
     return result
 
 
-def _threshold(model_dir: Path) -> float:
+def _parameter(model_dir: Path, name: str, default: float) -> float:
+    """A number of the models' own speaker.toml, if there is one and it says it."""
     path = model_dir / "speaker.toml"
     if not path.is_file():
-        return 0.5
+        return default
     try:
-        return float(tomllib.loads(path.read_text(encoding="utf-8"))["threshold"])
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise Unavailable(f"{path} needs one number, threshold") from error
+        return float(tomllib.loads(path.read_text(encoding="utf-8")).get(name, default))
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        raise Unavailable(f"{path}: {name} is no number") from error

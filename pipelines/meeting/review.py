@@ -51,12 +51,8 @@ async def review(context: Context, done: dict[str, str]) -> str:
             reviewer = await engine.reviewer(model) if segments else None
         except (EngineUnavailable, DuetError) as error:
             problem = error.message
-        base = [
-            done["transcribe"],
-            context.request.options.glossary,
-            reviewer and [reviewer.id, reviewer.prompt],
-            VERSION,
-        ]
+        asked = [reviewer.id, reviewer.prompt] if reviewer else None
+        base: list[object] = [done["transcribe"], context.request.options.glossary, asked, VERSION]
         key = context.artifacts.key("review", "segments", *base)
         if context.artifacts.read(key, Review) is not None:
             return key
@@ -78,7 +74,7 @@ async def _windows(
     reviewer: Reviewer,
     named: Sequence[tuple[str, Segment]],
     terms: Sequence[Term],
-    base: list[object],
+    base: Sequence[object],
 ) -> list[ReviewedSegment]:
     """All windows, a few at once, each kept as an artifact when done."""
     dialect = DIALECTS[reviewer.prompt]

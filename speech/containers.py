@@ -1,0 +1,98 @@
+"""What the first bytes of an audio file say: which demuxer reads it, and how much audio it should hold.
+
+A name is not trusted. FFmpeg hides two facts that matter for telling whether a file is whole: a WAV file's own length is
+silently cut to what is there, and an MP3 without a Xing header gets a guess from its first frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+_FTYP_LIKE = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_STREAMED_FROM = 0x7FFF_0000
+"""Lengths from here on are what programs write that could not know it: 0x7FFFF000 (espeak-ng, sox), 0xFFFFFFFF (ffmpeg)."""
+_MAX_CHUNKS = 1000
+
+
+def demuxers(path: Path) -> tuple[str, ...]:
+    """FFmpeg's demuxers to try, best first; empty for what is no known audio file. Only these are ever used: no playlists,
+    devices or protocols."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+        return ("wav",)
+    if head[:4] == b"fLaC":
+        return ("flac",)
+    if head[:4] == b"OggS":
+        return ("ogg",)
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return ("matroska",)
+    if head[4:8] in _FTYP_LIKE:
+        return ("mov",)
+    if head[:5] == b"#!AMR":
+        return ("amr",)
+    if head[:4] == b"FORM":
+        return ("aiff",)
+    if head[:4] == b"caff":
+        return ("caf",)
+    if head[:3] == b"ID3":
+        return ("mp3", "aac")
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+        # A sync word: layer bits 00 are ADTS AAC, others MPEG audio.
+        return ("aac", "mp3") if head[1] & 0x06 == 0 else ("mp3",)
+    return ()
+
+
+def declared_seconds(path: Path, container: str, reported: float | None) -> float | None:
+    """The duration that the file itself claims. `reported` is FFmpeg's figure for it; None where nobody knows."""
+    if reported is None:
+        return None
+    if container == "wav":
+        return reported * _wav_missing_factor(path)
+    if container == "mp3":
+        return reported if _has_xing(path) else None
+    if container in ("aac", "amr"):  # bare frames: FFmpeg guesses from the first
+        return None
+    return reported
+
+
+def _wav_missing_factor(path: Path) -> float:
+    """Bytes that the data chunk claims, over those that are there; 1 when whole, streamed, or not understood."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return 1.0
+        file.seek(12)
+        for _ in range(_MAX_CHUNKS):
+            head = file.read(8)
+            if len(head) < 8:
+                return 1.0
+            length = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                present = size - file.tell()
+                if present <= 0 or length <= present or length >= _STREAMED_FROM:
+                    return 1.0
+                return length / present
+            file.seek(length + length % 2, 1)
+    return 1.0
+
+
+def _has_xing(path: Path) -> bool:
+    """Whether an MP3's first frame is the header that counts its frames (Xing, Info or VBRI)."""
+    with path.open("rb") as file:
+        _skip_id3(file)
+        start = file.read(2048)
+    return any(tag in start for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _skip_id3(file: BinaryIO) -> None:
+    """An ID3v2 tag's length has seven bits a byte (https://id3.org/id3v2.4.0-structure)."""
+    head = file.read(10)
+    if head[:3] != b"ID3" or len(head) < 10:
+        file.seek(0)
+        return
+    length = 0
+    for byte in head[6:10]:
+        length = length << 7 | byte & 0x7F
+    file.seek(10 + length)
