@@ -49,7 +49,7 @@ def declared_seconds(path: Path, container: str, reported: float | None) -> floa
     if reported is None:
         return None
     if container == "wav":
-        return reported * _wav_missing_factor(path)
+        return max(reported, _truncated_wav_seconds(path))
     if container == "mp3":
         return reported if _has_xing(path) else None
     if container in ("aac", "amr"):  # bare frames: FFmpeg guesses from the first
@@ -57,25 +57,26 @@ def declared_seconds(path: Path, container: str, reported: float | None) -> floa
     return reported
 
 
-def _wav_missing_factor(path: Path) -> float:
-    """Bytes that the data chunk claims, over those that are there; 1 when whole, streamed, or not understood."""
-    size = path.stat().st_size
+def _truncated_wav_seconds(path: Path) -> float:
+    """The seconds that the header of a cut WAV file promises; 0 when it is whole, streamed, or not understood."""
+    size, bytes_a_second = path.stat().st_size, 0
     with path.open("rb") as file:
         if file.read(4) != b"RIFF":
-            return 1.0
+            return 0.0
         file.seek(12)
         for _ in range(_MAX_CHUNKS):
             head = file.read(8)
-            if len(head) < 8:
-                return 1.0
             length = int.from_bytes(head[4:], "little")
+            if len(head) < 8:
+                break
             if head[:4] == b"data":
-                present = size - file.tell()
-                if present <= 0 or length <= present or length >= _STREAMED_FROM:
-                    return 1.0
-                return length / present
-            file.seek(length + length % 2, 1)
-    return 1.0
+                cut = file.tell() + length > size and length < _STREAMED_FROM
+                return length / bytes_a_second if cut and bytes_a_second else 0.0
+            body = file.read(min(length, 16))
+            if head[:4] == b"fmt " and len(body) == 16:
+                bytes_a_second = int.from_bytes(body[8:12], "little")
+            file.seek(length - len(body) + length % 2, 1)
+    return 0.0
 
 
 def _has_xing(path: Path) -> bool:

@@ -190,7 +190,8 @@ def _resampled(frames: Iterator[Any], rate: int) -> Iterator[Samples]:
     A stream may change its format, layout or rate on its way (chained Ogg, HE-AAC); each stretch gets its own converter.
     """
     to_16k = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-    to_planar, shape = None, None
+    to_planar: Any = None
+    shape: tuple[str, str, int] | None = None
     for frame in frames:
         seen = (frame.format.name, frame.layout.name, frame.sample_rate)
         if seen != shape:
