@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Literal
-
 import msgspec
 
 from speech.homophones import similarity
@@ -14,8 +12,13 @@ from speech.normalise import units
 MAX_RATIO, MAX_INSERTED_UNITS, MAX_DELETED_UNITS = 0.35, 2, 3
 MIN_SIMILARITY_IN_GLOSSARY, MIN_SIMILARITY = 0.4, 0.5
 FILLERS = frozenset({"嗯", "呃", "啊", "额", "um", "uh", "er", "erm"})
-_DIGITS = re.compile(
-    r"\d|[零〇一二两三四五六七八九十百千万亿半]|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand)\b"
+_HAN_NUMERAL = "零〇一二两三四五六七八九十百千万亿"
+# A single Han numeral is a number only where something is counted; elsewhere it is a misheard syllable like any other.
+_NUMBERS = re.compile(
+    rf"\d+(?:[.,:]\d+)*|第[{_HAN_NUMERAL}]+|[{_HAN_NUMERAL}]{{2,}}"
+    rf"|[{_HAN_NUMERAL}](?=[个天周月日年点分秒号次台人位倍成岁块元度条件项])"
+    r"|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand)\b",
+    re.IGNORECASE,
 )
 _NEGATIONS = re.compile(r"不|没|无|非|别|未|\b(?:not|no|never|none|cannot)\b|n't\b", re.IGNORECASE)
 
@@ -68,9 +71,10 @@ def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str |
         return "too much would be deleted"
     if not after:
         return None if not lost else "a word would be deleted"
-    if _count(_DIGITS, source) != _count(_DIGITS, target):
+    changed = text.replace(source, target, 1)
+    if _found(_NUMBERS, text) != _found(_NUMBERS, changed):
         return "a number would change"
-    if _count(_NEGATIONS, source) != _count(_NEGATIONS, target):
+    if _found(_NEGATIONS, text) != _found(_NEGATIONS, changed):
         return "a negation would change"
     alike, known = similarity(source, target), target in glossary
     if alike < (MIN_SIMILARITY_IN_GLOSSARY if known else MIN_SIMILARITY):
@@ -78,8 +82,5 @@ def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str |
     return None
 
 
-def _count(pattern: re.Pattern[str], text: str) -> list[str]:
+def _found(pattern: re.Pattern[str], text: str) -> list[str]:
     return sorted(match.lower() for match in pattern.findall(text))
-
-
-Dialect = Literal["instruction", "duet-tiny"]
