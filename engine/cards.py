@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,16 @@ import models
 from duet.errors import ModelNotFound
 from duet.settings import Settings
 from engine.downloads import Downloads
-from engine.types import Role
+from engine.types import Role, SamplingParams
 
 WorkerRole = Literal["chat", "embedding", "asr"]
+PRESETS = frozenset({"16gb", "32gb", "64gb"})
 ROLE_NAMES = (*get_args(Role), "completions", "reviewer")
 _ENCODERS = frozenset({"bert", "modernbert", "xlm-roberta", "roberta", "distilbert", "nomic_bert", "gte", "new"})
 _SPEECH = frozenset({"qwen3_asr", "whisper"})
+_SAMPLING = frozenset(SamplingParams.__struct_fields__) - {"seed", "logit_bias", "logprobs", "top_logprobs"}
+RESCAN_SECONDS = 2.0
+"""How long a look at the disk holds. A name that is not found looks again at once."""
 
 
 class CardError(Exception):
@@ -52,6 +57,9 @@ class Card:
     review_window_segments: int | None = None
     review_prompt: str | None = None
     presets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ocr_prompt: str | None = None
+    stops: tuple[str, ...] = ()
+    max_tokens: int | None = None
 
     @property
     def worker_role(self) -> WorkerRole:
@@ -74,9 +82,16 @@ def read_card(path: Path) -> Card:
         raise CardError(f"{path}: {error}") from error
     if unknown := set(values) - known:
         raise CardError(f"{path}: unknown key {', '.join(sorted(unknown))}")
-    if bad := set(values.get("roles", ())) - set(get_args(Role)):
-        raise CardError(f"{path}: unknown role {', '.join(sorted(bad))}")
-    review = values.get("review", {})
+    review, ocr = values.get("review", {}), values.get("ocr", {})
+    for table, allowed in (
+        (values.get("roles", ()), frozenset(get_args(Role))),
+        (values.get("sampling", {}), _SAMPLING),
+        (review, frozenset({"window_segments", "prompt"})),
+        (ocr, frozenset({"prompt", "stops", "max_tokens"})),
+        (values.get("presets", {}), PRESETS),
+    ):
+        if bad := set(table) - allowed:
+            raise CardError(f"{path}: unknown {', '.join(sorted(bad))}; known: {', '.join(sorted(allowed))}")
     folder = path.parent / values["id"]
     here = folder.is_dir()
     return Card(
@@ -95,6 +110,9 @@ def read_card(path: Path) -> Card:
         review_window_segments=review.get("window_segments"),
         review_prompt=review.get("prompt"),
         presets={name: tuple(roles) for name, roles in values.get("presets", {}).items()},
+        ocr_prompt=ocr.get("prompt"),
+        stops=tuple(ocr.get("stops", ())),
+        max_tokens=ocr.get("max_tokens"),
     )
 
 
@@ -118,6 +136,19 @@ def classify(folder: Path) -> tuple[Role, ...]:
     return ("chat", "vision") if config.get("vision_config") else ("chat",)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What a folder held when its `stamp` (modification times of folder and config.json) was as given."""
+
+    stamp: tuple[int, int]
+    roles: tuple[Role, ...]
+    weight_bytes: int
+
+
+def _folded(name: str) -> str:
+    return name.casefold()
+
+
 class Catalogue:
     """Every model by name. Folders are looked at again when asked, so that a new one needs no restart."""
 
@@ -128,59 +159,81 @@ class Catalogue:
             [read_card(path) for path in sorted(models.EMBEDDED.glob("*.toml"))] if settings.embedded else []
         )
         self._preset = preset_for(physical_memory_bytes())
-
-    def present(self) -> list[Card]:
-        """Models on this machine: embedded, local folders, complete snapshots of the hub's cache."""
-        found: dict[str, Card] = {card.id: card for card in self._embedded if card.roles}
-        for root in self._settings.engine.model_dirs:
-            for folder in _folders(root):
-                if roles := classify(folder):
-                    found.setdefault(folder.name, self._local(folder.name, folder, roles))
-        if self._settings.engine.hub:
-            for repo, folder in self._downloads.snapshots():
-                if roles := classify(folder):
-                    found.setdefault(repo, self._local(repo, folder, roles))
-        return list(found.values())
-
-    def _local(self, name: str, folder: Path, roles: tuple[Role, ...]) -> Card:
-        """A folder's card: the package's card of that name or repo if it has one, with the folder filled in."""
-        size = _weights_size(folder)
-        known = next((card for card in self._cards if name in card.names or folder.name in card.names), None)
-        base = replace(known, id=name, aliases=tuple(known.names - {name})) if known else Card(id=name)
-        return replace(
-            base,
-            roles=base.roles or roles,
-            path=folder,
-            bytes_on_disk=size,
-            memory_bytes=base.memory_bytes or size,
-        )
+        self._looked: dict[Path, _Look] = {}
+        self._known: list[Card] = []
+        self._known_until = 0.0
 
     def known(self) -> list[Card]:
-        """Present models, then cards of models that could be fetched."""
-        present = self.present()
-        names = {name for card in present for name in card.names}
-        absent = [card for card in self._cards if not card.names & names] if self._settings.engine.hub else []
-        return [*present, *absent]
+        """Models on this machine (embedded, local folders, complete snapshots of the hub's cache), then those that
+        could be fetched. Not older than `RESCAN_SECONDS`."""
+        if time.monotonic() >= self._known_until:
+            self._known = self._scan()
+            self._known_until = time.monotonic() + RESCAN_SECONDS
+        return self._known
+
+    def _scan(self) -> list[Card]:
+        found: dict[str, Card] = {card.id: card for card in self._embedded if card.roles}
+        places = [(folder.name, folder) for root in self._settings.engine.model_dirs for folder in _folders(root)]
+        if self._settings.engine.hub:
+            places += self._downloads.snapshots()
+        looked = {folder: look for _, folder in places if (look := self._look(folder)) is not None}
+        self._looked = looked  # folders that went are forgotten
+        for name, folder in places:
+            if folder in looked and looked[folder].roles:
+                card = self._local(name, folder, looked[folder])
+                found.setdefault(card.id, card)
+        names = {_folded(name) for card in found.values() for name in card.names}
+        fetchable = self._cards if self._settings.engine.hub else []
+        return [*found.values(), *(card for card in fetchable if not names & set(map(_folded, card.names)))]
+
+    def _look(self, folder: Path) -> _Look | None:
+        """What a folder holds, read again only when it or its config.json has changed; None when it has just gone."""
+        try:
+            stamp = (folder.stat().st_mtime_ns, (folder / "config.json").stat().st_mtime_ns)
+            before = self._looked.get(folder)
+            return before if before and before.stamp == stamp else _Look(stamp, classify(folder), _weights_size(folder))
+        except OSError:
+            return None
+
+    def _local(self, name: str, folder: Path, look: _Look) -> Card:
+        """A folder's card: the package's card of that name or repo if it has one, with the folder filled in.
+
+        With a card the id stays the card's, whether the model is here yet or not.
+        """
+        wanted = {_folded(name), _folded(folder.name)}
+        known = next((card for card in self._cards if wanted & set(map(_folded, card.names))), None)
+        base = replace(known, aliases=(*known.aliases, name)) if known else Card(id=name)
+        return replace(
+            base,
+            roles=base.roles or look.roles,
+            path=folder,
+            bytes_on_disk=look.weight_bytes,
+            memory_bytes=base.memory_bytes or look.weight_bytes,
+        )
 
     def resolve(self, name: str) -> Card:
         """The model that an id, an alias, a role or a repo id means. Raises `ModelNotFound` listing what there is."""
-        known = self.known()
-        for card in known:
-            if name == card.id:
-                return card
-        for card in known:
-            if name in card.names:
-                return card
-        if name in ROLE_NAMES and (fitting := self._for_role(name, known)):
-            return fitting
+        if card := self._find(name):
+            return card
+        self._known_until = 0.0
+        if card := self._find(name):
+            return card
         if self._settings.engine.hub and is_repo_id(name):
             return Card(id=name, roles=("embedding",) if "embed" in name.lower() else _roles_by_name(name), repo=name)
-        here = ", ".join(card.id for card in known if card.path) or "none is on this machine yet"
+        here = ", ".join(card.id for card in self.known() if card.path) or "none is on this machine yet"
         raise ModelNotFound(f"there is no model {name!r} here; there are: {here}", param="model")
+
+    def _find(self, name: str) -> Card | None:
+        """By id, else by alias or repo in whatever case, else by role."""
+        known = self.known()
+        exact = next((card for card in known if name == card.id), None)
+        named = exact or next((card for card in known if _folded(name) in map(_folded, card.names)), None)
+        return named or (self._for_role(name, known) if name in ROLE_NAMES else None)
 
     def _for_role(self, name: str, known: list[Card]) -> Card | None:
         role = {"completions": "chat"}.get(name, name)
-        if role == "chat" and (wished := self._settings.engine.default_chat_model):
+        wished = self._settings.engine.default_chat_model
+        if role == "chat" and wished and wished not in ROLE_NAMES:
             return self.resolve(wished)
         able = [card for card in known if role in card.roles or (role == "reviewer" and "chat" in card.roles)]
         preferred = [card for card in able if role in card.presets.get(self._preset, ())]

@@ -11,10 +11,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from duet.errors import Busy, DuetError, ModelNotFound, Unavailable
+from duet.errors import Busy, ModelNotFound, Unavailable
 from duet.settings import Settings
+from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card, Catalogue, classify
 from engine.downloads import Downloads
 from engine.types import (
@@ -34,13 +35,20 @@ State = Literal["absent", "unloaded", "downloading", "loading", "loaded", "faile
 CRASHES_BEFORE_BREAK = 3
 BREAK_SECONDS = 30.0
 """After three crashes or failed loads in a row a model rests, so that it does not take the machine down with it."""
+WORKER_MODULE = "engine.worker"
 
 
 class _Slot:
-    """One model: its worker if it has one, and what happened to it lately."""
+    """One model: its worker if it has one, and what happened to it lately.
+
+    `loading` is the one load under way, shared by all who wait for it. It outlives them: a client with a short patience
+    that comes again finds the load further on. `moving` is held while a process of the model comes or goes, so that two
+    never hold its memory at once.
+    """
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
+        self.moving = asyncio.Lock()
+        self.loading: asyncio.Task[WorkerHandle] | None = None
         self.worker: WorkerHandle | None = None
         self.state: State = "unloaded"
         self.progress = ""
@@ -53,8 +61,11 @@ class _Slot:
 class Pool:
     """Implements `engine.types.Backend`. Owned by the gateway; `open` and `close` bracket its life."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, downloads: Downloads) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, downloads: Downloads, *, worker_module: str = WORKER_MODULE
+    ) -> None:
         self._settings, self._catalogue, self._downloads = settings, catalogue, downloads
+        self._worker_module = worker_module
         self._slots: dict[str, _Slot] = {}
         self._waiting = 0
         self._sweeper: asyncio.Task[None] | None = None
@@ -63,13 +74,14 @@ class Pool:
         self._sweeper = asyncio.create_task(self._sweep(), name="idle-sweeper")
 
     async def close(self) -> None:
-        """End every worker."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-        workers = [slot.worker for slot in self._slots.values() if slot.worker]
-        await asyncio.gather(*(worker.stop() for worker in workers))
+        """End every load and every worker."""
+        slots = self._slots.values()
+        tasks: list[asyncio.Task[Any]] = [slot.loading for slot in slots if slot.loading]
+        tasks += [self._sweeper] if self._sweeper else []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.worker.stop() for slot in slots if slot.worker))
 
     # Backend -----------------------------------------------------------------------------------------------------
 
@@ -127,6 +139,9 @@ class Pool:
             review_window_segments=card.review_window_segments,
             review_prompt=card.review_prompt,
             defaults=card.defaults,
+            ocr_prompt=card.ocr_prompt,
+            stops=card.stops,
+            max_tokens=card.max_tokens,
         )
 
     @contextlib.asynccontextmanager
@@ -146,33 +161,37 @@ class Pool:
             slot.last_used = time.monotonic()
 
     async def _loaded(self, card: Card, slot: _Slot) -> WorkerHandle:
-        if slot.worker is not None and slot.worker.alive:
-            return slot.worker
-        async with slot.lock:  # concurrent first requests load once
-            if slot.worker is not None:
-                if slot.worker.alive:
-                    return slot.worker
-                slot.worker = None
-                self._note_failure(slot)
+        if slot.worker is not None:
+            if slot.worker.alive:
+                return slot.worker
+            self._note_death(slot, slot.worker)
+        if slot.loading is None:
             if (rest := slot.broken_until - time.monotonic()) > 0:
                 raise Unavailable(
                     f"{card.id} failed {slot.failures} times in a row and rests",
                     param="model",
                     retry_after_seconds=int(rest) + 1,
                 )
-            try:
-                slot.worker = await self._load(card, slot)
-            except DuetError:
-                self._note_failure(slot)
-                slot.state = "failed"
-                raise
-            except BaseException:
-                slot.state = "unloaded"
-                raise
-            finally:
-                slot.progress = ""
-            slot.state = "loaded"
-            return slot.worker
+            slot.loading = asyncio.create_task(self._load(card, slot), name=f"load {card.id}")
+            slot.loading.add_done_callback(lambda task: self._note_load(slot, task))
+        return await asyncio.shield(slot.loading)
+
+    def _note_load(self, slot: _Slot, task: asyncio.Task[WorkerHandle]) -> None:
+        slot.loading, slot.progress, slot.last_used = None, "", time.monotonic()
+        if task.cancelled():
+            slot.state = "unloaded"
+        elif task.exception() is not None:
+            slot.state = "failed"
+            self._note_failure(slot)
+        else:
+            slot.worker, slot.state = task.result(), "loaded"
+
+    def _note_death(self, slot: _Slot, worker: WorkerHandle) -> None:
+        """A worker that ended by itself. One that had lived for long does not count as failing in a row."""
+        slot.worker, slot.state = None, "unloaded"
+        if time.monotonic() - worker.started_at > HEALTHY_SECONDS:
+            slot.failures = 0
+        self._note_failure(slot)
 
     async def _load(self, card: Card, slot: _Slot) -> WorkerHandle:
         path, role = card.path, card.worker_role
@@ -182,15 +201,17 @@ class Pool:
             role = "asr" if "asr" in roles else "embedding" if "embedding" in roles else "chat"
         slot.state, slot.progress = "loading", f"loading {card.id} ({card.memory_bytes / 1e9:.1f} GB)"
         started_at = time.monotonic()
-        worker = await WorkerHandle.start(
-            model=card.id,
-            path=path,
-            role=role,
-            max_rows=self._settings.engine.max_rows,
-            chunk_tokens=self._settings.engine.prefill_chunk_tokens,
-            log_level=self._settings.log_level,
-            timeout_seconds=self._settings.engine.load_timeout_seconds,
-        )
+        async with slot.moving:
+            worker = await WorkerHandle.start(
+                self._worker_module,
+                model=card.id,
+                path=path,
+                role=role,
+                max_rows=self._settings.engine.max_rows,
+                chunk_tokens=self._settings.engine.prefill_chunk_tokens,
+                log_level=self._settings.log_level,
+                timeout_seconds=self._settings.engine.load_timeout_seconds,
+            )
         seconds = round(time.monotonic() - started_at, 1)
         extra = {
             "action": "model_loaded",
@@ -213,20 +234,22 @@ class Pool:
             slot.broken_until = time.monotonic() + BREAK_SECONDS
 
     async def _sweep(self) -> None:
-        """Unload what has been idle for long; forgive crashes of a worker that has lived for a while."""
+        """Unload what has been idle for long, and see workers that died while nobody asked."""
         idle_seconds = self._settings.engine.idle_unload_seconds
         while True:
             await asyncio.sleep(min(5.0, idle_seconds / 4))
             for model, slot in list(self._slots.items()):
-                if slot.worker is None or slot.users or slot.lock.locked():
+                worker = slot.worker
+                if worker is None or slot.users:
                     continue
-                if not slot.worker.alive or time.monotonic() - slot.last_used < idle_seconds:
-                    continue
-                async with slot.lock:
-                    worker, slot.worker, slot.state, slot.failures = slot.worker, None, "unloaded", 0
-                    if worker is not None:
+                if not worker.alive:
+                    self._note_death(slot, worker)
+                elif time.monotonic() - slot.last_used >= idle_seconds:
+                    # Out of the slot first: a request that comes meanwhile waits in `_load` for the process to end.
+                    slot.worker, slot.state, slot.failures = None, "unloaded", 0
+                    async with slot.moving:
                         await worker.stop()
-                logger.info("model unloaded", extra={"action": "model_unloaded", "model": model})
+                    logger.info("model unloaded", extra={"action": "model_unloaded", "model": model})
 
 
 def _reporter(repo: str, slot: _Slot) -> Callable[[int, int], None]:

@@ -156,7 +156,8 @@ Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded.
-    `defaults` are sampling parameters for requests that name none."""
+    `defaults` are sampling parameters, and `max_tokens` the answer's bound, for requests that name none. `stops` are
+    added to the request's own. `ocr_prompt` goes with an image that comes without words."""
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -169,6 +170,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     review_window_segments: int | None = None
     review_prompt: str | None = None
     defaults: dict[str, float] = {}
+    ocr_prompt: str | None = None
+    stops: tuple[str, ...] = ()
+    max_tokens: int | None = None
 
 
 class Backend(Protocol):

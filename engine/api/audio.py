@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from duet.errors import InvalidRequest
 from duet.wire import Transcript
-from engine.api.dependencies import BackendDep
+from engine.api.dependencies import BackendDep, ignored_header
 from engine.api.sse import unless_gone
 from engine.types import TranscriptionRequest
 from speech import formats
@@ -25,8 +25,9 @@ router = APIRouter()
 ResponseFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
 KNOWN = frozenset(
     {"file", "model", "prompt", "language", "response_format", "temperature", "hotwords", "keywords", "keywords[]"}
+    | {"timestamp_granularities[]"}
 )
-REFUSED = ("stream", "timestamp_granularities[]", "include[]", "chunking_strategy", "known_speaker_names[]")
+REFUSED = ("stream", "include[]", "chunking_strategy", "known_speaker_names[]")
 MAX_HOTWORDS, MAX_PROMPT_CHARACTERS = 500, 8000
 
 
@@ -35,17 +36,23 @@ async def transcriptions(
     request: Request,
     backend: BackendDep,
     file: Annotated[UploadFile, File()],
-    model: Annotated[str, Form(min_length=1)],
+    model: Annotated[str, Form(min_length=1, max_length=512)],
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
     language: Annotated[str | None, Form(max_length=32)] = None,
     response_format: Annotated[ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     hotwords: Annotated[list[str] | None, Form()] = None,
-    keywords: Annotated[list[str] | None, Form(alias="keywords[]")] = None,
+    keywords: Annotated[list[str] | None, Form()] = None,
+    keyword_list: Annotated[list[str] | None, Form(alias="keywords[]")] = None,
 ) -> Response:
     form = await request.form()
     if refused := [name for name in REFUSED if form.get(name) not in (None, "", "false", "auto")]:
         raise InvalidRequest(f"{refused[0]} is not supported by the engine", param=refused[0])
+    if set(form.getlist("timestamp_granularities[]")) - {"segment"}:
+        raise InvalidRequest(
+            "segments have times, single words have none: timestamp_granularities[] can only be segment",
+            param="timestamp_granularities[]",
+        )
     info = backend.resolve(model)
     audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
     asked = TranscriptionRequest(
@@ -53,14 +60,13 @@ async def transcriptions(
         model=info.id,
         audio=audio,
         prompt=prompt,
-        hotwords=_hotwords([*(hotwords or []), *(keywords or [])]),
+        hotwords=_hotwords([*(hotwords or []), *(keywords or []), *(keyword_list or [])]),
         language=language or None,
         temperature=temperature,
     )
     result = await unless_gone(request, backend.transcribe(asked))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
-    headers = {"X-Duet-Ignored": ", ".join(ignored)} if ignored else {}
-    return _rendered(result.transcript, response_format, headers)
+    return _rendered(result.transcript, response_format, ignored_header(ignored))
 
 
 async def _decoded(file: UploadFile, max_seconds: float) -> bytes:

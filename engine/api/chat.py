@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from duet.errors import DuetError, Internal, InvalidRequest, from_code
 from duet.wire import Usage
 from engine.api.dependencies import BackendDep, ignored_header
 from engine.api.images import load_image
-from engine.api.schemas.chat import ChatCompletionRequest, ImagePart, TextPart
+from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
 from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
 from engine.types import (
     Accepted,
@@ -33,21 +34,23 @@ from engine.types import (
     TokenLogprob,
 )
 
+logger = logging.getLogger(__name__)
 router = APIRouter()
 
 PROMISE_AFTER_SECONDS = 3.0
 """A stream waits this long for the worker's word before its status becomes 200 and comments keep it alive."""
 KEEP_ALIVE_SECONDS = 2.0
 MAX_IMAGES = 32
+_RESERVED_OPTIONS = frozenset({"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"})
 _encode = msgspec.json.encode
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatCompletionRequest, request: Request, backend: BackendDep) -> Response:
     model = backend.resolve(body.model)
-    asked = await to_requests(body, model)
+    asked = await unless_gone(request, to_requests(body, model))
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)
-    headers = ignored_header(body.model_extra)
+    headers = ignored_header(ignored_fields(body))
     if not body.stream:
         choices = await unless_gone(request, _collect_all(backend, asked))
         return Response(answer.complete(choices), media_type="application/json", headers=headers)
@@ -63,28 +66,44 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
 
 async def to_requests(body: ChatCompletionRequest, model: ModelInfo) -> list[GenerationRequest]:
     """One `GenerationRequest` a choice. `n` choices of one seed get seeds in a row."""
-    messages = await _messages(body)
+    messages = with_ocr_prompt(await _messages(body), model.ocr_prompt)
     sampling = _sampling(body, model)
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
-    options = dict(body.chat_template_kwargs or {})
-    if reserved := {"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"} & set(options):
-        raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
-    if body.enable_thinking is not None:
-        options["enable_thinking"] = body.enable_thinking
+    options = _template_options(body)
     stem = secrets.token_hex(8)
     return [
         GenerationRequest(
             id=f"{stem}-{i}",
             model=model.id,
             messages=messages,
-            sampling=sampling if sampling.seed is None else msgspec.structs.replace(sampling, seed=sampling.seed + i),
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+            sampling=sampling
+            if sampling.seed is None
+            else msgspec.structs.replace(sampling, seed=_seed(sampling.seed, i)),
+            max_tokens=body.max_completion_tokens or body.max_tokens or model.max_tokens,
+            stop=(*(body.stop or ()), *model.stops),
             template_options=options,
         )
         for i in range(body.n or 1)
     ]
+
+
+def _seed(seed: int, choice: int) -> int:
+    """Seeds in a row, as 63 bits: what fits a signed integer of the wire."""
+    return (seed + choice) % (1 << 63)
+
+
+def _template_options(body: ChatCompletionRequest) -> dict[str, Any]:
+    options = dict(body.chat_template_kwargs or {})
+    if reserved := _RESERVED_OPTIONS & set(options):
+        raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
+    try:
+        _encode(options)
+    except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidRequest(f"cannot be passed on: {error}", param="chat_template_kwargs") from error
+    if body.enable_thinking is not None:
+        options["enable_thinking"] = body.enable_thinking
+    return options
 
 
 def _sampling(body: ChatCompletionRequest, model: ModelInfo) -> SamplingParams:
@@ -102,28 +121,30 @@ def _sampling(body: ChatCompletionRequest, model: ModelInfo) -> SamplingParams:
 
 
 async def _messages(body: ChatCompletionRequest) -> tuple[Message, ...]:
-    images = sum(
-        isinstance(part, ImagePart) for m in body.messages if isinstance(m.content, list) for part in m.content
-    )
+    images = sum(part.type == "image_url" for message in body.messages for part in message.content or ())
     if images > MAX_IMAGES:
         raise InvalidRequest(f"{images} images; a request takes {MAX_IMAGES}", param="messages")
     messages = []
     for i, message in enumerate(body.messages):
-        content = message.content or ""
-        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
-        loaded = [await _part(part, f"messages[{i}].content[{j}]") for j, part in enumerate(parts)]
-        messages.append(Message(message.role, tuple(loaded), message.name))
+        places = (f"messages[{i}].content[{j}]" for j in range(len(message.content or ())))
+        parts = await asyncio.gather(*map(_part, message.content or (), places))
+        messages.append(Message(message.role, tuple(parts), message.name))
     return tuple(messages)
 
 
-async def _part(part: TextPart | ImagePart, place: str) -> Part:
-    match part:
-        case TextPart():
-            return Part("text", text=part.text)
-        case ImagePart():
-            return Part("image", image=await load_image(part.image_url.url, f"{place}.image_url.url"))
-        case _:
-            assert_never(part)
+async def _part(part: ContentPart, place: str) -> Part:
+    if part.image_url is not None and part.type == "image_url":
+        return Part("image", image=await load_image(part.image_url.url, f"{place}.image_url.url"))
+    return Part("text", text=part.text or "")
+
+
+def with_ocr_prompt(messages: tuple[Message, ...], prompt: str | None) -> tuple[Message, ...]:
+    """An OCR model reads a picture sent without words by the words it was trained on."""
+    last = messages[-1]
+    wordless = last.role == "user" and not any(part.type == "text" and part.text.strip() for part in last.parts)
+    if prompt is None or not wordless:
+        return messages
+    return (*messages[:-1], msgspec.structs.replace(last, parts=(*last.parts, Part("text", text=prompt))))
 
 
 # Events -----------------------------------------------------------------------------------------------------------
@@ -145,8 +166,9 @@ async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncItera
                 await queue.put((index, event))
         except DuetError as error:
             await queue.put((index, error))
-        except Exception as error:  # noqa: BLE001 - raised to the reader below, who logs it
-            await queue.put((index, _unexpected(error)))
+        except Exception:
+            logger.exception("a generation failed", extra={"action": "generation_failed"})
+            await queue.put((index, Internal("an unexpected error ended the answer; the engine's log says more")))
         finally:
             await events.aclose()  # type: ignore[attr-defined]
         await queue.put(index)
@@ -168,12 +190,6 @@ async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncItera
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _unexpected(error: Exception) -> DuetError:
-    fault = Internal("an unexpected error ended the answer; the engine's log says more")
-    fault.__cause__ = error
-    return fault
 
 
 async def _first_event(events: AsyncIterator[Indexed | None]) -> Indexed | None:

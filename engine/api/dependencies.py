@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated
 
 from fastapi import Depends, Request
 
@@ -17,7 +18,7 @@ def _backend(request: Request) -> Backend:
 BackendDep = Annotated[Backend, Depends(_backend)]
 
 
-def ignored_header(extra: dict[str, Any] | None) -> dict[str, str]:
-    """`X-Duet-Ignored: a, b` for fields that we do not know; nothing when there are none."""
-    names = [name for name in extra or {} if name.isascii() and name.isprintable()][:32]
+def ignored_header(fields: Iterable[str]) -> dict[str, str]:
+    """`X-Duet-Ignored: a, b` for fields that had no effect; nothing when there are none."""
+    names = [name if name.isascii() and name.isprintable() else ascii(name) for name in fields][:32]
     return {"X-Duet-Ignored": ", ".join(name[:64] for name in names)} if names else {}

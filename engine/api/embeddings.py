@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import secrets
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
-from duet.errors import InvalidRequest
 from engine.api.dependencies import BackendDep, ignored_header
 from engine.api.sse import unless_gone
 from engine.types import EmbeddingRequest
@@ -19,25 +18,30 @@ from engine.types import EmbeddingRequest
 router = APIRouter()
 
 MAX_INPUTS = 2048
+MAX_VOCABULARY = 1 << 31
 
-Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+Inputs = tuple[str | tuple[int, ...], ...]
 
 
 class EmbeddingsBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    model: StrictStr = Field(min_length=1)
-    input: StrictStr | list[StrictStr] | Tokens | list[Tokens]
+    model: StrictStr = Field(min_length=1, max_length=512)
+    input: Any
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: StrictInt | None = Field(None, ge=1)
+    dimensions: StrictInt | None = Field(None, ge=1, le=1 << 20)
+
+    @field_validator("input")
+    @classmethod
+    def _normalised(cls, value: Any) -> Inputs:
+        # A union of four types would report four complaints about types that the client never meant.
+        return as_inputs(value)
 
 
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep) -> Response:
     model = backend.resolve(body.model)
-    asked = EmbeddingRequest(
-        id=secrets.token_hex(8), model=model.id, inputs=_inputs(body.input), dimensions=body.dimensions
-    )
+    asked = EmbeddingRequest(id=secrets.token_hex(8), model=model.id, inputs=body.input, dimensions=body.dimensions)
     result = await unless_gone(request, backend.embed(asked))
     vectors = np.frombuffer(result.vectors, dtype="<f4").reshape(-1, result.dimensions)
     rows: list[str] | list[list[float]]
@@ -51,22 +55,34 @@ async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep
         "model": model.id,
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
     }
-    headers = ignored_header(body.model_extra)
+    headers = ignored_header(name for name, value in (body.model_extra or {}).items() if value is not None)
     return Response(msgspec.json.encode(answer), media_type="application/json", headers=headers)
 
 
-def _inputs(given: str | list[str] | list[int] | list[list[int]]) -> tuple[str | tuple[int, ...], ...]:
-    """A text, texts, token ids, or lists of token ids as inputs of one vector each."""
-    items: list[str | tuple[int, ...]] = []
+def as_inputs(given: Any) -> Inputs:
+    """A text, texts, token ids, or lists of token ids as inputs of one vector each. Raises `ValueError`."""
     if isinstance(given, str):
-        items = [given]
-    else:
-        numbers = tuple(item for item in given if isinstance(item, int))
-        items = (
-            [numbers] if numbers else [i if isinstance(i, str) else tuple(i) for i in given if not isinstance(i, int)]
-        )
-    if not items or any(not item for item in items):
-        raise InvalidRequest("input must not be empty", param="input")
-    if len(items) > MAX_INPUTS:
-        raise InvalidRequest(f"{len(items)} inputs; a request takes {MAX_INPUTS}", param="input")
-    return tuple(items)
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise ValueError("a string, a list of strings, a list of token ids or a list of such lists, not empty")
+    if _is_token(given[0]):
+        given = [given]
+    if len(given) > MAX_INPUTS:
+        raise ValueError(f"{len(given)} inputs; a request takes {MAX_INPUTS}")
+    return tuple(_as_input(item, i) for i, item in enumerate(given))
+
+
+def _as_input(item: Any, index: int) -> str | tuple[int, ...]:
+    if isinstance(item, str) and item:
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"input {index} is not valid Unicode") from error
+        return item
+    if isinstance(item, list) and item and all(_is_token(token) for token in item):
+        return tuple(item)
+    raise ValueError(f"input {index} is neither a text nor a list of token ids, or it is empty")
+
+
+def _is_token(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool) and 0 <= item < MAX_VOCABULARY

@@ -16,11 +16,14 @@ from duet.errors import InvalidRequest
 MAX_IMAGE_BYTES = 20 << 20
 MAX_REDIRECTS = 3
 FETCH_TIMEOUT_SECONDS = 20.0
+# NAT64's well-known prefix (RFC 6052) and the old IPv4-compatible addresses (RFC 4291).
+_IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 
 
 async def load_image(url: str, param: str) -> bytes:
     """The bytes of an image. Raises `InvalidRequest` naming `param`."""
-    scheme = urlsplit(url).scheme.lower()
+    # By hand: urlsplit copies its argument and keeps it in a cache, and a data: URL is megabytes of private data.
+    scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":
         return _data_url(url, param)
     if scheme in ("http", "https"):
@@ -48,7 +51,7 @@ async def _fetch(url: str, param: str) -> bytes:
         async with asyncio.timeout(FETCH_TIMEOUT_SECONDS), httpx.AsyncClient(trust_env=False, timeout=10.0) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 parts = urlsplit(url)
-                if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+                if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
                     raise InvalidRequest("the image's address is not a plain http(s) one", param=param)
                 address = await _public_address(
                     parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme], param
@@ -61,7 +64,7 @@ async def _fetch(url: str, param: str) -> bytes:
                 )
                 response = await client.send(request, stream=True)
                 try:
-                    if response.is_redirect:
+                    if response.has_redirect_location:
                         url = str(httpx.URL(url).join(response.headers["location"]))
                         continue
                     if response.status_code != 200:
@@ -100,6 +103,8 @@ def is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+        if any(parsed in network for network in _IPV4_AT_THE_END):
+            inner = ipaddress.IPv4Address(parsed.packed[-4:])
         if inner is not None:
             parsed = inner
     return parsed.is_global and not parsed.is_multicast

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from duet.errors import Unavailable
 from engine.api.dependencies import BackendDep
 from engine.types import ModelInfo
 
@@ -30,9 +31,11 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(backend: BackendDep) -> dict[str, Any]:
-    """The engine takes requests: models load when they are first asked for."""
-    present = [model.id for model in backend.models() if model.state != "absent"]
-    return {"status": "ready", "models": len(present)}
+    """The engine can serve at least one model: here already, or fetched when first asked for. Else 503 and what to do."""
+    known = backend.models()
+    if not known:
+        raise Unavailable("no model is on this machine and downloads are off: set engine.model_dirs or engine.hub")
+    return {"status": "ready", "models": sum(model.state != "absent" for model in known)}
 
 
 def _shown(model: ModelInfo) -> dict[str, Any]:

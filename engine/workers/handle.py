@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-
-import msgspec
 
 from duet.channel import ChannelClosed
 from duet.errors import Busy, DuetError, Unavailable, WorkerLost, from_code
@@ -39,11 +38,15 @@ class WorkerHandle:
         self._child = child
         self.ready = ready
         self._queues: dict[str, asyncio.Queue[Answer]] = {}
+        self._cancelling: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.started_at = time.monotonic()
         self._reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
 
     @classmethod
     async def start(
         cls,
+        module: str,
         *,
         model: str,
         path: Path,
@@ -53,12 +56,12 @@ class WorkerHandle:
         log_level: str,
         timeout_seconds: float,
     ) -> WorkerHandle:
-        """Start a worker and wait until its model is loaded. Raises `Unavailable` with the loader's words."""
+        """Start `python -m module` and wait until its model is loaded. Raises `Unavailable` with the loader's words."""
         arguments = [
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
         ]
-        child: Child[FromWorker] = await Child.start("engine.worker", arguments, FromWorker, name=f"worker:{model}")
+        child: Child[FromWorker] = await Child.start(module, arguments, FromWorker, name=f"worker:{model}")
         try:
             async with asyncio.timeout(timeout_seconds):
                 first = await child.channel.receive()
@@ -117,6 +120,7 @@ class WorkerHandle:
         return answer
 
     async def stop(self) -> None:
+        self._stopping = True
         await self._child.stop()
         await asyncio.wait([self._reader])
 
@@ -138,27 +142,28 @@ class WorkerHandle:
     async def _forget(self, request_id: str) -> None:
         """The caller wants no more: cancel unless the request had ended."""
         if self._queues.pop(request_id, None) is not None and self.alive:
-            try:
-                await self._child.channel.send(Cancel(request_id))
-            except ChannelClosed:
-                logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
+            await self._cancel(request_id)
 
     async def _read(self) -> None:
         try:
             while True:
                 self._deliver(await self._child.channel.receive())
-        except (ChannelClosed, msgspec.DecodeError) as error:
-            self._child.kill()
+        except Exception as error:
+            if not self._stopping:
+                self._child.kill()
             code = await self._child.wait()
+            await self._child.channel.close()
             lost = "the worker process ended before the answer was complete; send the request again"
             for request_id, queue in self._queues.items():
                 queue.put_nowait(Failed(request_id, WorkerLost.code, lost))
             self._queues.clear()
             logger.log(
-                logging.INFO if code == 0 else logging.ERROR,
+                logging.INFO if self._stopping else logging.ERROR,
                 "%s ended",
                 self._child.name,
                 extra={"action": "worker_ended", "exit_code": code, "cause": repr(error)},
+                # A closed channel is a death that happens; anything else is a fault of ours.
+                exc_info=None if isinstance(error, ChannelClosed) else error,
             )
 
     def _deliver(self, message: FromWorker) -> None:
@@ -175,7 +180,9 @@ class WorkerHandle:
             elif queue.qsize() > MAX_QUEUED_EVENTS:
                 self._queues.pop(answer.id)
                 queue.put_nowait(Failed(answer.id, Busy.code, "the client reads too slowly; the answer was stopped"))
-                asyncio.get_running_loop().create_task(self._cancel(answer.id))
+                task = asyncio.create_task(self._cancel(answer.id), name=f"cancel {answer.id}")
+                self._cancelling.add(task)
+                task.add_done_callback(self._cancelling.discard)
 
     async def _cancel(self, request_id: str) -> None:
         try:

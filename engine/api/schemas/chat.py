@@ -1,48 +1,78 @@
 """OpenAI's chat request, as clients send it (https://platform.openai.com/docs/api-reference/chat/create).
 
 What we act on is validated here. What we know but cannot do yet is refused with its name. What we do not know is kept in
-`model_extra` and reported in `X-Duet-Ignored`, since real clients send it.
+`model_extra` and reported in `X-Duet-Ignored`, since real clients send it. Types are strict: `"0.5"` is no number.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
+from pydantic.types import StrictFloat
 
 MAX_STOPS = 16
 MAX_TOKENS = 1_000_000_000
+MAX_VOCABULARY = 1 << 31
+MAX_BIASES = 4096
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Lenient(BaseModel):
+    """Unknown fields are kept, to be reported."""
+
+    model_config = ConfigDict(extra="allow")
 
 
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: StrictStr
-
-
-class ImageUrl(_Strict):
+class ImageUrl(_Lenient):
     url: StrictStr
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Strict):
-    type: Literal["image_url"]
-    image_url: ImageUrl
+def _image_object(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value  # some clients send the bare address
 
 
-ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class ContentPart(_Lenient):
+    """One piece of a message: the field named by `type` is set."""
+
+    type: Literal["text", "image_url"]
+    text: StrictStr | None = None
+    image_url: Annotated[ImageUrl | None, BeforeValidator(_image_object)] = None
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value in ("input_audio", "file", "refusal", "video_url"):
+            raise ValueError(f"{value} parts are not supported yet")
+        return value
+
+    @model_validator(mode="after")
+    def _has_its_field(self) -> ContentPart:
+        if (self.text if self.type == "text" else self.image_url) is None:
+            raise ValueError(f"a {self.type} part needs {self.type}")
+        return self
 
 
-class ChatMessage(BaseModel):
-    """`content` may be null for an assistant's message; unknown keys of a message (`refusal`, …) are let pass."""
+def _parts(value: Any) -> Any:
+    """A string is one part of text, and null is none."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    return [] if value is None else value
 
-    model_config = ConfigDict(extra="allow")
 
+class ChatMessage(_Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[ContentPart] | None = None
+    content: Annotated[list[ContentPart] | None, BeforeValidator(_parts)] = None
     name: StrictStr | None = None
 
     @field_validator("role")
@@ -54,53 +84,51 @@ class ChatMessage(BaseModel):
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
         extra = self.model_extra or {}
-        if extra.get("tool_calls") or self.role == "tool":
+        if extra.get("tool_calls") or extra.get("function_call") or self.role == "tool":
             raise ValueError("tool calls are not supported yet")
-        if self.content is None and self.role != "assistant":
+        if not self.content and self.role != "assistant":
             raise ValueError(f"a {self.role} message needs content")
         return self
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class StreamOptions(_Lenient):
     include_usage: StrictBool = False
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class ResponseFormat(_Lenient):
     type: Literal["text", "json_object", "json_schema"]
 
 
-class ChatCompletionRequest(BaseModel):
-    model_config = ConfigDict(extra="allow")
+def _strings(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
-    model: StrictStr = Field(min_length=1)
+
+class ChatCompletionRequest(_Lenient):
+    model: StrictStr = Field(min_length=1, max_length=512)
     messages: list[ChatMessage] = Field(min_length=1)
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: StrictInt | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: StrictInt | None = Field(None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: StrictInt | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: StrictInt | None = None
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, float] | None = None
+    temperature: StrictFloat | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: StrictFloat | None = Field(None, gt=0, le=1)
+    top_k: StrictInt | None = Field(None, ge=0, le=MAX_VOCABULARY)
+    min_p: StrictFloat | None = Field(None, ge=0, le=1)
+    seed: StrictInt | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    presence_penalty: StrictFloat | None = Field(None, ge=-2, le=2)
+    frequency_penalty: StrictFloat | None = Field(None, ge=-2, le=2)
+    repetition_penalty: StrictFloat | None = Field(None, gt=0, le=10)
+    logit_bias: dict[str, StrictFloat] | None = None
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
     n: StrictInt | None = Field(1, ge=1, le=16)
-    stop: StrictStr | list[StrictStr] | None = None
+    stop: Annotated[list[StrictStr] | None, BeforeValidator(_strings)] = Field(None, max_length=MAX_STOPS)
     enable_thinking: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Known, and refused until they can be done.
-    tools: list[Any] | None = None
+    tools: Any = None
     tool_choice: Any = None
-    functions: list[Any] | None = None
+    functions: Any = None
     function_call: Any = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
@@ -110,34 +138,34 @@ class ChatCompletionRequest(BaseModel):
 
     @field_validator("stop")
     @classmethod
-    def _stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings")
-        if any(not stop for stop in stops):
+    def _stops(cls, value: list[str] | None) -> list[str] | None:
+        if any(not stop for stop in value or ()):
             raise ValueError("a stop string must not be empty")
         return value
 
     @field_validator("logit_bias")
     @classmethod
     def _biases(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if len(value or ()) > MAX_BIASES:
+            raise ValueError(f"at most {MAX_BIASES} tokens")
         for token, bias in (value or {}).items():
-            if not token.isdecimal():
-                raise ValueError(f"{token!r} is not a token id")
+            if not (token.isascii() and token.isdecimal() and len(token) <= 10 and int(token) < MAX_VOCABULARY):
+                raise ValueError(f"{token[:32]!r} is not a token id")
             if not -100 <= bias <= 100:
                 raise ValueError("a bias lies between -100 and 100")
         return value
 
-    @field_validator("tools", "functions", "audio", "prediction", "web_search_options", "function_call")
+    @field_validator("tools", "functions", "audio", "prediction", "web_search_options")
     @classmethod
     def _not_yet(cls, value: Any) -> Any:
         if value:
             raise ValueError("is not supported yet")
         return value
 
-    @field_validator("tool_choice")
+    @field_validator("tool_choice", "function_call")
     @classmethod
     def _no_tool_choice(cls, value: Any) -> Any:
+        # Without tools "auto" asks for nothing.
         if value not in (None, "none", "auto"):
             raise ValueError("is not supported yet")
         return value
@@ -169,3 +197,29 @@ class ChatCompletionRequest(BaseModel):
         if value is not None and not info.data.get("stream"):
             raise ValueError("needs stream: true")
         return value
+
+
+def ignored_fields(body: ChatCompletionRequest) -> list[str]:
+    """Names of fields that were sent and have no effect, each once, as paths without indexes."""
+    names = [name for name, value in (body.model_extra or {}).items() if value is not None]
+    for holder, place in _holders(body):
+        names += [f"{place}.{name}" for name, value in (holder.model_extra or {}).items() if value not in (None, [])]
+        if isinstance(holder, ImageUrl) and holder.detail in ("low", "high"):
+            names.append(f"{place}.detail")
+    return list(dict.fromkeys(names))
+
+
+def _holders(body: ChatCompletionRequest) -> list[tuple[BaseModel, str]]:
+    """Every nested object that may have brought unknown fields, with its path."""
+    found: list[tuple[BaseModel, str]] = []
+    for message in body.messages:
+        found.append((message, "messages"))
+        for part in message.content or ():
+            found.append((part, "messages.content"))
+            if part.image_url is not None:
+                found.append((part.image_url, "messages.content.image_url"))
+    if body.stream_options is not None:
+        found.append((body.stream_options, "stream_options"))
+    if body.response_format is not None:
+        found.append((body.response_format, "response_format"))
+    return found
