@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+
 import msgspec
 
 from speech.homophones import similarity

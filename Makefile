@@ -1,0 +1,69 @@
+# Needs a Python 3 and make, nothing else. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test prove check fix bench serve footprint wheel lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv: the machine's, or one of our own, installed with pip into a folder of its own.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+READY := $(VENV)/.ready
+RUN := $(BIN)/python -P
+# Real recordings for the ring that needs them; not in the repository.
+DUET_TEST_AUDIO ?= $(wildcard ../shared/audio)
+DUET_TEST_EVAL ?= $(wildcard ../shared/eval)
+export PYTHONDONTWRITEBYTECODE = 1
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' | column -t -s '|'
+
+demo: $(READY) ## start everything with the embedded models and show it: chat, embeddings, a transcription, a meeting
+	$(RUN) -m benchmarks.demo
+
+test: $(READY) ## everything that the lock alone can run
+	$(BIN)/python -m pytest -m "not recordings and not debian and not wheel and not metal"
+
+prove: $(READY) ## all rings: also real recordings, Debian's tools, the wheel
+	$(BIN)/python tests/rings.py --audio "$(DUET_TEST_AUDIO)" --eval "$(DUET_TEST_EVAL)"
+
+check: $(READY) ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/duet --help > /dev/null
+
+fix: $(READY) ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## decode speed of the worker against the bare loop
+	$(RUN) -m benchmarks.decode
+
+footprint: $(READY) ## memory of all processes, less the weights
+	$(RUN) -m benchmarks.footprint
+
+serve: $(READY) ## engine, router and meeting worker in the foreground, with the embedded models
+	$(BIN)/duet up --embedded
+
+wheel: $(READY) ## build the wheel into dist/
+	$(UV) build --wheel --no-build-isolation --python $(BIN)/python -q -o dist
+
+lock: $(UV) ## resolve requirements.lock anew: names, versions and hashes, no addresses
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --override requirements.overrides pyproject.toml --group dev -o requirements.lock -q
+
+clean: ## remove what the build made
+	rm -rf $(VENV) .uv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# uv takes the machine's Python if it is 3.11 or newer, and fetches 3.12 where it is older, as on a bare Mac.
+$(READY): requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python ">=3.11" $(VENV)
+	$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@touch $@

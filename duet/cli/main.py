@@ -1,0 +1,158 @@
+"""The `duet` command. Each verb imports what it needs when it runs: `duet --help` stays fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from duet.settings import EXIT_CONFIG, Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    help="Duet: a local AI stack. An OpenAI-compatible engine and a speech router with meetings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+service = typer.Typer(help="Run Duet at login: launchd on macOS, systemd user units on Linux.", no_args_is_help=True)
+app.add_typer(service, name="service")
+
+
+def settings_or_exit(**overrides: object) -> Settings:
+    """The settings; exit code 78 with the key's name when one is wrong."""
+    try:
+        return load_settings(**overrides)
+    except SettingsError as error:
+        typer.echo(f"duet: {error}", err=True)
+        raise typer.Exit(EXIT_CONFIG) from error
+
+
+@app.command()
+def up(
+    embedded: Annotated[bool, typer.Option("--embedded", help="Use the embedded demonstration models.")] = False,
+    engine_port: Annotated[int | None, typer.Option(help="Port of the engine.", min=1, max=65535)] = None,
+    router_port: Annotated[int | None, typer.Option(help="Port of the router.", min=1, max=65535)] = None,
+) -> None:
+    """Run engine, router and meeting worker in the foreground; Ctrl-C stops all.
+
+    Example: duet up --embedded
+    """
+    from duet.cli.up import run
+
+    overrides: dict[str, object] = {"embedded": True} if embedded else {}
+    if engine_port is not None:
+        overrides["engine"] = {"port": engine_port}
+    if router_port is not None:
+        overrides["router"] = {"port": router_port}
+    raise typer.Exit(run(settings_or_exit(**overrides)))
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what runs, which models there are and where they are. Exit code 1 when a service is down.
+
+    Example: duet status --json
+    """
+    from duet.cli.status import run
+
+    raise typer.Exit(run(settings_or_exit(), as_json=as_json))
+
+
+@app.command()
+def key(path: Annotated[bool, typer.Option("--path", help="Print the file, not the key.")] = False) -> None:
+    """Print the API key of both services (made on first use).
+
+    Example: export OPENAI_API_KEY=$(duet key)
+    """
+    from duet.edge import KEY_FILE, api_key
+
+    home = settings_or_exit().home
+    value = api_key(home)
+    typer.echo(str(home / KEY_FILE) if path else value)
+
+
+@app.command()
+def config() -> None:
+    """Print every setting as config.toml and the environment make it.
+
+    Example: DUET_ENGINE__PORT=9000 duet config
+    """
+    from duet.settings import to_environment
+
+    for name, value in to_environment(settings_or_exit()).items():
+        typer.echo(f"{name}={value}")
+
+
+@app.command()
+def transcribe(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    response_format: Annotated[str, typer.Option("--format", help="text, json, verbose_json, srt or vtt")] = "text",
+    quality: Annotated[str, typer.Option(help="auto, fast or high")] = "auto",
+) -> None:
+    """Transcribe a recording with the running router.
+
+    Example: duet transcribe talk.m4a --format srt > talk.srt
+    """
+    from duet.cli.client import transcribe as run
+
+    raise typer.Exit(run(settings_or_exit(), file, response_format, quality))
+
+
+@app.command()
+def meeting(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    title: Annotated[str, typer.Option(help="Title of the outputs.")] = "",
+    glossary: Annotated[
+        Path | None, typer.Option(help="File with one term a line, aliases after |.", exists=True)
+    ] = None,
+    speakers: Annotated[int | None, typer.Option(help="Number of speakers, if you know it.", min=1, max=32)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the five outputs.")] = Path(),
+) -> None:
+    """Send a recording through the meeting pipeline and fetch its five outputs.
+
+    Example: duet meeting call.m4a --title "Weekly" --glossary terms.txt --out weekly
+    """
+    from duet.cli.client import meeting as run
+
+    raise typer.Exit(run(settings_or_exit(), file, title=title, glossary=glossary, speakers=speakers, out=out))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import importlib.metadata
+
+    typer.echo(importlib.metadata.version("mlx-duet"))
+
+
+@service.command()
+def install(
+    embedded: Annotated[bool, typer.Option("--embedded", help="Use the embedded demonstration models.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written and run.")] = False,
+) -> None:
+    """Write and load the services: start at login, restart after a crash, logs in $DUET_HOME/logs.
+
+    Example: duet service install --embedded
+    """
+    from launchd.installer import install as run
+
+    raise typer.Exit(run(settings_or_exit(**({"embedded": True} if embedded else {})), dry_run=dry_run))
+
+
+@service.command()
+def uninstall(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and run.")] = False,
+) -> None:
+    """Stop and remove the services. Data in $DUET_HOME stays.
+
+    Example: duet service uninstall
+    """
+    from launchd.installer import uninstall as run
+
+    raise typer.Exit(run(settings_or_exit(), dry_run=dry_run))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,69 @@
+"""`duet status`: what the services themselves say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import typer
+
+from duet.edge import api_key
+from duet.settings import Settings
+
+
+def run(settings: Settings, *, as_json: bool) -> int:
+    """Returns 0 when both services are up and ready, else 1."""
+    headers = {"Authorization": f"Bearer {api_key(settings.home)}"}
+    with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
+        found = {
+            name: ask(client, url) for name, url in (("engine", settings.engine_url), ("router", settings.router_url))
+        }
+    typer.echo(
+        json.dumps(found, indent=1)
+        if as_json
+        else "\n".join(line for name, s in found.items() for line in shown(name, s))
+    )
+    return 0 if all(service["ready"] for service in found.values()) else 1
+
+
+def ask(client: httpx.Client, url: str) -> dict[str, Any]:
+    """One service: up, ready, why not, and its models."""
+    try:
+        up = client.get(f"{url}/health").status_code == 200
+        ready = client.get(f"{url}/ready")
+        models = client.get(f"{url}/v1/models")
+    except httpx.HTTPError as error:
+        return {
+            "url": url,
+            "up": False,
+            "ready": False,
+            "problem": f"does not answer ({type(error).__name__})",
+            "models": [],
+        }
+    problem = ""
+    if ready.status_code != 200:
+        problem = ready.json()["error"]["message"]
+    elif models.status_code != 200:
+        problem = models.json()["error"]["message"]
+    listed = models.json()["data"] if models.status_code == 200 else []
+    return {
+        "url": url,
+        "up": up,
+        "ready": ready.status_code == 200 and not problem,
+        "problem": problem,
+        "models": listed,
+    }
+
+
+def shown(name: str, service: dict[str, Any]) -> list[str]:
+    state = "ready" if service["ready"] else "up, not ready" if service["up"] else "down"
+    lines = [f"{name:7} {state:14} {service['url']}"]
+    if service["problem"]:
+        lines.append(f"        {service['problem']}")
+    for model in service["models"]:
+        extra = model.get("duet", {})
+        where = extra.get("state") or ("ready" if extra.get("ready") else "not ready")
+        if where != "absent":
+            lines.append(f"        {model['id']:32} {where}{' (demonstration)' if extra.get('demonstration') else ''}")
+    return lines
