@@ -51,7 +51,7 @@ def declared_seconds(path: Path, container: str, reported: float | None) -> floa
     if container == "wav":
         return max(reported, _truncated_wav_seconds(path))
     if container == "mp3":
-        return reported if _has_xing(path) else None
+        return reported if _counts_its_frames(path) else None
     if container in ("aac", "amr"):  # bare frames: FFmpeg guesses from the first
         return None
     return reported
@@ -79,12 +79,24 @@ def _truncated_wav_seconds(path: Path) -> float:
     return 0.0
 
 
-def _has_xing(path: Path) -> bool:
-    """Whether an MP3's first frame is the header that counts its frames (Xing, Info or VBRI)."""
+def _counts_its_frames(path: Path) -> bool:
+    """Whether an MP3's first frame is a header (Xing, Info or VBRI) that counts the frames of this very file.
+
+    In joined files the first part's header speaks for itself alone; its length in bytes tells.
+    """
     with path.open("rb") as file:
         _skip_id3(file)
+        present = path.stat().st_size - file.tell()
         start = file.read(2048)
-    return any(tag in start for tag in (b"Xing", b"Info", b"VBRI"))
+    if b"VBRI" in start:
+        return True
+    at = max(start.find(b"Xing"), start.find(b"Info"))
+    if at < 0 or len(start) < at + 16:
+        return False
+    flags = int.from_bytes(start[at + 4 : at + 8])
+    has_frames, has_bytes = bool(flags & 1), bool(flags & 2)
+    length = int.from_bytes(start[at + 12 : at + 16]) if has_bytes else present
+    return has_frames and present < 1.1 * length
 
 
 def _skip_id3(file: BinaryIO) -> None:

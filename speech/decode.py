@@ -157,11 +157,11 @@ def _blocks(path: Path, max_seconds: float, on_progress: Callable[[float], None]
 
 
 def _frames(container: Any) -> Iterator[Any]:
-    """Decoded frames of the first audio stream. A damaged packet is left out, as players do; a damaged container ends it.
+    """Decoded frames of the first audio stream. A damaged packet is left out, as players do.
 
-    Raises `InvalidAudio` when more packets are damaged than whole: that is no audio.
+    Raises `InvalidAudio` when the container breaks off before its last tenth, or more packets are damaged than whole.
     """
-    whole = damaged = 0
+    whole = damaged = position = 0
     packets = container.demux(container.streams.audio[0])
     while True:
         try:
@@ -169,8 +169,11 @@ def _frames(container: Any) -> Iterator[Any]:
         except StopIteration:
             break
         except av.error.FFmpegError as error:
+            if position < MIN_COMPLETE * container.size:
+                raise InvalidAudio(f"the file is damaged after {position} of its {container.size} bytes") from error
             logger.info("the container ends early: %s", error, extra={"action": "decode_stopped"})
             break
+        position = max(position, packet.pos or 0)
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
