@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ service = typer.Typer(help="Run Duet at login: launchd on macOS, systemd user un
 app.add_typer(service, name="service")
 
 
-def settings_or_exit(**overrides: object) -> Settings:
+def settings_or_exit(**overrides: Any) -> Settings:
     """The settings; exit code 78 with the key's name when one is wrong."""
     try:
         return load_settings(**overrides)
@@ -41,7 +41,7 @@ def up(
     """
     from duet.cli.up import run
 
-    overrides: dict[str, object] = {"embedded": True} if embedded else {}
+    overrides: dict[str, Any] = {"embedded": True} if embedded else {}
     if engine_port is not None:
         overrides["engine"] = {"port": engine_port}
     if router_port is not None:
@@ -138,7 +138,8 @@ def install(
     """
     from launchd.installer import install as run
 
-    raise typer.Exit(run(settings_or_exit(**({"embedded": True} if embedded else {})), dry_run=dry_run))
+    overrides = {"embedded": True} if embedded else {}
+    raise typer.Exit(run(settings_or_exit(**overrides), dry_run=dry_run))
 
 
 @service.command()
