@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import models
+from duet.errors import Unavailable
 from speech.splitter import SAMPLE_RATE, Span
 
 MODEL = models.EMBEDDED / "silero-vad" / "silero_vad_16k_op15.onnx"
@@ -20,7 +21,7 @@ WINDOW = 512
 """sherpa's detector must be fed exactly this many samples a call; larger pieces give wrong spans silently."""
 
 
-class VadUnavailable(Exception):
+class VadUnavailable(Unavailable):
     """The VAD model's file is missing or not the one that was pinned."""
 
 

@@ -1,0 +1,121 @@
+"""Voice activity: the pinned model, spans of a recording with known truth, and silence."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from speech import vad
+from speech.decode import decode
+from speech.splitter import SAMPLE_RATE
+from tests import sounds
+
+MEETING = models.CARDS / "demo" / "meeting.flac"
+
+
+@pytest.fixture(scope="module")
+def meeting() -> sounds.Samples:
+    return decode(MEETING, max_seconds=600)
+
+
+def test_the_model_is_the_file_of_the_silero_wheel() -> None:
+    found = importlib.util.find_spec("silero_vad")
+    assert found is not None
+    assert found.origin is not None
+    original = Path(found.origin).parent / "data" / vad.MODEL.name
+    assert hashlib.sha256(original.read_bytes()).hexdigest() == vad.MODEL_SHA256
+    assert original.read_bytes() == vad.MODEL.read_bytes()
+
+
+def test_another_file_is_refused_before_it_can_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.onnx"
+    for content, said in ((b"not a model", "not the file that was pinned"), (None, "cannot be read")):
+        if content is None:
+            other.unlink()
+        else:
+            other.write_bytes(content)
+        monkeypatch.setattr(vad, "MODEL", other)
+        vad._checked_model.cache_clear()
+        with pytest.raises(vad.VadUnavailable, match=said):
+            vad.detect(sounds.tone(1.0))
+    vad._checked_model.cache_clear()
+
+
+def test_every_turn_of_a_meeting_is_found(meeting: sounds.Samples) -> None:
+    turns = json.loads(MEETING.with_suffix(".json").read_text(encoding="utf-8"))["turns"]
+    spans = vad.detect(meeting)
+    speech = sum(turn["end"] - turn["start"] for turn in turns)
+    heard = inside = 0.0
+    for span in spans:
+        heard += span.duration
+        inside += sum(max(0.0, min(span.end, t["end"]) - max(span.start, t["start"])) for t in turns)
+    assert inside > 0.85 * speech
+    assert heard - inside < 0.05 * speech
+    for turn in turns:
+        assert any(span.start < turn["end"] and span.end > turn["start"] for span in spans), turn["text"]
+
+
+def test_spans_are_ordered_and_inside_the_audio(meeting: sounds.Samples) -> None:
+    spans = vad.detect(meeting)
+    times = [time for span in spans for time in (span.start, span.end)]
+    assert times == sorted(times)
+    assert times[-1] <= len(meeting) / SAMPLE_RATE
+
+
+def test_int16_gives_the_spans_of_float(meeting: sounds.Samples) -> None:
+    clip = meeting[: 20 * SAMPLE_RATE]
+    assert vad.detect(np.round(clip * 32767).astype(np.int16)) == vad.detect(clip)
+
+
+def test_speech_that_lasts_to_the_end_is_flushed(meeting: sounds.Samples) -> None:
+    first = vad.detect(meeting)[0]
+    clip = meeting[: int((first.start + first.end) / 2 * SAMPLE_RATE)]
+    assert vad.detect(clip)[-1].end == pytest.approx(len(clip) / SAMPLE_RATE, abs=0.1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 511, 512, 513])
+def test_a_few_samples_are_no_speech(count: int) -> None:
+    assert vad.detect(np.zeros(count, np.float32)) == []
+
+
+def test_silence_noise_and_a_tone_are_no_speech() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, 10 * SAMPLE_RATE).astype(np.float32)
+    assert vad.detect(np.zeros(10 * SAMPLE_RATE, np.float32)) == []
+    assert vad.detect(noise) == []
+    assert vad.detect(sounds.tone(10.0)) == []
+
+
+def test_progress_reaches_the_seconds_seen(meeting: sounds.Samples) -> None:
+    seen: list[float] = []
+    vad.detect(meeting, on_progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] > len(meeting) / SAMPLE_RATE - 11
+
+
+def test_another_thread_runs_meanwhile(meeting: sounds.Samples) -> None:
+    """A service calls this in a thread; its event loop must go on."""
+    running = threading.Event()
+    ended = threading.Event()
+
+    def work() -> None:
+        running.set()
+        vad.detect(meeting)
+        ended.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    running.wait()
+    ticks = 0
+    while not ended.is_set():
+        time.sleep(0.001)  # gives the interpreter up and must get it back
+        ticks += 1
+    worker.join()
+    assert ticks > 20
