@@ -57,7 +57,19 @@ def spoken(text: str, speaker: str) -> np.ndarray:
         if not re.search(r"\w", piece):
             continue
         voice = ("cmn-latn-pinyin" if han else "gmw/en-US") + "+" + variant
-        command = ["espeak-ng", "-b", "1", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", pinyin(piece) if han else piece]
+        command = [
+            "espeak-ng",
+            "-b",
+            "1",
+            "-v",
+            voice,
+            "-s",
+            str(speed),
+            "-p",
+            str(pitch),
+            "--stdout",
+            pinyin(piece) if han else piece,
+        ]
         raw = subprocess.run(command, capture_output=True, check=True).stdout
         with wave.open(io.BytesIO(_with_length(raw))) as file:
             rate = file.getframerate()
@@ -113,7 +125,9 @@ def main() -> None:
     pieces, turns, at = [np.zeros(int(0.6 * RATE), np.float32)], [], 0.6
     for speaker, text in TURNS:
         samples = spoken(text, speaker) * 0.7
-        turns.append({"start": round(at, 2), "end": round(at + len(samples) / RATE, 2), "speaker": speaker, "text": text})
+        turns.append(
+            {"start": round(at, 2), "end": round(at + len(samples) / RATE, 2), "speaker": speaker, "text": text}
+        )
         gap = rng.uniform(0.7, 1.3)
         pieces += [samples, np.zeros(int(gap * RATE), np.float32)]
         at += len(samples) / RATE + int(gap * RATE) / RATE
