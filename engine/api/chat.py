@@ -98,7 +98,7 @@ def _template_options(body: ChatCompletionRequest) -> dict[str, Any]:
     if reserved := _RESERVED_OPTIONS & set(options):
         raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
     try:
-        _encode(options)
+        msgspec.msgpack.encode(options)
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidRequest(f"cannot be passed on: {error}", param="chat_template_kwargs") from error
     if body.enable_thinking is not None:

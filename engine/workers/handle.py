@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -67,7 +68,10 @@ class WorkerHandle:
                 first = await child.channel.receive()
         except (ChannelClosed, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
-            child.kill()
+            if late:
+                child.kill()
+            with contextlib.suppress(TimeoutError):  # one that ends by itself keeps its exit code
+                await asyncio.wait_for(child.wait(), 1.0)
             code = await child.stop()
             cause = f"did not load in {timeout_seconds:.0f} s" if late else f"ended while it loaded (exit code {code})"
             raise Unavailable(f"{model} {cause}; the engine's log says more", param="model") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,6 +26,18 @@ MAX_STOPS = 16
 MAX_TOKENS = 1_000_000_000
 MAX_VOCABULARY = 1 << 31
 MAX_BIASES = 4096
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a surrogate pair, which is no character") from error
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_encodable)]
+"""JSON can write halves of surrogate pairs; UTF-8, in which everything goes on, cannot."""
 
 
 class _Lenient(BaseModel):
@@ -46,7 +59,7 @@ class ContentPart(_Lenient):
     """One piece of a message: the field named by `type` is set."""
 
     type: Literal["text", "image_url"]
-    text: StrictStr | None = None
+    text: Text | None = None
     image_url: Annotated[ImageUrl | None, BeforeValidator(_image_object)] = None
 
     @field_validator("type", mode="before")
@@ -73,7 +86,7 @@ def _parts(value: Any) -> Any:
 class ChatMessage(_Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[ContentPart] | None, BeforeValidator(_parts)] = None
-    name: StrictStr | None = None
+    name: Text | None = None
 
     @field_validator("role")
     @classmethod
@@ -122,7 +135,7 @@ class ChatCompletionRequest(_Lenient):
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
     n: StrictInt | None = Field(1, ge=1, le=16)
-    stop: Annotated[list[StrictStr] | None, BeforeValidator(_strings)] = Field(None, max_length=MAX_STOPS)
+    stop: Annotated[list[Text] | None, BeforeValidator(_strings)] = Field(None, max_length=MAX_STOPS)
     enable_thinking: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Known, and refused until they can be done.

@@ -1,0 +1,85 @@
+"""The gateway as it is, on a free port of this process, over fake worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from duet.settings import EngineSettings, Settings
+from engine.app import create_app
+from engine.cards import Catalogue
+from engine.downloads import Downloads
+from engine.pool import Pool
+
+KEY = "test-key"
+WORKER = "tests.fakes.engine_worker"
+
+
+@dataclass(frozen=True)
+class EngineService:
+    url: str
+    client: httpx.AsyncClient
+    pool: Pool
+
+    async def chat(self, said: str, model: str = "talker", **options: Any) -> httpx.Response:
+        return await self.client.post("/v1/chat/completions", json=chat_body(said, model, **options))
+
+    async def status(self, model: str = "talker") -> dict[str, int]:
+        """What the worker says of itself: live, cancelled, pid."""
+        answer = (await self.chat("status", model)).json()["choices"][0]["message"]["content"].rstrip("!")
+        return {name: int(value) for name, value in (item.split("=") for item in answer.split())}
+
+
+def chat_body(said: str, model: str = "talker", **options: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": said}], **options}
+
+
+def model_folder(root: Path, name: str, *, model_type: str = "qwen3", **plan: Any) -> Path:
+    """A folder that is discovered as a model and loads in the fake worker as `plan` says."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "model.safetensors").write_bytes(b"\0" * 16)
+    (folder / "fake.json").write_text(json.dumps(plan))
+    return folder
+
+
+def starts(folder: Path) -> list[int]:
+    """Process ids of the workers that were started for a model folder."""
+    log = folder / "starts.log"
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def make_settings(home: Path, models: Path, **engine: Any) -> Settings:
+    return Settings(home=home, engine=EngineSettings(model_dirs=(models,), **{"hub": False, **engine}))
+
+
+@asynccontextmanager
+async def engine_service(home: Path, models: Path, **engine: Any) -> AsyncIterator[EngineService]:
+    settings = make_settings(home, models, **engine)
+    downloads = Downloads(home / "hub", settings.engine.hub_endpoint)
+    pool = Pool(settings, Catalogue(settings, downloads), downloads, worker_module=WORKER)
+    await pool.open()
+    app = create_app(pool, settings, key=KEY)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(10):
+            while not server.started:
+                await asyncio.sleep(0.01)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
+            yield EngineService(url, client, pool)
+    finally:
+        server.should_exit = True
+        await serving
+        await pool.close()

@@ -1,0 +1,185 @@
+"""A worker process that speaks the real protocol and has no model: `python -m tests.fakes.engine_worker --fd N …`.
+
+What it does is decided by the last message of a request (`SAY…` below), and how it loads by `fake.json` in the model
+folder: `{"load_error": "…"}`, `{"exit_code": 3}`, `{"wait_for": "go"}` (a file in the folder), `{"capabilities": [...]}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duet.channel import BlockingChannel, ChannelClosed
+from duet.errors import ContextTooLong
+from duet.wire import Segment, Transcript, Usage
+from engine.types import (
+    Accepted,
+    EmbeddingRequest,
+    EmbeddingResult,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    TextDelta,
+    TokenLogprob,
+    TranscriptionRequest,
+    TranscriptionResult,
+)
+from engine.workers.protocol import Cancel, Events, LoadFailed, Ready, Shutdown, ToWorker
+
+SAY_FOREVER = "forever"
+"""Tokens without end."""
+SAY_FAST = "fast"
+"""Tokens without end, as fast as the socket takes them."""
+SAY_DIE = "die"
+"""Two tokens, then SIGKILL."""
+SAY_REFUSE = "refuse"
+"""Failed with context_length_exceeded before anything else."""
+SAY_BREAK = "break"
+"""Failed after two tokens."""
+SAY_STATUS = "status"
+"""One token: `live=N cancelled=M pid=P`, the requests beside this one."""
+SAY_NOTHING = "nothing"
+"""Accepted, and then silence until cancelled."""
+DIMENSIONS = 8
+
+
+class Worker:
+    def __init__(self, channel: BlockingChannel[ToWorker]) -> None:
+        self._channel = channel
+        self._mailbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+        self._live: dict[str, Iterator[Event | None]] = {}
+        self._cancelled = 0
+        self._fast = False
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self._mailbox.put(self._channel.receive())
+        except ChannelClosed:
+            self._mailbox.put(None)
+
+    def run(self) -> None:
+        while True:
+            while not self._live or not self._mailbox.empty():
+                message = self._mailbox.get()
+                if message is None or isinstance(message, Shutdown):
+                    return
+                self._handle(message)
+            events = [event for event in map(self._next, list(self._live)) if event is not None]
+            if events:
+                self._channel.send(Events(events))
+            if not self._fast:
+                time.sleep(0.002)
+
+    def _next(self, request_id: str) -> Event | None:
+        event = next(self._live[request_id])
+        if isinstance(event, Finished | Failed):
+            del self._live[request_id]
+        return event
+
+    def _handle(self, message: ToWorker) -> None:
+        match message:
+            case Cancel(request_id):
+                self._cancelled += self._live.pop(request_id, None) is not None
+            case GenerationRequest():
+                self._fast |= message.messages[-1].parts[0].text == SAY_FAST
+                self._live[message.id] = self._say(message)
+            case EmbeddingRequest():
+                self._channel.send(_embed(message))
+            case TranscriptionRequest():
+                self._channel.send(_transcribe(message))
+
+    def _say(self, request: GenerationRequest) -> Iterator[Event | None]:
+        said = "".join(part.text for part in request.messages[-1].parts)
+        if said == SAY_REFUSE:
+            yield Failed(request.id, ContextTooLong.code, "the prompt is too long", "messages")
+        yield Accepted(request.id, 7)
+        tokens = _answer(said)
+        if said == SAY_STATUS:
+            tokens = iter([f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()}"])
+        limit = request.max_tokens or 10**9
+        count = 0
+        for count, text in enumerate(tokens, 1):
+            if text is None:
+                yield None
+                continue
+            if said == SAY_DIE and count == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if said == SAY_BREAK and count == 3:
+                yield Failed(request.id, "internal_error", "the model failed on this request")
+            logprob = TokenLogprob(text, text.encode(), -0.5) if request.sampling.logprobs else None
+            yield TextDelta(request.id, text, logprob, (logprob,) * request.sampling.top_logprobs if logprob else ())
+            if count == limit:
+                break
+        yield Finished(request.id, "length" if count == limit else "stop", Usage(7, count, 3), "!")
+
+
+def _answer(said: str) -> Iterator[str | None]:
+    if said == SAY_NOTHING:
+        while True:
+            yield None
+    if said == SAY_FAST:
+        while True:
+            yield "x" * 2000
+    if said in (SAY_FOREVER, SAY_DIE, SAY_BREAK):
+        while True:
+            yield "token "
+    yield from (said[i : i + 3] for i in range(0, len(said), 3))
+
+
+def _embed(request: EmbeddingRequest) -> EmbeddingResult:
+    """Input i is the unit vector of axis i."""
+    width = request.dimensions or DIMENSIONS
+    vectors = np.eye(len(request.inputs), width, dtype="<f4")
+    return EmbeddingResult(request.id, vectors.tobytes(), width, sum(len(item) for item in request.inputs))
+
+
+def _transcribe(request: TranscriptionRequest) -> TranscriptionResult:
+    """The text is what it was asked with."""
+    seconds = len(request.audio) / 4 / 16000
+    text = f"prompt={request.prompt} hotwords={'/'.join(request.hotwords)} language={request.language}"
+    return TranscriptionResult(request.id, Transcript(text, seconds, "en", (Segment(0.0, seconds, text),)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--path", type=Path, required=True)
+    arguments, _ = parser.parse_known_args()
+    plan: dict[str, Any] = {}
+    if (arguments.path / "fake.json").exists():
+        plan = json.loads((arguments.path / "fake.json").read_text())
+    with (arguments.path / "starts.log").open("a") as log:
+        log.write(f"{os.getpid()}\n")
+    channel: BlockingChannel[ToWorker] = BlockingChannel.from_fd(arguments.fd, ToWorker)
+    if "exit_code" in plan:
+        return int(plan["exit_code"])
+    if "load_error" in plan:
+        channel.send(LoadFailed(plan["load_error"]))
+        return 1
+    while "wait_for" in plan and not (arguments.path / plan["wait_for"]).exists():
+        time.sleep(0.005)
+    worker = Worker(channel)
+    channel.send(Ready(tuple(plan.get("capabilities", ["chat"])), 4096, 123, 1000))
+    try:
+        worker.run()
+    except ChannelClosed:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
