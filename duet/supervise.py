@@ -142,7 +142,7 @@ class _Connection(Generic[In]):
                     waiter.set_result(answer)
         except (ChannelClosed, msgspec.DecodeError) as error:
             if not self._closing:
-                self.child.kill()  # half dead is worse than dead
+                self.give_up()  # half dead is worse than dead
             code = await self.child.wait()
             logger.log(
                 logging.INFO if self._closing else logging.WARNING,
@@ -201,6 +201,7 @@ class Service(Generic[In]):
                 await connection.child.channel.send(message)
                 return await waiter
         except ChannelClosed as error:
+            connection.give_up()  # its reader may not have seen the end yet
             raise WorkerLost(f"{self._name} ended before it took the request") from error
         except TimeoutError as error:
             connection.give_up()

@@ -6,6 +6,7 @@ their speakers are linked by their voice prints.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import tomllib
 from collections.abc import Callable, Sequence
@@ -71,85 +72,116 @@ class Diarizer:
         `on_progress` is called with the share done. Raises `WorkerLost` or `Unavailable`.
         """
         total = pcm.stat().st_size // 2
-        step, window = int((WINDOW_SECONDS - OVERLAP_SECONDS) * SAMPLE_RATE), int(WINDOW_SECONDS * SAMPLE_RATE)
+        windows = _windows(total)
+        # Not everybody speaks in every window: the number can only bind where there is one.
+        in_window = speakers if len(windows) == 1 else None
         parts: list[tuple[float, Diarized]] = []
-        for first in range(0, max(total - int(OVERLAP_SECONDS * SAMPLE_RATE), 1), step):
-            last = min(total, first + window)
-            request = Diarize(secrets.token_hex(8), str(pcm), first, last, speakers)
+        for first, last in windows:
+            request = Diarize(secrets.token_hex(8), str(pcm), first, last, in_window)
             answer = await self._service.call(request, timeout_seconds=TIMEOUT_SECONDS)
             if isinstance(answer, DiarizeFailed):
                 raise Unavailable(f"diarization failed: {answer.message}")
             parts.append((first / SAMPLE_RATE, answer))
             if on_progress:
                 on_progress(last / total if total else 1.0)
-        return named(smoothed(linked(parts, threshold=LINK_DISTANCE, speakers=speakers), self._min_turn_seconds))
+        return await asyncio.to_thread(_joined, parts, speakers, self._min_turn_seconds)
 
     async def close(self) -> None:
         await self._service.close()
 
 
+def _joined(parts: Sequence[tuple[float, Diarized]], speakers: int | None, min_turn_seconds: float) -> list[Turn]:
+    return named(smoothed(linked(parts, threshold=LINK_DISTANCE, speakers=speakers), min_turn_seconds))
+
+
+def _windows(total: int) -> list[tuple[int, int]]:
+    """First and last sample of each window; all but the last are of full length, and each overlaps the next."""
+    step, window = int((WINDOW_SECONDS - OVERLAP_SECONDS) * SAMPLE_RATE), int(WINDOW_SECONDS * SAMPLE_RATE)
+    starts = range(0, max(total - int(OVERLAP_SECONDS * SAMPLE_RATE), 1), step)
+    return [(first, min(total, first + window)) for first in starts]
+
+
 def linked(
     parts: Sequence[tuple[float, Diarized]], *, threshold: float, speakers: int | None
 ) -> list[tuple[float, float, int]]:
-    """Turns of all windows as (start, end, speaker), a window's speaker joined to the known voice nearest to it.
+    """Turns of all windows as (start, end, speaker), with the same number for the same voice in all windows.
 
-    Greedy, window by window: a voice further than `threshold` (cosine distance) from all known ones is a new speaker,
-    unless their number is given and reached. In the overlap of two windows the earlier one speaks up to its middle.
+    In the overlap of two windows the earlier one speaks up to its middle.
     """
-    known: list[np.ndarray] = []
+    voices = [(index, voice) for index, (_, part) in enumerate(parts) for voice in part.voices]
+    clusters = iter(_clustered(voices, threshold=threshold, speakers=speakers))
+    names = [[next(clusters) for _ in part.voices] for _, part in parts]
     turns: list[tuple[float, float, int]] = []
     for index, (offset, part) in enumerate(parts):
-        names: dict[int, int] = {}
-        taken: set[int] = set()
-        for local, voice in enumerate(part.voices):
-            nearest = _nearest(voice, known, taken)
-            full = speakers is not None and len(known) >= speakers
-            if nearest is not None and (nearest[0] <= threshold or full):
-                names[local] = nearest[1]
-            else:
-                names[local] = len(known)
-                known.append(np.array(voice or [0.0]))
-            taken.add(names[local])
         begin = offset + OVERLAP_SECONDS / 2 if index else 0.0
         end = parts[index + 1][0] + OVERLAP_SECONDS / 2 if index + 1 < len(parts) else float("inf")
         for turn in part.turns:
             start, stop = max(begin, offset + turn.start), min(end, offset + turn.end)
             if stop > start:
-                turns.append((start, stop, names[turn.speaker]))
+                turns.append((start, stop, names[index][turn.speaker]))
     return sorted(turns)
 
 
-def _nearest(voice: tuple[float, ...], known: list[np.ndarray], taken: set[int]) -> tuple[float, int] | None:
-    """(cosine distance, index) of the nearest known voice that no other speaker of this window has."""
-    vector = np.array(voice)
-    distances = [
-        (1.0 - float(vector @ other), i)
-        for i, other in enumerate(known)
-        if i not in taken and len(other) == len(vector) and len(vector) > 1
-    ]
-    return min(distances, default=None)
+def _clustered(voices: Sequence[tuple[int, tuple[float, ...]]], *, threshold: float, speakers: int | None) -> list[int]:
+    """A cluster for each (window, voice print): the two nearest are joined until none are nearer than `threshold`, or, with
+    `speakers` given, until so many are left.
+
+    Distance is cosine, averaged over pairs. Two voices of one window are different people as long as the number allows; a
+    voice without a print (too short) stays alone.
+    """
+    count = len(voices)
+    distance = np.full((count, count), np.inf)
+    for i, (window, voice) in enumerate(voices):
+        for j, (other_window, other) in enumerate(voices[:i]):
+            if voice and other:
+                # Four is more than any cosine distance: such a pair is joined only when nothing else is left to join.
+                apart = 1.0 - float(np.dot(voice, other)) + (4.0 if window == other_window else 0.0)
+                distance[i, j] = distance[j, i] = apart
+    clusters = {i: [i] for i in range(count)}
+    while clusters and (speakers is None or len(clusters) > speakers):
+        kept, gone = sorted(int(place) for place in np.unravel_index(distance.argmin(), distance.shape))
+        if not np.isfinite(distance[kept, gone]) or (speakers is None and distance[kept, gone] > threshold):
+            break
+        sizes = len(clusters[kept]), len(clusters[gone])
+        distance[kept] = (sizes[0] * distance[kept] + sizes[1] * distance[gone]) / sum(sizes)
+        distance[kept, kept] = np.inf
+        distance[:, kept] = distance[kept]
+        distance[gone] = distance[:, gone] = np.inf
+        clusters[kept] += clusters.pop(gone)
+    numbers = {member: number for number, members in clusters.items() for member in members}
+    return [numbers[i] for i in range(count)]
 
 
 def smoothed(turns: Sequence[tuple[float, float, int]], min_seconds: float) -> list[tuple[float, float, int]]:
-    """Turns shorter than `min_seconds` that touch another one become part of it: a change of speaker that short is the
-    model's flicker. A short turn that stands alone stays."""
-    result = list(turns)
+    """Turns of one speaker that touch become one; then turns shorter than `min_seconds` become part of a longer one that
+    they touch, the shortest first: a change of speaker that short is the model's flicker. A short turn that stands alone
+    stays."""
+    result = _fused(turns)
     while True:
         short = [
             (end - start, i, j)
-            for i, (start, end, speaker) in enumerate(result)
+            for i, (start, end, _) in enumerate(result)
             for j in (i - 1, i + 1)
             if end - start < min_seconds
             and 0 <= j < len(result)
-            and result[j][2] != speaker
             and max(start, result[j][0]) - min(end, result[j][1]) < _TOUCHING_SECONDS
             and result[j][1] - result[j][0] >= end - start
         ]
         if not short:
-            return result
+            return _fused(result)
         _, i, j = min(short)
         low, high = min(i, j), max(i, j)
         result[low : high + 1] = [(result[low][0], max(result[low][1], result[high][1]), result[j][2])]
+
+
+def _fused(turns: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+    fused: list[tuple[float, float, int]] = []
+    for start, end, speaker in turns:
+        if fused and fused[-1][2] == speaker and start - fused[-1][1] < _TOUCHING_SECONDS:
+            fused[-1] = (fused[-1][0], max(fused[-1][1], end), speaker)
+        else:
+            fused.append((start, end, speaker))
+    return fused
 
 
 def named(turns: Sequence[tuple[float, float, int]]) -> list[Turn]:

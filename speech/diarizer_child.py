@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 
 from duet.channel import BlockingChannel, ChannelClosed
+from speech import onnx_metadata
 from speech.decode import open_pcm
 from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.splitter import SAMPLE_RATE
 
+SEGMENTATION_METADATA = frozenset(
+    (
+        *("sample_rate", "window_size", "receptive_field_size", "receptive_field_shift"),
+        *("num_speakers", "powerset_max_classes", "num_classes"),
+    )
+)
+VOICE_METADATA = frozenset(("framework", "language", "output_dim", "sample_rate"))
+"""What sherpa-onnx reads of the two models; it ends the process where one is missing."""
 VOICE_SECONDS = 20.0
 """Speech of one speaker that is enough for a voice print."""
 
@@ -34,14 +43,17 @@ def main() -> int:
             try:
                 channel.send(diarize(arguments.model_dir, arguments.threshold, request))
             except (RuntimeError, OSError, ValueError) as error:
-                channel.send(DiarizeFailed(request.id, f"{type(error).__name__}: {error}"))
+                channel.send(DiarizeFailed(request.id, str(error)))
     except ChannelClosed:
         return 0
 
 
 def diarize(model_dir: Path, threshold: float, request: Diarize) -> Diarized:
+    """One window's turns and voices. Raises ValueError, OSError or RuntimeError for models or audio that are unusable."""
     import sherpa_onnx
 
+    onnx_metadata.require(model_dir / "seg.onnx", SEGMENTATION_METADATA, kind="speaker segmentation model")
+    onnx_metadata.require(model_dir / "spk.onnx", VOICE_METADATA, kind="voice print model")
     samples = open_pcm(Path(request.pcm))[request.first : request.last].astype(np.float32) / 32768.0
     extractor = sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(model_dir / "spk.onnx"), num_threads=1)
     config = sherpa_onnx.OfflineSpeakerDiarizationConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from duet.settings import Settings
 from duet.supervise import Service
 from duet.wire import Segment, Word
 from speech.sensevoice_messages import Recognise, Recognised, RecogniseFailed
+from speech.splitter import SAMPLE_RATE
 
 LANGUAGES = frozenset({"zh", "en", "yue", "ja", "ko"})
 MAX_CLIP_SECONDS = 30.0
@@ -43,20 +45,30 @@ class SenseVoice:
         self._service: Service[Recognised | RecogniseFailed] = Service(
             "speech.sensevoice_child", arguments, Recognised | RecogniseFailed, name="sensevoice"
         )
+        # The child does one batch after another: waiting our turn here keeps the wait out of the call's time limit.
+        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
         return self._service.pid
 
-    async def transcribe(self, clips: Sequence[np.ndarray[Any, np.dtype[np.float32]]]) -> list[Segment]:
-        """One segment a clip of at most 30 s, times from the clip's start.
+    async def transcribe(
+        self, clips: Sequence[np.ndarray[Any, np.dtype[np.float32]]], *, itn: bool = True
+    ) -> list[Segment]:
+        """One segment a clip of at most 30 s, times from the clip's start. `itn`: digits and punctuation.
 
-        Raises `WorkerLost` if the child dies meanwhile, `Unavailable` if the model cannot be used.
+        Raises `WorkerLost` if the child dies meanwhile, `Unavailable` if the model cannot be used, and ValueError for a
+        longer clip: cutting is the caller's (`speech.splitter`).
         """
+        longest = max((len(clip) for clip in clips), default=0) / SAMPLE_RATE
+        if longest > MAX_CLIP_SECONDS:
+            raise ValueError(f"a clip of {longest:.1f} s; at most {MAX_CLIP_SECONDS:.0f} s are recognised at once")
         segments: list[Segment] = []
         for start in range(0, len(clips), BATCH_CLIPS):
             batch = tuple(np.asarray(clip, dtype="<f4").tobytes() for clip in clips[start : start + BATCH_CLIPS])
-            answer = await self._service.call(Recognise(secrets.token_hex(8), batch), timeout_seconds=TIMEOUT_SECONDS)
+            async with self._turn:
+                request = Recognise(secrets.token_hex(8), batch, itn)
+                answer = await self._service.call(request, timeout_seconds=TIMEOUT_SECONDS)
             if isinstance(answer, RecogniseFailed):
                 raise Unavailable(answer.message)
             segments += answer.segments

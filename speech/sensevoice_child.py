@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,19 @@ import numpy as np
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.wire import Segment, Word
-from speech.normalise import is_han
+from speech import onnx_metadata
 from speech.sensevoice_messages import Recognise, Recognised, RecogniseFailed
 from speech.splitter import SAMPLE_RATE
+from speech.text import is_wide
 
 MODEL_NAMES = ("model.int8.onnx", "model.onnx")
+METADATA = frozenset(
+    (
+        *("vocab_size", "lfr_window_size", "lfr_window_shift", "normalize_samples", "with_itn", "without_itn"),
+        *("lang_auto", "lang_zh", "lang_en", "lang_yue", "lang_ja", "lang_ko", "neg_mean", "inv_stddev"),
+    )
+)
+"""What sherpa-onnx reads; it ends the process where one is missing."""
 MIN_SAMPLES = 400
 """Below one analysis window the recogniser has nothing to hear."""
 
@@ -52,30 +60,32 @@ def load(model_dir: Path, threads: int) -> Any:
     tokens = model_dir / "tokens.txt"
     if model is None or not tokens.is_file():
         raise ValueError(f"it needs {' or '.join(MODEL_NAMES)}, and tokens.txt")
-    # The library ends the process when metadata is missing: the key's name stands in the file if it is there.
-    if b"lfr_window_size" not in model.read_bytes():
-        raise ValueError(f"{model.name} is no SenseVoice model (its metadata is missing)")
+    onnx_metadata.require(model, METADATA, kind="SenseVoice model")
     return sherpa_onnx.OfflineRecognizer.from_sense_voice(
         model=str(model), tokens=str(tokens), num_threads=threads, language="", use_itn=True, provider="cpu"
     )
 
 
 def recognise(recogniser: Any, request: Recognise) -> Recognised | RecogniseFailed:
-    clips = [np.frombuffer(clip, dtype="<f4") for clip in request.clips]
+    """Clips one by one: on a CPU a batch is no faster, and with dynamic quantisation its text would depend on its company."""
     try:
-        streams = {}
-        for i, clip in enumerate(clips):
-            if len(clip) >= MIN_SAMPLES:
-                streams[i] = recogniser.create_stream()
-                streams[i].accept_waveform(SAMPLE_RATE, clip)
-        recogniser.decode_streams(list(streams.values()))
+        segments = [_hear(recogniser, np.frombuffer(clip, dtype="<f4"), itn=request.itn) for clip in request.clips]
+    except IndexError:  # a token that tokens.txt does not have
+        return RecogniseFailed(request.id, "tokens.txt does not belong to this SenseVoice model")
     except RuntimeError as error:
-        return RecogniseFailed(request.id, str(error))
-    segments = []
-    for i, clip in enumerate(clips):
-        seconds = len(clip) / SAMPLE_RATE
-        segments.append(as_segment(streams[i].result, seconds) if i in streams else Segment(0.0, seconds, ""))
+        return RecogniseFailed(request.id, f"SenseVoice failed: {error}")
     return Recognised(request.id, tuple(segments))
+
+
+def _hear(recogniser: Any, clip: np.ndarray[Any, np.dtype[np.float32]], *, itn: bool) -> Segment:
+    seconds = len(clip) / SAMPLE_RATE
+    if len(clip) < MIN_SAMPLES:
+        return Segment(0.0, seconds, "")
+    stream = recogniser.create_stream()
+    stream.set_option("use_itn", "1" if itn else "0")
+    stream.accept_waveform(SAMPLE_RATE, clip)
+    recogniser.decode_stream(stream)
+    return as_segment(stream.result, seconds)
 
 
 def as_segment(result: Any, seconds: float) -> Segment:
@@ -93,23 +103,32 @@ def as_segment(result: Any, seconds: float) -> Segment:
 
 def _tag(tag: str) -> str | None:
     """`<|NEUTRAL|>` → neutral; unknown or absent → None."""
-    name = re.sub(r"[<|>]", "", tag or "").lower()
+    name = tag.removeprefix("<|").removesuffix("|>").lower()
     return None if name in ("", "emo_unknown", "unk", "event_unk", "nospeech") else name
 
 
 def _words(tokens: list[str], timestamps: list[float], seconds: float) -> tuple[Word, ...]:
-    """Tokens joined to words: a piece that begins with a space (or ▁) or is a Han character begins a new one."""
+    """Tokens joined to words, each with the start of its first token.
+
+    A word begins with a piece that leads with a space (or ▁), and with each piece in a script that is written without
+    spaces; punctuation belongs to the word before it.
+    """
     words: list[tuple[str, float]] = []
     for token, time in zip(tokens, timestamps, strict=False):
-        begins = token[:1] in (" ", "▁") or is_han(token.strip()[:1]) or not words or is_han(words[-1][0][-1:])
         piece = token.replace("▁", " ").strip()
         if not piece:
             continue
-        if begins:
-            words.append((piece, min(max(0.0, float(time)), seconds)))
-        else:
+        if words and not _begins_word(token, piece, words[-1][0]):
             words[-1] = (words[-1][0] + piece, words[-1][1])
+        else:
+            words.append((piece, min(max(0.0, float(time)), seconds)))
     return tuple(Word(text, round(start, 2)) for text, start in words)
+
+
+def _begins_word(token: str, piece: str, previous: str) -> bool:
+    if unicodedata.category(piece[0])[0] == "P":
+        return False
+    return token[0] in " ▁" or is_wide(piece[0]) or is_wide(previous[-1])
 
 
 if __name__ == "__main__":

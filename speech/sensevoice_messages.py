@@ -8,10 +8,14 @@ from duet.wire import Segment
 
 
 class Recognise(msgspec.Struct, frozen=True, tag="recognise"):
-    """`clips` are float32 little-endian mono at 16 kHz; they are decoded as one batch."""
+    """`clips` are float32 little-endian mono at 16 kHz.
+
+    `itn` writes numbers as digits and sets punctuation (inverse text normalisation), as the model learnt to.
+    """
 
     id: str
     clips: tuple[bytes, ...]
+    itn: bool = True
 
 
 class Recognised(msgspec.Struct, frozen=True, tag="recognised"):

@@ -12,10 +12,11 @@ def join(pieces: Iterable[str]) -> str:
     joined = ""
     for piece in (piece.strip() for piece in pieces):
         if piece:
-            gap = " " if joined and not _wide(joined[-1]) and not _wide(piece[0]) else ""
+            gap = " " if joined and not is_wide(joined[-1]) and not is_wide(piece[0]) else ""
             joined += gap + piece
     return joined
 
 
-def _wide(char: str) -> bool:
+def is_wide(char: str) -> bool:
+    """Han, kana and full-width characters: written without spaces."""
     return any(low <= char <= high for low, high in _WIDE)
