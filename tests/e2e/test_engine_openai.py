@@ -1,0 +1,221 @@
+"""`python -m engine` as users start it, with the embedded models, seen through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+import models
+
+pytestmark = pytest.mark.e2e
+
+ASK = "术语：知识图谱、灰度发布\n找错：我们要部署知识土谱。"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    process: subprocess.Popen[str]
+    url: str
+    key: str
+
+    def workers(self) -> list[int]:
+        """Process ids of its children."""
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        pairs = (line.split() for line in listing.splitlines())
+        return [int(pid) for pid, parent in pairs if int(parent) == self.process.pid]
+
+
+def start(home: Path, **settings: str) -> Gateway:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("DUET_")},
+        "DUET_HOME": str(home),
+        "DUET_EMBEDDED": "true",
+        "DUET_ENGINE__HUB": "false",
+        "DUET_ENGINE__PORT": "0",
+        **settings,
+    }
+    log = (home / "engine.log").open("w")
+    process = subprocess.Popen([sys.executable, "-P", "-m", "engine"], stderr=log, env=environment, text=True)
+    log.close()
+    deadline = time.monotonic() + 60
+    while not (found := re.search(r"action=listening .*port=(\d+)", (home / "engine.log").read_text())):
+        assert process.poll() is None, (home / "engine.log").read_text()
+        assert time.monotonic() < deadline, "the engine does not listen"
+        time.sleep(0.05)
+    return Gateway(process, f"http://127.0.0.1:{found[1]}", (home / "api_key").read_text().strip())
+
+
+def stop(gateway: Gateway) -> int:
+    gateway.process.terminate()
+    return gateway.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    running = start(tmp_path_factory.mktemp("home"))
+    yield running
+    workers = running.workers()
+    assert stop(running) in (0, -signal.SIGTERM)
+    assert not any(is_alive(pid) for pid in workers)
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=60) as client:
+        yield client
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def says(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def endless() -> dict[str, Any]:
+    """Parameters of an answer that does not end by itself: its end-of-sequence tokens are out of reach."""
+    config = json.loads((models.EMBEDDED / "duet-tiny-chat" / "config.json").read_text())
+    ids = config["eos_token_id"]
+    return {"logit_bias": {str(token): -100 for token in (ids if isinstance(ids, list) else [ids])}}
+
+
+def test_a_chat_is_the_same_streamed_and_not(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="chat", messages=says(ASK), temperature=0)
+    stream = client.chat.completions.create(
+        model="duet-tiny-chat", messages=says(ASK), temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert whole.model == "duet-tiny-chat"
+
+
+def test_a_seed_fixes_the_answer_and_n_gives_different_ones(client: openai.OpenAI) -> None:
+    def draw(n: int) -> list[str | None]:
+        answer = client.chat.completions.create(
+            model="chat", messages=says("hello"), temperature=1.5, seed=7, n=n, max_tokens=16, **endless()
+        )
+        return [choice.message.content for choice in answer.choices]
+
+    first = draw(3)
+    assert len(set(first)) == 3
+    assert draw(3) == first
+    assert draw(1) == first[:1]
+
+
+def test_embeddings_of_both_formats_agree(client: openai.OpenAI) -> None:
+    texts = ["we deploy the release on Friday", "the release goes out on Friday", "the cat sleeps"]
+    binary = client.embeddings.create(model="embedding", input=texts)
+    floats = client.embeddings.create(model="duet-tiny-embed", input=texts, encoding_format="float")
+    vectors = np.array([item.embedding for item in floats.data])
+    assert np.allclose(vectors, [item.embedding for item in binary.data], atol=1e-6)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    short = client.embeddings.create(model="embedding", input=texts[0], dimensions=16, encoding_format="float")
+    cut = vectors[0, :16] / np.linalg.norm(vectors[0, :16])
+    assert np.allclose(short.data[0].embedding, cut, atol=1e-5)
+    assert floats.usage.prompt_tokens > 0
+
+
+def test_the_models_are_shown_as_demonstrations(gateway: Gateway, client: openai.OpenAI) -> None:
+    assert {model.id for model in client.models.list()} == {"duet-tiny-chat", "duet-tiny-embed"}
+    answer = httpx.get(f"{gateway.url}/v1/models/duet-tiny-chat", headers={"Authorization": f"Bearer {gateway.key}"})
+    assert answer.json()["duet"]["demonstration"] is True
+
+
+def test_a_model_without_speech_refuses_a_transcription(client: openai.OpenAI, tmp_path: Path) -> None:
+    from tests.sounds import pcm, tone, wav
+
+    clip = tmp_path / "clip.wav"
+    clip.write_bytes(wav(pcm(tone(1.0))))
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.audio.transcriptions.create(model="asr", file=clip)
+    assert refused.value.param == "model"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.audio.transcriptions.create(model="duet-tiny-chat", file=clip)
+    assert wrong.value.param == "model"
+
+
+def test_an_over_long_prompt_is_refused_before_the_stream_begins(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="chat", messages=says("word " * 5000), stream=True)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+
+
+def test_an_image_for_a_model_that_cannot_see_is_refused(client: openai.OpenAI) -> None:
+    url = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
+    content: Any = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="chat", messages=[{"role": "user", "content": content}])
+    assert refused.value.param == "messages"
+
+
+def test_killing_a_worker_ends_its_stream_with_an_error_and_the_next_request_works(
+    gateway: Gateway, client: openai.OpenAI
+) -> None:
+    client.embeddings.create(model="embedding", input="beside")
+    before = set(gateway.workers())
+    stream = client.chat.completions.create(model="chat", messages=says("hello"), stream=True, **endless())
+    chat_worker = 0
+    with pytest.raises(openai.APIError) as lost:
+        for count, _ in enumerate(stream):
+            if count == 3:
+                [chat_worker] = [pid for pid in gateway.workers() if "duet-tiny-chat" in command_of(pid)]
+                os.kill(chat_worker, signal.SIGKILL)
+    assert lost.value.code == "worker_lost"
+    assert client.chat.completions.create(model="chat", messages=says(ASK)).choices[0].message.content
+    after = set(gateway.workers())
+    assert chat_worker not in after
+    assert len(before & after) == len(before - {chat_worker}), "the embedding worker lives on"
+
+
+def command_of(pid: int) -> str:
+    return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_worker_outlives_a_killed_gateway(tmp_path: Path) -> None:
+    gateway = start(tmp_path)
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, timeout=60) as client:
+        client.chat.completions.create(model="chat", messages=says(ASK))
+    workers = gateway.workers()
+    assert workers
+    gateway.process.kill()
+    gateway.process.wait(10)
+    deadline = time.monotonic() + 10
+    while any(is_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its gateway"
+        time.sleep(0.05)
+
+
+def test_a_taken_port_and_a_wrong_setting_are_said_plainly(gateway: Gateway, tmp_path: Path) -> None:
+    port = gateway.url.rpartition(":")[2]
+    for settings, code, said in (
+        ({"DUET_ENGINE__PORT": port}, 1, "cannot listen"),
+        ({"DUET_ENGINE__PROT": "1"}, 78, "DUET_ENGINE__PROT"),
+    ):
+        environment = {**os.environ, "DUET_HOME": str(tmp_path), **settings}
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "engine"], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert ended.returncode == code
+        assert said in ended.stderr
