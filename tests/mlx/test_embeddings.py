@@ -1,0 +1,78 @@
+"""Embeddings: batched equals single, text equals its token ids, bounds are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+from duet.errors import InvalidRequest
+from engine.types import EmbeddingRequest, EmbeddingResult, Failed
+from engine.worker.runtime.families.embedding import start_embedding
+from engine.worker.runtime.loader import Loaded, load
+from tests.mlx.conftest import Driver, words
+
+TEXTS = tuple(words(length, length) for length in (3, 40, 17, 200, 1, 90))
+
+
+def embed(loaded: Loaded, *inputs: Any, dimensions: int | None = None) -> np.ndarray[Any, Any]:
+    driver = Driver(loaded)
+    driver.post(EmbeddingRequest(id="e", model="m", inputs=inputs, dimensions=dimensions))
+    driver.drain()
+    (result,) = driver.of("e", EmbeddingResult)
+    return np.frombuffer(result.vectors, "<f4").reshape(len(inputs), result.dimensions)
+
+
+def test_a_batch_equals_its_inputs_alone_in_the_order_they_came(model: Callable[..., Loaded]) -> None:
+    loaded = model("embedding")
+    together = embed(loaded, *TEXTS)
+    alone = np.concatenate([embed(loaded, text) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+def test_vectors_have_unit_length_also_when_they_are_shortened(model: Callable[..., Loaded]) -> None:
+    loaded = model("embedding")
+    full, short = embed(loaded, *TEXTS), embed(loaded, *TEXTS, dimensions=16)
+    np.testing.assert_allclose(np.linalg.norm(full, axis=1), 1, atol=1e-5)
+    expected = full[:, :16] / np.linalg.norm(full[:, :16], axis=1, keepdims=True)
+    np.testing.assert_allclose(short, expected, atol=1e-5)
+
+
+def test_token_ids_give_the_vector_of_their_text(model: Callable[..., Loaded]) -> None:
+    loaded = model("embedding")
+    ids = tuple(loaded.tokenizer.encode("hello"))
+    np.testing.assert_allclose(embed(loaded, ids), embed(loaded, "hello"), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"), [((), "input"), ("", "input"), ((999,), "input"), ((-1,), "input"), ("x" * 5000, "input")]
+)
+def test_a_bad_input_names_its_parameter(model: Callable[..., Loaded], bad: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        start_embedding(model("embedding"), EmbeddingRequest(id="e", model="m", inputs=("ok", bad)))
+    assert caught.value.param == param
+    assert "input[1]" in caught.value.message
+
+
+def test_too_many_dimensions_are_refused(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("embedding"))
+    driver.post(EmbeddingRequest(id="e", model="m", inputs=("a",), dimensions=65))
+    driver.drain()
+    (failed,) = driver.of("e", Failed)
+    assert failed.param == "dimensions"
+
+
+def test_the_embedded_model_finds_paraphrases_across_languages() -> None:
+    loaded = load(models.EMBEDDED / "duet-tiny-embed", "embedding")
+    queries = ("谁负责部署数据库？", "the server is too slow, we must upgrade the server.", "客户不同意删除日志。")
+    answers = (
+        "who is responsible to deploy the database?",
+        "服务器太慢了，需要升级。",
+        "the customer does not agree to delete the log.",
+    )
+    scores = embed(loaded, *queries) @ embed(loaded, *answers).T
+    assert scores.argmax(axis=1).tolist() == [0, 1, 2]

@@ -1,0 +1,185 @@
+"""The worker's loop: limits, stops, failures of one row, cancellation in every state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from engine.types import EmbeddingRequest, Failed, Finished, TextDelta
+from engine.worker.loop import Stop
+from engine.worker.runtime import memory
+from engine.worker.runtime.loader import Loaded, LoadError, load
+from engine.workers.protocol import Cancel, Shutdown
+from tests.mlx.conftest import Driver, ask, picture, words
+
+
+def refusal(loaded: Loaded, request: Any) -> Failed:
+    driver = Driver(loaded)
+    driver.post(request)
+    driver.drain()
+    (failed,) = driver.of(request.id, Failed)
+    assert not driver.of(request.id, Finished)
+    return failed
+
+
+def test_a_stop_string_across_tokens_ends_the_answer_before_it(model: Callable[..., Loaded]) -> None:
+    loaded = model("plain")
+    answer = Driver(loaded).run([ask("a", words(37, 5), tokens=40)])["a"].decode(errors="replace")
+    stop = answer[10:13]
+    driver = Driver(loaded)
+    driver.run([ask("a", words(37, 5), tokens=40, stop=(stop,))])
+    assert driver.text("a") == answer[: answer.index(stop)]
+    assert driver.of("a", Finished)[0].reason == "stop"
+
+
+def test_an_answer_that_reaches_its_limit_says_length(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("plain"))
+    driver.run([ask("a", "hello", tokens=7), ask("b", "hello", tokens=1)])
+    for name, count in (("a", 7), ("b", 1)):
+        (finished,) = driver.of(name, Finished)
+        assert (finished.reason, finished.usage.completion_tokens) == ("length", count)
+        assert len(driver.of(name, TextDelta)) == count
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "param"),
+    [
+        (ask("a", "x" * 5000), "context_length_exceeded", "messages"),
+        (ask("a", "x", tokens=10**6), "context_length_exceeded", "max_tokens"),
+        (ask("a", "x", logit_bias={99999: 1.0}), "invalid_value", "logit_bias"),
+        (ask("a", "x", images=(picture(1),)), "invalid_value", "messages"),
+        (EmbeddingRequest(id="a", model="m", inputs=("x",)), "invalid_value", "model"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_by_name(
+    model: Callable[..., Loaded], request_: Any, code: str, param: str
+) -> None:
+    failed = refusal(model("plain"), request_)
+    assert (failed.code, failed.param) == (code, param)
+
+
+def test_a_broken_image_is_refused(model: Callable[..., Loaded]) -> None:
+    assert refusal(model("vision"), ask("a", "x", images=(b"no image",))).param == "messages"
+    assert refusal(model("vision"), ask("a", "x", images=(picture(1)[:200],))).param == "messages"
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 3, 12])
+def test_cancelling_in_any_state_leaves_the_others_unchanged(model: Callable[..., Loaded], ticks: int) -> None:
+    """After 0 ticks it waits, after 1 and 3 it prefills (700 tokens in chunks of 64), after 12 it runs."""
+    loaded = model("plain")
+    other = ask("other", words(50, 2), tokens=40)
+    alone = Driver(loaded).run([other])["other"]
+    driver = Driver(loaded)
+    driver.post(other)
+    driver.post(ask("gone", words(600, 1), tokens=500))
+    for _ in range(ticks):
+        driver.tick()
+    driver.post(Cancel("gone"))
+    driver.drain()
+    assert driver.raw("other") == alone
+    assert not driver.of("gone", Finished)
+    assert not driver.of("gone", Failed)
+    assert driver.loop.idle
+
+
+def test_a_cancelled_job_runs_no_further(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("embedding"))
+    driver.post(EmbeddingRequest(id="e", model="m", inputs=tuple(words(500, i) for i in range(64))))
+    driver.tick()
+    driver.post(Cancel("e"))
+    driver.drain()
+    assert driver.recorder.sent == []
+
+
+def test_a_row_that_fails_does_not_harm_its_neighbours(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model("plain")
+    other = ask("other", words(50, 2), tokens=30)
+    alone = Driver(loaded).run([other])["other"]
+    driver = Driver(loaded)
+    driver.post(other)
+    driver.post(ask("bad", words(20, 3), tokens=30, logit_bias={5: 1.0}))
+    for _ in range(6):
+        driver.tick()
+    assert driver.loop._runner is not None
+    (row,) = [row for row in driver.loop._runner._batch.rows if row.id == "bad"]
+
+    def fail(logits: Any) -> Any:
+        raise ValueError("broken grammar")
+
+    monkeypatch.setattr(row.penalties, "apply", fail)
+    driver.drain()
+    assert driver.raw("other") == alone
+    (failed,) = driver.of("bad", Failed)
+    assert failed.code == "internal_error"
+    assert "broken grammar" not in failed.message
+
+
+def test_an_unexpected_error_fails_every_live_request_and_is_raised(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(model("plain"))
+    driver.post(ask("a", "hello", tokens=50))
+    driver.post(ask("b", "hello", tokens=50))
+    for _ in range(4):
+        driver.tick()
+
+    def fail(plan: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(driver.loop._runner, "execute", fail)
+    with pytest.raises(RuntimeError):
+        driver.loop.run()
+    assert [driver.of(name, Failed)[0].code for name in "ab"] == ["worker_lost", "worker_lost"]
+
+
+def test_shutdown_and_the_gateway_s_end_stop_the_loop(model: Callable[..., Loaded]) -> None:
+    for message in (Shutdown(), None):
+        driver = Driver(model("plain"))
+        driver.post(message)
+        with pytest.raises(Stop):
+            driver.tick()
+
+
+def test_log_probabilities_are_those_of_the_model(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("plain"))
+    driver.run([ask("a", words(30, 1), tokens=5, top_logprobs=4, temperature=2.0, seed=1)])
+    for event in driver.of("a", TextDelta):
+        values = [item.logprob for item in event.top]
+        assert len(values) == 4
+        assert values == sorted(values, reverse=True)
+        assert values[0] >= event.logprob.logprob
+        assert np.exp(values).sum() <= 1.0
+
+
+def test_libraries_cannot_set_the_wired_limit() -> None:
+    memory.configure()
+    assert mx.set_wired_limit(1 << 20) == 0
+    assert mx.set_wired_limit.__module__ == "engine.worker.runtime.memory"
+
+
+@pytest.mark.parametrize("damage", ["no config", "no weights", "cut weights", "no safetensors", "unknown type"])
+def test_a_damaged_folder_says_what_is_wrong(checkpoint: Callable[..., Any], tmp_path: Any, damage: str) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("plain"), folder)
+    weights = folder / "model.safetensors"
+    if damage == "no config":
+        (folder / "config.json").unlink()
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "no safetensors":
+        weights.write_bytes(b"<html>not found</html>" * 100)
+    else:
+        (folder / "config.json").write_text('{"model_type": "qwen99"}')
+    with pytest.raises(LoadError) as caught:
+        load(folder, "chat")
+    assert "model" in str(caught.value)
