@@ -60,12 +60,17 @@ class _Pending:
 
 
 class Batch:
-    """Owned by the runner. Rows keep their order; `_last` [B] is each row's newest token, maybe not computed yet."""
+    """Owned by the runner. Rows keep their order; `_last` [B] is each row's newest token, maybe not computed yet.
+
+    Invariant: every row of `_cache` has run. A row that joins waits in `_joining` until the next step runs it, because the
+    libraries' caches can neither extract nor filter rows of a batch that is still empty (prompts of one token).
+    """
 
     def __init__(self, language_model: Any, *, mrope: bool) -> None:
         self._model = language_model
         self._mrope = mrope
         self.rows: list[Row] = []
+        self._joining: list[Row] = []
         self._cache: list[Any] = []
         self._last = mx.array([], dtype=mx.int32)
         self._positions = mx.array([], dtype=mx.int32)
@@ -74,10 +79,16 @@ class Batch:
 
     @property
     def busy(self) -> bool:
-        return bool(self.rows) or self._pending is not None
+        return bool(self.rows or self._joining) or self._pending is not None
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Of the rows that take part in the next step."""
+        return frozenset(row.id for row in [*self.rows, *self._joining])
 
     def leave(self, ids: frozenset[str]) -> None:
         """Drop rows. A token of theirs that is still being computed is dropped with them."""
+        self._joining = [row for row in self._joining if row.id not in ids]
         keep = [i for i, row in enumerate(self.rows) if row.id not in ids]
         if len(keep) == len(self.rows):
             return
@@ -94,30 +105,43 @@ class Batch:
         self._last, self._positions, self._columns = self._last[index], self._positions[index], None
 
     def join(self, row: Row) -> None:
-        """Take in a prefilled row: its cache holds all of its prompt but the last token."""
+        """Take in a prefilled row from the next step on: its cache holds all of its prompt but the last token."""
         assert row.cache is not None
-        if not self.rows:
-            self._cache = row.cache
-        elif len(self.rows) == 1 or any(layer.empty() for layer in row.cache):
+        self._joining.append(row)
+
+    def _admit(self) -> None:
+        """Merge the joining rows' caches into the batch's: one copy, however many they are."""
+        rows, self._joining = self._joining, []
+        if not rows:
+            return
+        joining: list[Any] = [row.cache for row in rows]
+        if len(self.rows) + len(rows) == 1:
+            self._cache = joining[0]
+        elif len(self.rows) < 2 or any(layer.empty() for cache in joining for layer in cache):
             # The libraries' `extend` pads an empty row (a prompt of one token) with float32 and so turns a whole
             # bfloat16 batch into float32; `merge` does not.
             own = [self._extract(i) for i in range(len(self.rows))]
-            self._cache = [_merge(list(layers)) for layers in zip(*own, row.cache, strict=True)]
+            self._cache = [_merge(list(layers)) for layers in zip(*own, *joining, strict=True)]
         else:
-            for batched, single in zip(self._cache, row.cache, strict=True):
-                batched.extend(_merge([single]))
-        row.cache = None
-        delta = row.vision.rope_delta if row.vision else 0
-        self.rows.append(row)
-        self._last = mx.concatenate([self._last, mx.array(row.prompt[-1:], dtype=mx.int32)])
-        position = mx.array([len(row.prompt) - 1 + delta], dtype=mx.int32)
-        self._positions, self._columns = mx.concatenate([self._positions, position]), None
+            for batched, *singles in zip(self._cache, *joining, strict=True):
+                batched.extend(_merge(singles))
+        positions = []
+        for row in rows:
+            row.cache = None
+            positions.append(len(row.prompt) - 1 + (row.vision.rope_delta if row.vision else 0))
+            row.vision = None  # the prompt is in the cache: its embeddings need not stay
+        self.rows += rows
+        last = mx.array([row.prompt[-1] for row in rows], dtype=mx.int32)
+        self._last = mx.concatenate([self._last, last])
+        self._positions = mx.concatenate([self._positions, mx.array(positions, dtype=mx.int32)])
+        self._columns = None
 
     def step(self) -> tuple[list[Drawn], dict[str, Exception]]:
         """Launch one decode step of all rows and return the tokens of the step before.
 
         A row whose penalties fail is reported in the second value and does not harm the others.
         """
+        self._admit()
         logits = self._forward() if self.rows else None
         drawn = self.read()
         failed = self._sample(logits) if logits is not None else {}

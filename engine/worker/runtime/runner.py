@@ -53,6 +53,9 @@ class Runner:
                 self._prefill(chunk)
             except Exception as error:  # noqa: BLE001 - the loop ends this row with it; its neighbours run on
                 failed[chunk.id] = error
+            else:
+                if chunk.joins:
+                    self._batch.join(self._prefilling.pop(chunk.id))
         return StepResult(tuple(drawn), failed)
 
     def _prefill(self, chunk: PrefillChunk) -> None:
@@ -63,10 +66,13 @@ class Runner:
             ids = mx.array([row.prompt[chunk.start : chunk.stop]], dtype=mx.int32)
             # Logits stay lazy and are never computed.
             self._model(ids, cache=row.cache, **self._arguments(row, chunk))
-            mx.eval([layer.state for layer in row.cache])
-        if chunk.joins:
-            self._batch.join(self._prefilling.pop(chunk.id))
-            row.vision = None
+            states = [layer.state for layer in row.cache]
+            # Beside running rows the next step's tokens are waited for anyway, and this tick's are sent without waiting
+            # for the prompt. Alone, waiting here bounds what is queued, and so how long a cancellation takes.
+            if self._batch.busy:
+                mx.async_eval(states)
+            else:
+                mx.eval(states)
 
     def _arguments(self, row: Row, chunk: PrefillChunk) -> dict[str, Any]:
         if row.vision is not None:
