@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import srt
 
 from duet.wire import Segment, Transcript
-from speech.normalise import is_han
+from speech.text import is_wide
 
 MIN_CUE_MS, MAX_CUE_MS = 700, 7000
 MAX_LINE_WIDTH = 42.0
@@ -44,7 +45,8 @@ def to_srt(segments: Sequence[Segment], *, speakers: bool = False) -> str:
         for i, cue in enumerate(to_cues(segments, speakers=speakers), 1)
     ]
     composed = str(srt.compose(cues, reindex=False))
-    if len(list(srt.parse(composed))) != len(cues):  # the library drops cues that it dislikes, silently
+    # The library drops cues that it dislikes, silently.
+    if [cue.content for cue in srt.parse(composed)] != [cue.content for cue in cues]:
         raise AssertionError("a cue was lost in SRT")
     return composed
 
@@ -119,8 +121,9 @@ def to_cues(segments: Sequence[Segment], *, speakers: bool = False) -> list[Cue]
 def _cut(label: str, text: str, start: int, end: int) -> list[Cue]:
     """One segment's cues: as many as its text and its length ask for, each given time by its share of the text."""
     pieces = _pieces(text, max(1.0, MAX_LINES * MAX_LINE_WIDTH - _width(label)))
-    while len(pieces) < -(-(end - start) // MAX_CUE_MS) and len(max(pieces, key=_width)) > 1:
-        widest = max(range(len(pieces)), key=lambda i: _width(pieces[i]))
+    pieces = [part for piece in pieces for part in _in_two_lines(label, piece)]
+    while len(pieces) < -(-(end - start) // MAX_CUE_MS) and any(_breakable(piece) for piece in pieces):
+        widest = max((i for i, piece in enumerate(pieces) if _breakable(piece)), key=lambda i: _width(pieces[i]))
         pieces[widest : widest + 1] = _halves(pieces[widest])
     total = sum(_width(piece) for piece in pieces)
     cues, done = [], 0.0
@@ -159,6 +162,18 @@ def _pieces(text: str, width: float) -> list[str]:
     return [*pieces, text] if text else pieces
 
 
+def _in_two_lines(label: str, piece: str) -> list[str]:
+    """A piece whose words do not break evenly needs a third line: it is halved until it does not."""
+    if len(piece) == 1 or len(_pieces(label + piece, MAX_LINE_WIDTH)) <= MAX_LINES:
+        return [piece]
+    return [part for half in _halves(piece) for part in _in_two_lines(label, half)]
+
+
+def _breakable(text: str) -> bool:
+    """Whether it can be cut without cutting a word."""
+    return any(char == " " or is_wide(char) for char in text[1:])
+
+
 def _halves(text: str) -> list[str]:
     at = _cut_position(text, _width(text) * 0.6)
     parts = [text[:at].rstrip(), text[at:].lstrip()]
@@ -166,34 +181,33 @@ def _halves(text: str) -> list[str]:
 
 
 def _cut_position(text: str, width: float) -> int:
-    fits = 1
-    for i in range(1, len(text)):
-        if _width(text[:i]) > width:
-            break
-        fits = i
+    """Where to cut `text`, which is wider than `width`: 1 to len(text) - 1."""
+    fits, used = 0, 0.0
+    while fits < len(text) - 1 and used + _width(text[fits]) <= width:
+        used += _width(text[fits])
+        fits += 1
+    fits = max(fits, 1)
     for i in range(fits, fits // 2, -1):
         if text[i - 1] in _BREAK_AFTER:
             return i
     for i in range(fits, 0, -1):
-        if text[i - 1] == " " or text[i : i + 1] == " " or is_han(text[i - 1]) or is_han(text[i : i + 1]):
+        if text[i - 1] == " " or text[i] == " " or is_wide(text[i - 1]) or is_wide(text[i]):
             return i
     return fits
 
 
 def _wrapped(text: str) -> str:
-    lines = _pieces(text, MAX_LINE_WIDTH)
-    if len(lines) <= MAX_LINES:
-        return "\n".join(lines)
-    # Words that would not break evenly: two lines, the second a little wider.
-    return lines[0] + "\n" + _one_line(text[len(lines[0]) :])
+    return "\n".join(_pieces(text, MAX_LINE_WIDTH))
 
 
 def _width(text: str) -> float:
-    return sum(_HAN_WIDTH if is_han(char) or char in "，。！？；、：" else 1.0 for char in text)
+    return sum(_HAN_WIDTH if unicodedata.east_asian_width(char) in "WF" else 1.0 for char in text)
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+    """Without line breaks, control characters, and the arrow that both formats read as a time line."""
+    spaced = re.sub(r"\s+", " ", text).replace("-->", "→")
+    return "".join(char for char in spaced if unicodedata.category(char) != "Cc").strip()
 
 
 def _delta(milliseconds: int) -> datetime.timedelta:
