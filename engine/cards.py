@@ -152,13 +152,14 @@ def _folded(name: str) -> str:
 class Catalogue:
     """Every model by name. Folders are looked at again when asked, so that a new one needs no restart."""
 
-    def __init__(self, settings: Settings, downloads: Downloads) -> None:
+    def __init__(self, settings: Settings, downloads: Downloads, *, memory_bytes: int | None = None) -> None:
+        """`memory_bytes` chooses the preset; by default this machine's."""
         self._settings, self._downloads = settings, downloads
         self._cards = [read_card(path) for path in sorted(models.CARDS.glob("*.toml"))]
         self._embedded = (
             [read_card(path) for path in sorted(models.EMBEDDED.glob("*.toml"))] if settings.embedded else []
         )
-        self._preset = preset_for(physical_memory_bytes())
+        self._preset = preset_for(memory_bytes or physical_memory_bytes())
         self._looked: dict[Path, _Look] = {}
         self._known: list[Card] = []
         self._known_until = 0.0
@@ -239,7 +240,9 @@ class Catalogue:
         preferred = [card for card in able if role in card.presets.get(self._preset, ())]
         present = [card for card in able if card.path]
         embedded = [card for card in present if card.demonstration]
-        order = [*embedded, *(card for card in preferred if card.path), *present, *preferred]
+        # With the embedded models nothing is fetched for a role: that mode works without a network.
+        fetchable = [] if self._settings.embedded else preferred
+        order = [*embedded, *(card for card in preferred if card.path), *present, *fetchable]
         return next(iter(order), None)
 
 
