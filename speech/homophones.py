@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pypinyin import Style, lazy_pinyin
 from rapidfuzz.distance import Levenshtein
 
 from speech.normalise import UNIT, is_han, units
@@ -28,10 +27,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    text: str
-    start: int
-    end: int
+class _Sounds:
+    """The keys of a piece of text, unit by unit. `han`: all of them are Han characters."""
+
+    keys: tuple[str, ...]
+    han: bool
+
+    @property
+    def letters(self) -> str:
+        return "".join(self.keys)
 
 
 @lru_cache(maxsize=16_384)
@@ -39,6 +43,9 @@ def sound(unit: str) -> str:
     """The key of one unit: a Han character's syllable, or a word's letters."""
     if not is_han(unit):
         return re.sub(r"[^a-z0-9]", "", unit.lower())
+    # Its dictionaries take 57 MB: only a process that compares sounds pays for them.
+    from pypinyin import Style, lazy_pinyin
+
     syllable = lazy_pinyin(unit, style=Style.NORMAL)[0]
     for written, merged in _CONFUSED:
         syllable = syllable.replace(written, merged)
@@ -55,63 +62,80 @@ def skeleton(word: str) -> str:
 
 def similarity(first: str, second: str) -> float:
     """0 to 1: how alike two pieces of text sound. Pieces of different scripts sound alike only by their letters."""
-    keys = ["".join(sound(unit) for unit in units(text)) for text in (first, second)]
-    if not all(keys):
+    return _alike(_sounds(first), _sounds(second), at_least=0.0)
+
+
+@lru_cache(maxsize=4096)
+def _sounds(text: str) -> _Sounds:
+    found = units(text)
+    return _Sounds(tuple(sound(unit) for unit in found), bool(found) and all(is_han(unit) for unit in found))
+
+
+def _alike(first: _Sounds, second: _Sounds, *, at_least: float) -> float:
+    """`similarity` of the two; below `at_least` it may come out as 0, which is cheaper."""
+    one, two = first.letters, second.letters
+    if not one or not two:
         return 0.0
-    if is_han("".join(units(first))) and is_han("".join(units(second))):
-        return _han_similarity(first, second, keys[0], keys[1])
-    letters = Levenshtein.normalized_similarity(keys[0], keys[1])
-    return (letters + Levenshtein.normalized_similarity(skeleton(keys[0]), skeleton(keys[1]))) / 2
+    if first.han and second.han:
+        letters = Levenshtein.normalized_similarity(one, two, score_cutoff=at_least)
+        # 土谱 and 图谱 share one syllable exactly and most letters of the other: the better of the two views counts.
+        return max(letters, _syllables_alike(first.keys, second.keys))
+    # The mean of two views: the other is 1 at best.
+    letters = Levenshtein.normalized_similarity(one, two, score_cutoff=max(0.0, 2 * at_least - 1))
+    if letters == 0.0 and at_least > 0.5:
+        return 0.0
+    return (letters + Levenshtein.normalized_similarity(skeleton(one), skeleton(two))) / 2
 
 
-def _han_similarity(first: str, second: str, first_key: str, second_key: str) -> float:
-    """The better of letters and syllables: 土谱 and 图谱 share one syllable exactly and the letters of the other."""
-    one, two = units(first), units(second)
-    letters = Levenshtein.normalized_similarity(first_key, second_key)
-    if len(one) != len(two):
-        return letters
-    same = sum(Levenshtein.normalized_similarity(sound(a), sound(b)) for a, b in zip(one, two, strict=True)) / len(one)
-    return max(letters, same)
+def _syllables_alike(first: tuple[str, ...], second: tuple[str, ...]) -> float:
+    if len(first) != len(second):
+        return 0.0
+    return sum(_syllable_alike(a, b) for a, b in zip(first, second, strict=True)) / len(first)
+
+
+@lru_cache(maxsize=65_536)
+def _syllable_alike(first: str, second: str) -> float:
+    return float(Levenshtein.normalized_similarity(first, second))
 
 
 def candidates(text: str, terms: Sequence[tuple[str, Sequence[str]]], *, threshold: float = 0.78) -> list[Candidate]:
     """Places of `text` that sound like a term or one of its aliases, best first, one per term. `terms` are (term, aliases).
 
-    A place that already reads as the term is none. Sliding windows of about the term's length, in units.
+    A text that has the term itself has no candidate for it. Sliding windows of about the term's length, in units.
     """
-    placed = [_Unit(match.group(), match.start(), match.end()) for match in _unit_matches(text)]
-    keys = [sound(unit.text) for unit in placed]
+    placed = list(UNIT.finditer(text))
+    said = [match.group().lower() for match in placed]
+    keys = [sound(unit) for unit in said]
+    han = [is_han(unit) for unit in said]
     found: dict[str, Candidate] = {}
     for term, aliases in terms:
-        if term.lower() in text.lower():
+        if _contains(said, units(term.lower())):
             continue
-        for form in (term, *aliases):
-            for candidate in _windows(text, placed, keys, term, form, threshold):
-                if term not in found or candidate.similarity > found[term].similarity:
-                    found[term] = candidate
+        for form in dict.fromkeys((term, *aliases)):
+            best = _best_window(keys, han, _sounds(form), threshold)
+            if best and (term not in found or best[0] > found[term].similarity):
+                alike, first, last = best
+                start, end = placed[first].start(), placed[last].end()
+                found[term] = Candidate(term, text[start:end], start, end, round(alike, 3))
     return sorted(found.values(), key=lambda candidate: -candidate.similarity)
 
 
-def _windows(
-    text: str, placed: list[_Unit], keys: list[str], term: str, form: str, threshold: float
-) -> list[Candidate]:
-    wanted = units(form)
-    key = "".join(sound(unit) for unit in wanted)
-    found = []
-    for length in range(max(1, len(wanted) - 1), len(wanted) + 3):
-        for i in range(len(placed) - length + 1):
-            heard_key = "".join(keys[i : i + length])
+def _best_window(keys: list[str], han: list[bool], wanted: _Sounds, threshold: float) -> tuple[float, int, int] | None:
+    """(similarity, first unit, last unit) of the window most like `wanted`, at least `threshold`; the first of equals."""
+    size = len(wanted.letters)
+    best: tuple[float, int, int] | None = None
+    for length in range(max(1, len(wanted.keys) - 1), len(wanted.keys) + 3):
+        for i in range(len(keys) - length + 1):
+            window = tuple(keys[i : i + length])
             # Cheap bound first: keys of very different length cannot be alike.
-            if abs(len(heard_key) - len(key)) > max(2, 0.4 * len(key)):
+            if abs(sum(map(len, window)) - size) > max(2, 0.4 * size):
                 continue
-            start, end = placed[i].start, placed[i + length - 1].end
-            heard = text[start:end]
-            alike = similarity(heard, form)
-            if alike >= threshold and heard.lower() != term.lower():
-                found.append(Candidate(term, heard, start, end, round(alike, 3)))
-    return found
+            alike = _alike(_Sounds(window, all(han[i : i + length])), wanted, at_least=threshold)
+            if alike >= threshold and (best is None or alike > best[0]):
+                best = (alike, i, i + length - 1)
+    return best
 
 
-def _unit_matches(text: str) -> list[re.Match[str]]:
-
-    return list(UNIT.finditer(text))
+def _contains(said: list[str], term: list[str]) -> bool:
+    """Whether the units of `term` follow one another in `said`: array does not contain ray."""
+    return any(said[i : i + len(term)] == term for i in range(len(said) - len(term) + 1))
