@@ -34,7 +34,7 @@ class Row:
 
     def __post_init__(self) -> None:
         chosen = self.sampling.seed
-        self.seed = secrets.randbits(32) if chosen is None else chosen & 0xFFFFFFFF
+        self.seed = secrets.randbits(32) if chosen is None else chosen
         self.penalties = Penalties.of(self.sampling, self.prompt)
 
 
