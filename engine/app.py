@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from duet.edge import install_edge
+from duet.docs import install_docs
+from duet.edge import OPEN_PATHS, install_edge
 from duet.settings import Settings
 from engine.api import audio, chat, embeddings, models
 from engine.api.sse import ClientGone
@@ -37,6 +38,8 @@ def create_app(
         version=importlib.metadata.version("mlx-duet"),
         description="OpenAI-compatible chat, embeddings and transcription on MLX.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.backend = backend
     app.state.max_audio_seconds = settings.engine.max_audio_seconds
@@ -45,9 +48,11 @@ def create_app(
         key=key,
         allowed_hosts=settings.allowed_hosts,
         max_body_bytes=settings.engine.max_body_bytes,
-        open_paths=frozenset({"/health", "/ready", "/docs", "/openapi.json"}),
+        # The description of the API is the same for everybody and says nothing of this machine; a browser sends no key.
+        open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     app.add_exception_handler(ClientGone, _on_client_gone)
+    install_docs(app)
     for module in (chat, embeddings, audio, models):
         app.include_router(module.router)
     return app

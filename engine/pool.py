@@ -124,6 +124,8 @@ class Pool:
         state: State = "unloaded" if card.path else "absent"
         if slot is not None and (slot.state != "unloaded" or card.path):
             state = "unloaded" if slot.worker and not slot.worker.alive else slot.state
+            if state == "failed" and time.monotonic() - slot.last_used > BREAK_SECONDS:
+                state = "unloaded"  # worth another try: callers that ask first would never come again
         context = card.context
         if slot is not None and slot.worker is not None and slot.worker.ready.context:
             context = slot.worker.ready.context

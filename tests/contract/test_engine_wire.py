@@ -253,3 +253,14 @@ async def test_an_engine_that_can_serve_nothing_is_not_ready(tmp_path: Path) -> 
         assert answer.status_code == 503
         assert "engine.model_dirs" in answer.json()["error"]["message"]
         assert (await engine.client.get("/health")).status_code == 200
+
+
+async def test_the_docs_work_offline_and_without_a_key(engine: EngineService) -> None:
+    answer = await engine.client.get("/docs", headers={"Authorization": ""})
+    assert answer.status_code == 200
+    assert "/v1/chat/completions" in answer.text
+    assert "max_completion_tokens" in answer.text
+    assert "integer 1..16" in answer.text
+    assert "<script" not in answer.text
+    assert "http" not in answer.text
+    assert (await engine.client.get("/openapi.json", headers={"Authorization": ""})).status_code == 200
