@@ -104,12 +104,11 @@ def candidates(text: str, terms: Sequence[tuple[str, Sequence[str]]], *, thresho
     A text that has the term itself has no candidate for it. Sliding windows of about the term's length, in units.
     """
     placed = list(UNIT.finditer(text))
-    said = [match.group().lower() for match in placed]
-    keys = [sound(unit) for unit in said]
-    han = [is_han(unit) for unit in said]
+    keys = [sound(match.group()) for match in placed]
+    han = [is_han(match.group()) for match in placed]
     found: dict[str, Candidate] = {}
     for term, aliases in terms:
-        if _contains(said, units(term.lower())):
+        if _reads(text, placed, term):
             continue
         for form in dict.fromkeys((term, *aliases)):
             best = _best_window(keys, han, _sounds(form), threshold)
@@ -136,6 +135,11 @@ def _best_window(keys: list[str], han: list[bool], wanted: _Sounds, threshold: f
     return best
 
 
-def _contains(said: list[str], term: list[str]) -> bool:
-    """Whether the units of `term` follow one another in `said`: array does not contain ray."""
-    return any(said[i : i + len(term)] == term for i in range(len(said) - len(term) + 1))
+def _reads(text: str, placed: list[re.Match[str]], term: str) -> bool:
+    """Whether the text has the term as it is written, from unit to unit: array does not have ray."""
+    length = len(units(term))
+    return any(
+        text[placed[i].start() : placed[i + length - 1].end()].lower() == term.lower()
+        for i in range(len(placed) - length + 1)
+        if length
+    )

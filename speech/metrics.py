@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 from rapidfuzz.distance import Levenshtein
 
 from speech.normalise import characters, normalise, units
+
+MAX_SPEAKERS = 12
+"""On the side with fewer, for the exact mapping of `der`."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,14 @@ class SpeakerTurn:
 def der(reference: Sequence[SpeakerTurn], hypothesis: Sequence[SpeakerTurn], *, collar_seconds: float = 0.25) -> float:
     """Diarization error rate (NIST RT): missed + false + confused speech over the reference's, speakers mapped at best.
 
-    Frames of 10 ms; those within `collar_seconds` of a reference boundary are not scored. Up to 8 speakers.
+    Frames of 10 ms; those within `collar_seconds` of a reference boundary are not scored. Overlapping speech counts once a
+    speaker. Infinite when somebody is heard in a silent reference. Raises ValueError when both sides have more than
+    `MAX_SPEAKERS`.
     """
     frames = _frames(reference, hypothesis, collar_seconds)
     total = sum(len(spoken) for spoken, _ in frames)
     if total == 0:
-        return 0.0
+        return math.inf if frames else 0.0
     names = sorted({name for spoken, _ in frames for name in spoken})
     labels = sorted({name for _, heard in frames for name in heard})
     overlap: dict[tuple[str, str], int] = defaultdict(int)
@@ -103,11 +108,19 @@ def _frames(
 
 
 def _best_match(names: list[str], labels: list[str], overlap: dict[tuple[str, str], int]) -> int:
-    """Most frames that a one-to-one mapping can agree on: all mappings are tried."""
+    """Most frames that a one-to-one mapping of the two sides can agree on.
+
+    Exact, by dynamic programming over the sets of the smaller side that are mapped already. Raises ValueError when both
+    sides have more than `MAX_SPEAKERS`.
+    """
     few, many, flip = (names, labels, False) if len(names) <= len(labels) else (labels, names, True)
-    if len(few) > 8:
-        raise ValueError("more than 8 speakers on both sides")
-    return max(
-        sum(overlap[(b, a) if flip else (a, b)] for a, b in zip(few, chosen, strict=True))
-        for chosen in permutations(many, len(few))
-    )
+    if len(few) > MAX_SPEAKERS:
+        raise ValueError(f"more than {MAX_SPEAKERS} speakers on both sides")
+    best = [0] * (1 << len(few))  # best[mapped]: mapping exactly these of the smaller side, or fewer
+    for one in many:
+        for mapped in range(len(best) - 1, 0, -1):  # downwards: each of the larger side is used once
+            for k, other in enumerate(few):
+                if mapped >> k & 1:
+                    agreed = overlap.get((one, other) if flip else (other, one), 0)
+                    best[mapped] = max(best[mapped], best[mapped & ~(1 << k)] + agreed)
+    return best[-1]

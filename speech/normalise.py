@@ -8,8 +8,12 @@ from functools import cache
 from typing import Any
 
 NORMALISER_VERSION = "1"
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-UNIT = re.compile(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][^\W_{HAN}]+)*")
+HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+"""Unified ideographs with their extensions, the repetition mark 々 and the zero 〇."""
+UNIT = re.compile(rf"[{HAN}]|\d+(?:[.,:]\d+)+|[^\W_{HAN}]+(?:['’][^\W_{HAN}]+)*")
+"""One Han character, one number (3.5 and 10:30 are one), or one word (it's is one, and qwen3)."""
+_HAN_CHARACTER = re.compile(f"[{HAN}]")
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 @cache
@@ -20,19 +24,22 @@ def _to_simplified() -> Any:
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, traditional Han to simplified, punctuation dropped, one space between Latin words and none beside
-    Han characters. Numbers stay as they are written."""
+    """NFKC, lower case, traditional Han to simplified, punctuation dropped, one space between words and numbers and none
+    beside Han characters.
+
+    Numbers stay as they are written, digits or words, but for the comma between thousands: 1,000 is 1000, 3.5 stays 3.5,
+    and 三 is not 3.
+    """
     simplified = _to_simplified().convert(unicodedata.normalize("NFKC", text).lower())
-    pieces = units(simplified)
     joined = ""
-    for piece in pieces:
-        gap = " " if joined and not _is_han(joined[-1]) and not _is_han(piece[0]) else ""
+    for piece in units(_GROUPING.sub("", simplified.replace("’", "'"))):
+        gap = " " if joined and not is_han(joined[-1]) and not is_han(piece[0]) else ""
         joined += gap + piece
     return joined
 
 
 def units(text: str) -> list[str]:
-    """Han characters one by one, and words of other scripts: the units of the mixed error rate (MER)."""
+    """Han characters one by one, and numbers and words of other scripts: the units of the mixed error rate (MER)."""
     return UNIT.findall(text)
 
 
@@ -43,8 +50,4 @@ def characters(text: str) -> list[str]:
 
 def is_han(text: str) -> bool:
     """Whether all of `text` is Han characters."""
-    return bool(text) and all(_is_han(char) for char in text)
-
-
-def _is_han(char: str) -> bool:
-    return "\u3400" <= char <= "\u4dbf" or "\u4e00" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff"
+    return bool(text) and all(_HAN_CHARACTER.match(char) for char in text)
