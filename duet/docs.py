@@ -87,6 +87,5 @@ def _kind(schema: dict[str, Any]) -> str:
         return f"list of {_kind(schema.get('items', {}))}"
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    return (
-        kind if low is None and high is None else f"{kind} {'' if low is None else low}..{'' if high is None else high}"
-    )
+    bounds = ["" if bound is None else f"{bound:.15g}" for bound in (low, high)]
+    return f"{kind} {bounds[0]}..{bounds[1]}" if any(bounds) else kind

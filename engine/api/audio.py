@@ -45,6 +45,7 @@ async def transcriptions(
     keywords: Annotated[list[str] | None, Form()] = None,
     keyword_list: Annotated[list[str] | None, Form(alias="keywords[]")] = None,
 ) -> Response:
+    """The text of a recording (wav, mp3, m4a, flac, ogg, webm). Hotwords may be repeated, or one list with commas."""
     form = await request.form()
     if refused := [name for name in REFUSED if form.get(name) not in (None, "", "false", "auto")]:
         raise InvalidRequest(f"{refused[0]} is not supported by the engine", param=refused[0])

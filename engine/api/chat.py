@@ -47,6 +47,7 @@ _encode = msgspec.json.encode
 
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatCompletionRequest, request: Request, backend: BackendDep) -> Response:
+    """Chat with text and images, whole or streamed. Fields without effect are named in the header X-Duet-Ignored."""
     model = backend.resolve(body.model)
     asked = await unless_gone(request, to_requests(body, model))
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)

@@ -27,7 +27,7 @@ class EmbeddingsBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: StrictStr = Field(min_length=1, max_length=512)
-    input: Any
+    input: Any = Field(description="A string, strings, token ids, or lists of token ids.")
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: StrictInt | None = Field(None, ge=1, le=1 << 20)
 
@@ -40,6 +40,7 @@ class EmbeddingsBody(BaseModel):
 
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep) -> Response:
+    """One normalised vector an input, in order."""
     model = backend.resolve(body.model)
     asked = EmbeddingRequest(id=secrets.token_hex(8), model=model.id, inputs=body.input, dimensions=body.dimensions)
     result = await unless_gone(request, backend.embed(asked))

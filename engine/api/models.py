@@ -15,11 +15,13 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(backend: BackendDep) -> dict[str, Any]:
+    """Models on this machine, then those that can be fetched (state absent)."""
     return {"object": "list", "data": [_shown(model) for model in backend.models()]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+    """One model by id, alias, role or repo id."""
     return _shown(backend.resolve(model_id))
 
 

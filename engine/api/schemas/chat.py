@@ -40,6 +40,9 @@ Text = Annotated[StrictStr, AfterValidator(_encodable)]
 """JSON can write halves of surrogate pairs; UTF-8, in which everything goes on, cannot."""
 
 
+Refused = Annotated[Any, Field(description="Not supported yet: a request that needs it is refused.")]
+
+
 class _Lenient(BaseModel):
     """Unknown fields are kept, to be reported."""
 
@@ -139,15 +142,15 @@ class ChatCompletionRequest(_Lenient):
     enable_thinking: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Known, and refused until they can be done.
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
+    tools: Refused = None
+    tool_choice: Refused = None
+    functions: Refused = None
+    function_call: Refused = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
-    audio: Any = None
-    prediction: Any = None
-    web_search_options: Any = None
+    audio: Refused = None
+    prediction: Refused = None
+    web_search_options: Refused = None
 
     @field_validator("stop")
     @classmethod
