@@ -93,7 +93,7 @@ def test_the_collar_forgives_what_is_near_a_boundary() -> None:
 
 def test_the_mapping_is_the_best_and_not_the_greedy_one() -> None:
     reference = turns((0, 4, "A"), (4, 7, "A"), (7, 10, "B"))
-    # x overlaps A most (4 s), but A with y and B with x would be worse than A with x and B with y.
+    # A and x share most (4 s), which would leave B and y with nothing; A with y and B with x agree for 6 s.
     hypothesis = turns((0, 4, "x"), (4, 7, "y"), (7, 10, "x"))
     assert der(reference, hypothesis, collar_seconds=0.0) == pytest.approx(0.4)
 
