@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from duet.errors import Busy, ModelNotFound, Unavailable
+from duet.errors import Busy, DuetError, ModelNotFound, Unavailable
 from duet.settings import Settings
 from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card, Catalogue, classify
@@ -182,9 +182,10 @@ class Pool:
         slot.loading, slot.progress, slot.last_used = None, "", time.monotonic()
         if task.cancelled():
             slot.state = "unloaded"
-        elif task.exception() is not None:
+        elif (error := task.exception()) is not None:
             slot.state = "failed"
-            self._note_failure(slot)
+            if not isinstance(error, DuetError) or error.status >= 500:  # asking for what is not there breaks nothing
+                self._note_failure(slot)
         else:
             slot.worker, slot.state = task.result(), "loaded"
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from duet.errors import InvalidRequest
 from duet.wire import Transcript
-from engine.api.dependencies import BackendDep, ignored_header
+from engine.api.dependencies import BackendDep, answer_headers
 from engine.api.sse import unless_gone
 from engine.types import TranscriptionRequest
 from speech import formats
@@ -67,7 +67,7 @@ async def transcriptions(
     )
     result = await unless_gone(request, backend.transcribe(asked))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
-    return _rendered(result.transcript, response_format, ignored_header(ignored))
+    return _rendered(result.transcript, response_format, answer_headers(info, ignored))
 
 
 async def _decoded(file: UploadFile, max_seconds: float) -> bytes:

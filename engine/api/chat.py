@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from duet.errors import DuetError, Internal, InvalidRequest, from_code
 from duet.wire import Usage
-from engine.api.dependencies import BackendDep, ignored_header
+from engine.api.dependencies import BackendDep, answer_headers
 from engine.api.images import load_image
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
 from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
@@ -51,7 +51,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
     model = backend.resolve(body.model)
     asked = await unless_gone(request, to_requests(body, model))
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)
-    headers = ignored_header(ignored_fields(body))
+    headers = answer_headers(model, ignored_fields(body))
     if not body.stream:
         choices = await unless_gone(request, _collect_all(backend, asked))
         return Response(answer.complete(choices), media_type="application/json", headers=headers)

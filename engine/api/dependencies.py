@@ -1,4 +1,4 @@
-"""What the routes are given: the backend, and the header that reports what a request asked for in vain."""
+"""What the routes share: the backend, and the headers of an answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from engine.types import Backend
+from engine.types import Backend, ModelInfo
 
 
 def _backend(request: Request) -> Backend:
@@ -18,7 +18,9 @@ def _backend(request: Request) -> Backend:
 BackendDep = Annotated[Backend, Depends(_backend)]
 
 
-def ignored_header(fields: Iterable[str]) -> dict[str, str]:
-    """`X-Duet-Ignored: a, b` for fields that had no effect; nothing when there are none."""
-    names = [name if name.isascii() and name.isprintable() else ascii(name) for name in fields][:32]
-    return {"X-Duet-Ignored": ", ".join(name[:64] for name in names)} if names else {}
+def answer_headers(model: ModelInfo, ignored: Iterable[str] = ()) -> dict[str, str]:
+    """What OpenAI's bodies have no place for: `X-Duet-Ignored: a, b` names fields that had no effect, and
+    `X-Duet-Demonstration: true` says that a demonstration model answers."""
+    headers = {"X-Duet-Demonstration": "true"} if model.demonstration else {}
+    names = [name if name.isascii() and name.isprintable() else ascii(name) for name in ignored][:32]
+    return headers | ({"X-Duet-Ignored": ", ".join(name[:64] for name in names)} if names else {})

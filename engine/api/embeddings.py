@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
-from engine.api.dependencies import BackendDep, ignored_header
+from engine.api.dependencies import BackendDep, answer_headers
 from engine.api.sse import unless_gone
 from engine.types import EmbeddingRequest
 
@@ -56,7 +56,7 @@ async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep
         "model": model.id,
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
     }
-    headers = ignored_header(name for name, value in (body.model_extra or {}).items() if value is not None)
+    headers = answer_headers(model, (name for name, value in (body.model_extra or {}).items() if value is not None))
     return Response(msgspec.json.encode(answer), media_type="application/json", headers=headers)
 
 

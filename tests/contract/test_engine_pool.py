@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder, starts
+from tests.fakes.engine_service import EngineService, FakeHub, chat_body, engine_service, model_folder, starts
 
 
 @pytest.fixture
@@ -229,6 +229,33 @@ async def test_a_new_folder_is_a_model_without_a_restart(engine: EngineService, 
     assert (await engine.chat("hello", "fresh")).status_code == 404
     model_folder(models, "fresh")
     assert (await engine.chat("hello", "fresh")).status_code == 200
+
+
+async def test_a_repo_is_fetched_when_first_asked_for_and_the_stream_says_how_far_it_is(
+    tmp_path: Path, models: Path
+) -> None:
+    hub = FakeHub(tmp_path / "hub")
+    async with engine_service(tmp_path, models, hub=hub) as engine:
+        body = chat_body("hello", "owner/far", stream=True)
+        async with engine.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            async for line in lines:
+                if line.startswith(": downloading owner/far: 30%"):
+                    break
+            assert await state(engine, "owner/far") == "downloading"
+            hub.arrived.set()
+            rest = [line async for line in lines if line.startswith("data:")]
+        assert rest[-1] == "data: [DONE]"
+        assert (await engine.chat("hello", "owner/far")).json()["model"] == "owner/far"
+        assert len(starts(tmp_path / "hub" / "far")) == 1
+        assert await state(engine, "owner/far") == "loaded"
+
+
+async def test_a_repo_that_the_hub_does_not_have_is_a_404_however_often_asked(tmp_path: Path, models: Path) -> None:
+    async with engine_service(tmp_path, models, hub=FakeHub(tmp_path / "hub")) as engine:
+        answers = [await engine.chat("hello", "nobody/nothing") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [404] * 5
+    assert answers[-1].json()["error"]["param"] == "model"
 
 
 ORPHAN_MAKER = """

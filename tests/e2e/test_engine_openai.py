@@ -141,6 +141,9 @@ def test_the_models_are_shown_as_demonstrations(gateway: Gateway, client: openai
     assert {model.id for model in client.models.list()} == {"duet-tiny-chat", "duet-tiny-embed"}
     answer = httpx.get(f"{gateway.url}/v1/models/duet-tiny-chat", headers={"Authorization": f"Bearer {gateway.key}"})
     assert answer.json()["duet"]["demonstration"] is True
+    chat = client.chat.completions.with_raw_response.create(model="chat", messages=says(ASK))
+    vector = client.embeddings.with_raw_response.create(model="embedding", input="a")
+    assert [raw.headers["X-Duet-Demonstration"] for raw in (chat, vector)] == ["true", "true"]
 
 
 def test_a_model_without_speech_refuses_a_transcription(client: openai.OpenAI, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from duet.errors import ModelNotFound
 from duet.settings import EngineSettings, Settings
 from engine.app import create_app
 from engine.cards import Catalogue
@@ -62,10 +63,31 @@ def make_settings(home: Path, models: Path, **engine: Any) -> Settings:
     return Settings(home=home, engine=EngineSettings(model_dirs=(models,), **{"hub": False, **engine}))
 
 
+class FakeHub:
+    """In the place of `Downloads`: a hub that has one repo, `owner/far`, and hands it out when `arrived` is set."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self.arrived = asyncio.Event()
+
+    def snapshots(self) -> list[tuple[str, Path]]:
+        folder = self._cache / "far"
+        return [("owner/far", folder)] if folder.exists() else []
+
+    async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Any) -> Path:
+        if repo != "owner/far":
+            raise ModelNotFound(f"the hub has no model {repo}", param="model")
+        on_progress(30, 100)
+        await self.arrived.wait()
+        return model_folder(self._cache, "far")
+
+
 @asynccontextmanager
-async def engine_service(home: Path, models: Path, **engine: Any) -> AsyncIterator[EngineService]:
-    settings = make_settings(home, models, **engine)
-    downloads = Downloads(home / "hub", settings.engine.hub_endpoint)
+async def engine_service(
+    home: Path, models: Path, *, hub: FakeHub | None = None, **engine: Any
+) -> AsyncIterator[EngineService]:
+    settings = make_settings(home, models, **({"hub": True} if hub else {}), **engine)
+    downloads: Any = hub or Downloads(home / "hub", settings.engine.hub_endpoint)
     pool = Pool(settings, Catalogue(settings, downloads), downloads, worker_module=WORKER)
     await pool.open()
     app = create_app(pool, settings, key=KEY)
