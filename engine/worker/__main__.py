@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.logs import configure_logs
 from engine.workers.protocol import LoadFailed, Ready, ToWorker
@@ -31,13 +33,14 @@ def main() -> int:
     memory.configure()
     try:
         loaded = load(arguments.path, arguments.role)
+        loop = Loop(loaded, channel, mailbox, max_rows=arguments.max_rows, chunk_tokens=arguments.prefill_chunk)
         channel.send(Ready(loaded.capabilities, loaded.context, loaded.weight_bytes, loaded.vocabulary))
     except LoadError as error:
         channel.send(LoadFailed(str(error)))
         return 1
     except ChannelClosed:
         return 0  # the gateway went while the model loaded
-    Loop(loaded, channel, mailbox, max_rows=arguments.max_rows, chunk_tokens=arguments.prefill_chunk).run()
+    loop.run()
     return 0
 
 
@@ -59,6 +62,8 @@ def _receive(channel: BlockingChannel[ToWorker], mailbox: queue.SimpleQueue[Any]
             mailbox.put(channel.receive())
     except ChannelClosed:
         mailbox.put(None)
+    except msgspec.MsgspecError as error:
+        mailbox.put(error)  # the main thread ends the process with it: a thread that died quietly would leave it deaf
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from engine.workers.protocol import Cancel, Events, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
-Mailbox = queue.SimpleQueue[ToWorker | None]
-"""None: the gateway has gone."""
+Mailbox = queue.SimpleQueue[ToWorker | Exception | None]
+"""None: the gateway has gone. An exception: what it sent cannot be understood."""
 
 
 class Stop(Exception):
@@ -45,14 +45,20 @@ class Stop(Exception):
 
 
 class Loop:
-    """Every request that enters ends in exactly one `Finished`, `Failed` or result, unless it was cancelled."""
+    """Every request that enters ends in exactly one `Finished`, `Failed` or result, unless it was cancelled.
+
+    Raises `LoadError` for a model that loads and yet cannot be run.
+    """
 
     def __init__(
         self, loaded: Loaded, channel: BlockingChannel[ToWorker], mailbox: Mailbox, *, max_rows: int, chunk_tokens: int
     ) -> None:
         self._loaded, self._channel, self._mailbox = loaded, channel, mailbox
-        self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=chunk_tokens)
         self._runner = Runner(loaded) if "chat" in loaded.capabilities else None
+        if self._runner is not None and not self._runner.batches and max_rows > 1:
+            logger.warning("this model's requests run one after another", extra={"action": "batching_off"})
+            max_rows = 1
+        self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=chunk_tokens)
         self._tokens = TokenText(loaded.tokenizer) if self._runner else None
         self._outputs: dict[str, Output] = {}
         self._jobs: deque[Job] = deque()
@@ -93,10 +99,12 @@ class Loop:
         while not self._mailbox.empty():
             self._handle(self._mailbox.get())
 
-    def _handle(self, message: ToWorker | None) -> None:
+    def _handle(self, message: ToWorker | Exception | None) -> None:
         match message:
             case None | Shutdown():
                 raise Stop
+            case Exception():
+                raise message
             case Cancel(request_id):
                 self._end(request_id)
                 self._jobs = deque(job for job in self._jobs if job.id != request_id)

@@ -21,15 +21,17 @@ class TokenText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._bytes = _byte_level_alphabet()
+        self._added = frozenset(tokenizer.get_added_vocab())
+        # The same characters mean bytes in a byte-level vocabulary and themselves in a sentencepiece one.
+        self._bytes = _byte_level_alphabet() if _is_byte_level(tokenizer) else None
 
     def bytes_of(self, token: int) -> bytes:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:
             return b""
-        if piece in self._tokenizer.get_added_vocab():
+        if piece in self._added:
             return str(piece).encode()
-        if all(char in self._bytes for char in piece):
+        if self._bytes is not None and all(char in self._bytes for char in piece):
             return bytes(self._bytes[char] for char in piece)
         if len(piece) == 6 and piece.startswith("<0x"):  # a byte of a sentencepiece vocabulary
             return bytes([int(piece[3:5], 16)])
@@ -81,6 +83,12 @@ class Output:
 
     def _finished(self, reason: FinishReason, rest: str) -> Finished:
         return Finished(self._id, reason, Usage(self._prompt_tokens, self._completion_tokens), rest)
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    """As the tokenizer's decoder says (its state is the JSON of tokenizer.json)."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 def _byte_level_alphabet() -> dict[str, int]:

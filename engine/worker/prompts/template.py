@@ -21,7 +21,7 @@ def render(loaded: Loaded, request: GenerationRequest) -> str:
     if not template:
         raise InvalidRequest(f"{request.model} has no chat template: it is a base model", param="model")
     images = sum(part.type == "image" for message in request.messages for part in message.parts)
-    if images and loaded.image_token_id is None:
+    if images and "vision" not in loaded.capabilities:
         raise InvalidRequest(f"{request.model} cannot see images", param="messages")
     native = "image" in str(template)
     try:

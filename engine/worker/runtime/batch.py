@@ -211,6 +211,11 @@ class Batch:
         return self._cache if len(self.rows) == 1 else [layer.extract(i) for layer in self._cache]
 
 
+def can_batch(layer: Any) -> bool:
+    """Whether a layer's cache knows how to run beside others. Some (chunked attention) do not."""
+    return isinstance(layer, QuantizedKVCache) or hasattr(layer, "merge")
+
+
 def _merge(caches: list[Any]) -> Any:
     """Plain single-row caches as one batched cache."""
     first = caches[0]

@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
 
-from engine.worker.runtime.batch import Batch, Drawn, Row
-from engine.worker.runtime.loader import Loaded
+from engine.worker.runtime.batch import Batch, Drawn, Row, can_batch
+from engine.worker.runtime.families.vision import uses_mrope
+from engine.worker.runtime.loader import Loaded, LoadError
 from engine.worker.scheduler.policy import Plan, PrefillChunk
 
 
@@ -22,11 +23,17 @@ class StepResult:
 
 
 class Runner:
-    """Owns every array of the running requests. One thread."""
+    """Owns every array of the running requests. One thread. Raises `LoadError` for a model it cannot step.
+
+    `batches` says whether rows of this model can run together.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         self._model = loaded.model.language_model
-        self._mrope = hasattr(self._model, "get_rope_index")
+        self._mrope = uses_mrope(self._model)
+        if self._mrope:
+            _check_positions(self._model, loaded.config.get("model_type"))
+        self.batches = all(can_batch(layer) for layer in make_prompt_cache(self._model))
         self._batch = Batch(self._model, mrope=self._mrope)
         self._prefilling: dict[str, Row] = {}
 
@@ -81,3 +88,13 @@ class Runner:
             positions = mx.arange(chunk.start, chunk.stop)
             return {"position_ids": mx.broadcast_to(positions, (3, 1, chunk.stop - chunk.start))}
         return {}
+
+
+def _check_positions(language_model: Any, kind: str | None) -> None:
+    """Raise `LoadError` unless text positions are [3, B, L], or [B, L] for all three axes."""
+    try:
+        positions, _ = language_model.get_rope_index(mx.array([[0, 1, 2, 3]]))
+    except (TypeError, ValueError) as error:
+        raise LoadError(f"{kind} computes positions in a way this engine cannot run yet") from error
+    if positions.shape not in ((3, 1, 4), (1, 4)):
+        raise LoadError(f"{kind} lays its positions out in a way this engine cannot run yet: {positions.shape}")

@@ -59,8 +59,14 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
             text=_TokenStream(loaded.tokenizer),
             tokens=tokens,
             stops=request.stop,
-            eos_ids=loaded.eos_ids,
+            eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
         ),
     )
+
+
+def _stop_ids(tokenizer: Any, stops: tuple[str, ...]) -> frozenset[int]:
+    """Stop strings that are special tokens: they never show in the text, so they end the answer as tokens."""
+    special = set(tokenizer.all_special_tokens)
+    return frozenset(tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special)

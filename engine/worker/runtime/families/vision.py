@@ -55,6 +55,24 @@ class VisionInputs:
         return arguments
 
 
+def uses_mrope(language_model: Any) -> bool:
+    """Whether the model's positions have three axes (time, height, width), [3, B, L], and are handed to it."""
+    return hasattr(language_model, "get_rope_index")
+
+
+def _take_positions(language_model: Any, found: dict[str, Any]) -> None:
+    """Put M-RoPE positions of the prompt just embedded into `found`.
+
+    Some models return them, others leave them in state of their own. It is cleared in any case: what an image request
+    leaves there changed the answers of later text requests.
+    """
+    for attribute, name in (("_position_ids", "position_ids"), ("_rope_deltas", "rope_deltas")):
+        left = getattr(language_model, attribute, None)
+        if left is not None:
+            found.setdefault(name, left)
+            setattr(language_model, attribute, None)
+
+
 def _first_item(array: Any) -> int:
     return int(array.reshape(-1)[0].item())
 
@@ -81,29 +99,27 @@ def prepare(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tup
     mask, pixels = inputs.pop("attention_mask", None), inputs.pop("pixel_values", None)
     if pixels is None:
         raise InvalidRequest("this model's processor did not take the image", param="messages")
-    # Some models remember positions of the last prompt they saw: a stale value changed another request's answer.
-    language_model = loaded.model.language_model
-    for name in ("_rope_deltas", "_position_ids"):
-        if hasattr(language_model, name):
-            setattr(language_model, name, None)
     features = loaded.model.get_input_embeddings(ids, pixels, mask=mask, **inputs)
     found = {name: value for name, value in vars(features).items() if value is not None}
+    _take_positions(loaded.model.language_model, found)
+    kind = loaded.config.get("model_type")
     if unknown := set(found) - _SLICEABLE - _IGNORABLE - _WHOLE_ONLY:
         raise InvalidRequest(
-            f"images are not supported for {loaded.config.get('model_type')} yet (it needs {', '.join(sorted(unknown))})",
-            param="messages",
+            f"images are not supported for {kind} yet (it needs {', '.join(sorted(unknown))})", param="messages"
         )
     tokens = tuple(ids[0].tolist())
     positions, delta = found.get("position_ids"), found.get("rope_deltas")
+    if (positions is not None) != uses_mrope(loaded.model.language_model):
+        raise InvalidRequest(f"images are not supported for {kind} yet (unknown positions)", param="messages")
     if positions is not None and positions.ndim == 2:
         positions = mx.broadcast_to(positions[None], (3, *positions.shape))
-    deepstack = found.get("deepstack_visual_embeds")
+    deepstack, masks = found.get("deepstack_visual_embeds"), found.get("visual_pos_masks")
     whole = {name: found[name] for name in _WHOLE_ONLY if name in found}
     vision = VisionInputs(
         embeds=found["inputs_embeds"],
         positions=positions,
         rope_delta=0 if delta is None else _first_item(delta),
-        visual=tuple(token == loaded.image_token_id for token in tokens),
+        visual=() if masks is None else tuple(masks.reshape(-1).tolist()),
         deepstack=() if deepstack is None else tuple(deepstack),
         whole=whole or None,
     )
