@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from tokenizers.decoders import DecodeStream
+
 from duet.wire import Usage
 from engine.types import Finished, FinishReason, TextDelta, TokenLogprob
 from engine.worker.prompts.stops import StopMatcher
@@ -14,6 +16,17 @@ class TextStream(Protocol):
     """Token ids in, text out; "" or None while a character is incomplete."""
 
     def step(self, token: int) -> str | None: ...
+
+
+class Detokeniser:
+    """Incremental detokenisation of one answer: constant cost a token, whole characters only, special tokens left out."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def step(self, token: int) -> str | None:
+        return self._stream.step(self._backend, token)
 
 
 class TokenText:

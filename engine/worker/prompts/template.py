@@ -27,14 +27,24 @@ def render(loaded: Loaded, request: GenerationRequest) -> str:
     try:
         if images and not native:
             return _render_by_library(loaded, request, images)
-        messages = [_as_template_message(message, parts=bool(images)) for message in request.messages]
-        return str(
-            renderer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **request.template_options
-            )
-        )
+        text = _apply(renderer, request, parts=bool(images))
+        if images or _shows_last_message(text, request):
+            return text
+        # Templates of vision models may know content only as a list of parts: of a plain string they show nothing.
+        in_parts = _apply(renderer, request, parts=True)
+        return in_parts if _shows_last_message(in_parts, request) else text
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the chat template of {request.model} refused: {error}", param="messages") from error
+
+
+def _apply(renderer: Any, request: GenerationRequest, *, parts: bool) -> str:
+    messages = [_as_template_message(message, parts=parts) for message in request.messages]
+    options = {**request.template_options, "tokenize": False, "add_generation_prompt": True}
+    return str(renderer.apply_chat_template(messages, **options))
+
+
+def _shows_last_message(text: str, request: GenerationRequest) -> bool:
+    return "".join(part.text for part in request.messages[-1].parts).strip() in text
 
 
 def _render_by_library(loaded: Loaded, request: GenerationRequest, images: int) -> str:

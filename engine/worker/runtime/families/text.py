@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from duet.errors import InvalidRequest
 from engine.types import GenerationRequest
-from engine.worker.prompts.output import Output, TokenText
+from engine.worker.prompts.output import Detokeniser, Output, TokenText
 from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
 from engine.worker.runtime.families.vision import open_image, prepare
@@ -24,17 +22,6 @@ class Prepared:
     sequence: Sequence
     row: Row
     output: Output
-
-
-class _TokenStream:
-    """Incremental detokenisation: constant cost a token, whole characters only."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._backend = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-
-    def step(self, token: int) -> str | None:
-        return self._stream.step(self._backend, token)
 
 
 def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationRequest) -> Prepared:
@@ -56,7 +43,7 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
         Row(request.id, prompt, request.sampling, vision=vision),
         Output(
             request.id,
-            text=_TokenStream(loaded.tokenizer),
+            text=Detokeniser(loaded.tokenizer),
             tokens=tokens,
             stops=request.stop,
             eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
