@@ -1,0 +1,76 @@
+"""The repository keeps its own rules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".yml", ".sh", "")
+
+
+def tracked() -> list[Path]:
+    """Files of the repository; of the folder where there is no git (an unpacked archive)."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0 and listed.stdout:
+        return [ROOT / name for name in listed.stdout.splitlines()]
+    return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+
+
+def test_the_lock_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert not re.search(r"https?:|file:|index-url|find-links", text)
+    pinned = re.findall(r"^[a-z0-9._-]+==", text, re.MULTILINE)
+    assert len(pinned) > 80
+    assert text.count("--hash=sha256:") > len(pinned)
+    assert "torch==" not in "\n".join(line for line in text.splitlines() if "sys_platform == 'never'" not in line)
+
+
+def test_no_file_names_this_machine_or_is_large() -> None:
+    for path in tracked():
+        if not path.exists() or path == Path(__file__):
+            continue
+        assert path.stat().st_size < 8 << 20, path
+        if path.suffix in TEXT:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert "/wor" + "k/" not in text, path
+            assert "/tm" + "p/duet" not in text, path
+
+
+@pytest.mark.parametrize("module", ["engine.app", "engine.pool", "asr_router.app", "pipelines.jobs", "duet.cli.main"])
+def test_only_workers_import_mlx(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(any(m.split('.')[0] in ('mlx', 'mlx_vlm', 'torch') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_the_command_line_starts_without_the_services() -> None:
+    code = (
+        "import sys, duet.cli.main; sys.exit(any(m.split('.')[0] in ('dbos', 'numpy', 'fastapi') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_every_documented_command_exists() -> None:
+    from typer.testing import CliRunner
+
+    from duet.cli.main import app
+
+    known = set(CliRunner().invoke(app, ["--help"]).output.split())
+    text = "\n".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/operations.md", "CHANGELOG.md")
+    )
+    for verb in set(re.findall(r"`duet (\w+)", text)) | set(re.findall(r"^duet (\w+)", text, re.MULTILINE)):
+        assert verb in known, f"duet {verb}"
+
+
+def test_the_vad_model_is_that_of_the_silero_vad_package() -> None:
+    from importlib.metadata import files
+
+    from speech.vad import MODEL
+
+    (original,) = [file for file in files("silero-vad") or [] if file.name == MODEL.name]
+    assert MODEL.read_bytes() == original.read_binary()
