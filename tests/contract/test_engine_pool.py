@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes.engine_service import EngineService, FakeHub, chat_body, engine_service, model_folder, starts
+from tests.fakes.engine_service import KEY, EngineService, FakeHub, chat_body, engine_service, model_folder, starts
 
 
 @pytest.fixture
@@ -153,6 +153,23 @@ async def test_closing_the_pool_leaves_no_process(tmp_path: Path, models: Path) 
     async with engine_service(tmp_path, models) as engine:
         pid = (await engine.status())["pid"]
     assert not is_alive(pid)
+
+
+async def test_a_stopping_engine_tells_the_requests_that_it_ends(tmp_path: Path, models: Path) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(headers=headers, timeout=30, trust_env=False) as outside:
+        async with engine_service(tmp_path, models) as engine:
+            url = f"{engine.url}/v1/chat/completions"
+            whole = asyncio.create_task(outside.post(url, json=chat_body("nothing")))
+            streamed = await outside.send(
+                outside.build_request("POST", url, json=chat_body("nothing", stream=True)), stream=True
+            )
+            async with asyncio.timeout(5):
+                while (await engine.status())["live"] < 2:
+                    await asyncio.sleep(0.01)
+        rest = (await streamed.aread()).decode()
+        assert '"code":"unavailable"' in rest.splitlines()[-2]
+        assert (await whole).status_code == 503
 
 
 async def test_a_load_outlives_the_client_that_asked_for_it(tmp_path: Path, models: Path) -> None:
