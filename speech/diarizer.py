@@ -19,7 +19,7 @@ import models
 from duet.errors import Unavailable
 from duet.settings import Settings
 from duet.supervise import Service
-from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed
+from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.splitter import SAMPLE_RATE
 
 WINDOW_SECONDS, OVERLAP_SECONDS = 720.0, 30.0
@@ -91,7 +91,14 @@ class Diarizer:
 
 
 def _joined(parts: Sequence[tuple[float, Diarized]], speakers: int | None, min_turn_seconds: float) -> list[Turn]:
-    return named(smoothed(linked(parts, threshold=LINK_DISTANCE, speakers=speakers), min_turn_seconds))
+    """Flicker goes before voices are counted, and again where windows were joined."""
+    steady = [(offset, _steady(part, min_turn_seconds)) for offset, part in parts]
+    return named(smoothed(linked(steady, threshold=LINK_DISTANCE, speakers=speakers), min_turn_seconds))
+
+
+def _steady(part: Diarized, min_turn_seconds: float) -> Diarized:
+    turns = smoothed([(turn.start, turn.end, turn.speaker) for turn in part.turns], min_turn_seconds)
+    return Diarized(part.id, tuple(LocalTurn(*turn) for turn in turns), part.voices)
 
 
 def _windows(total: int) -> list[tuple[int, int]]:
@@ -106,11 +113,13 @@ def linked(
 ) -> list[tuple[float, float, int]]:
     """Turns of all windows as (start, end, speaker), with the same number for the same voice in all windows.
 
-    In the overlap of two windows the earlier one speaks up to its middle.
+    Voices without a turn do not count. In the overlap of two windows the earlier one speaks up to its middle.
     """
-    voices = [(index, voice) for index, (_, part) in enumerate(parts) for voice in part.voices]
-    clusters = iter(_clustered(voices, threshold=threshold, speakers=speakers))
-    names = [[next(clusters) for _ in part.voices] for _, part in parts]
+    heard = [
+        (index, local) for index, (_, part) in enumerate(parts) for local in sorted({t.speaker for t in part.turns})
+    ]
+    voices = [(index, parts[index][1].voices[local]) for index, local in heard]
+    names = dict(zip(heard, _clustered(voices, threshold=threshold, speakers=speakers), strict=True))
     turns: list[tuple[float, float, int]] = []
     for index, (offset, part) in enumerate(parts):
         begin = offset + OVERLAP_SECONDS / 2 if index else 0.0
@@ -118,7 +127,7 @@ def linked(
         for turn in part.turns:
             start, stop = max(begin, offset + turn.start), min(end, offset + turn.end)
             if stop > start:
-                turns.append((start, stop, names[index][turn.speaker]))
+                turns.append((start, stop, names[index, turn.speaker]))
     return sorted(turns)
 
 

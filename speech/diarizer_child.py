@@ -55,21 +55,37 @@ def diarize(model_dir: Path, threshold: float, request: Diarize) -> Diarized:
     onnx_metadata.require(model_dir / "seg.onnx", SEGMENTATION_METADATA, kind="speaker segmentation model")
     onnx_metadata.require(model_dir / "spk.onnx", VOICE_METADATA, kind="voice print model")
     samples = open_pcm(Path(request.pcm))[request.first : request.last].astype(np.float32) / 32768.0
-    extractor = sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(model_dir / "spk.onnx"), num_threads=1)
+    turns = _turns(model_dir, sherpa_onnx.FastClusteringConfig(num_clusters=-1, threshold=threshold), samples)
+    if request.speakers is not None and len({turn.speaker for turn in turns}) < request.speakers:
+        # A forced number finds worse clusters than the threshold does, so it is the second choice. Too many clusters are no
+        # matter: they are joined by their voice prints.
+        turns = _turns(model_dir, sherpa_onnx.FastClusteringConfig(num_clusters=request.speakers), samples)
+    extractor = sherpa_onnx.SpeakerEmbeddingExtractor(_voice_config(model_dir))
+    return Diarized(request.id, tuple(turns), voices(extractor, samples, turns))
+
+
+def _turns(model_dir: Path, clustering: Any, samples: np.ndarray[Any, np.dtype[np.float32]]) -> list[LocalTurn]:
+    import sherpa_onnx
+
     config = sherpa_onnx.OfflineSpeakerDiarizationConfig(
         segmentation=sherpa_onnx.OfflineSpeakerSegmentationModelConfig(
             pyannote=sherpa_onnx.OfflineSpeakerSegmentationPyannoteModelConfig(model=str(model_dir / "seg.onnx"))
         ),
-        embedding=extractor,
-        clustering=sherpa_onnx.FastClusteringConfig(num_clusters=request.speakers or -1, threshold=threshold),
+        embedding=_voice_config(model_dir),
+        clustering=clustering,
         min_duration_on=0.2,
         min_duration_off=0.3,
     )
     if not config.validate():
         raise ValueError(f"the speaker models in {model_dir.name} are not usable")
     result = sherpa_onnx.OfflineSpeakerDiarization(config).process(samples).sort_by_start_time()
-    turns = [LocalTurn(turn.start, turn.end, turn.speaker) for turn in result]
-    return Diarized(request.id, tuple(turns), voices(sherpa_onnx.SpeakerEmbeddingExtractor(extractor), samples, turns))
+    return [LocalTurn(turn.start, turn.end, turn.speaker) for turn in result]
+
+
+def _voice_config(model_dir: Path) -> Any:
+    import sherpa_onnx
+
+    return sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(model_dir / "spk.onnx"), num_threads=1)
 
 
 def voices(

@@ -71,6 +71,12 @@ def test_a_given_number_of_speakers_is_reached_by_the_nearest_voices() -> None:
     assert [speaker for *_, speaker in turns] == [turns[0][2], turns[1][2]] * 4
 
 
+def test_a_voice_without_a_turn_does_not_count() -> None:
+    voices = [voice(0), voice(0, drift=0.2), voice(3)]
+    parts = [(0.0, window([(0, 10, 0), (10, 20, 1)], voices))]
+    assert len({speaker for *_, speaker in linked(parts, threshold=0.5, speakers=2)}) == 2
+
+
 def test_nobody_speaks_twice_in_the_overlap() -> None:
     parts = [(0.0, window([(690, 720, 0)], [voice(0)])), (STEP, window([(0, 30, 0)], [voice(0)]))]
     assert linked(parts, threshold=0.5, speakers=None) == [(690, 705, 0), (705, 720, 0)]
