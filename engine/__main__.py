@@ -36,6 +36,7 @@ def main() -> int:
         try:
             yield
         finally:
+            await downloads.close()  # first: its thread would hold up the exit
             await pool.close()
 
     app = create_app(pool, settings, key=api_key(settings.home), life=life())

@@ -7,42 +7,59 @@ folder without it is no model to anybody, so an unfinished download cannot be mi
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from duet.errors import DuetError, ModelNotFound, Unavailable
+from engine.transfer import NO_ROOM, RemoteFile, Stopped, Transfer
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 WANTED = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """What a model needs. Pickled weights (.bin, .pt) are never fetched: loading one runs its code."""
+UNWANTED = (".", "onnx/", "original/", "openvino/", "consolidated.")
+"""Beginnings of names that are the same weights for other programs."""
 SPARE_BYTES = 1 << 30
 """Left free on the disk after a download."""
+_TIMEOUT = httpx.Timeout(30.0)
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
-class _File:
-    name: str
-    size: int
-    sha256: str | None
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 class Downloads:
-    """Owned by the gateway. One download a repo at a time, shared by all who wait for it."""
+    """Owned by the gateway. One download a repo at a time, shared by all who wait for it.
 
-    def __init__(self, cache_dir: Path, endpoint: str) -> None:
+    `free_bytes` tells what a folder's disk has left; a connection that brings nothing is tried again after
+    `retry_seconds`, then later and later.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        endpoint: str,
+        *,
+        free_bytes: Callable[[Path], int] = _free_bytes,
+        retry_seconds: float = 1.0,
+    ) -> None:
         self._cache_dir, self._endpoint = cache_dir, endpoint.rstrip("/")
+        self._free_bytes, self._retry_seconds = free_bytes, retry_seconds
         self._running: dict[tuple[str, str | None], asyncio.Task[Path]] = {}
         self._reporters: dict[tuple[str, str | None], list[Progress]] = {}
+        self._stop = threading.Event()
 
     def snapshots(self) -> Iterator[tuple[str, Path]]:
         """(repo id, folder) of every complete model in the cache, whoever fetched it."""
@@ -53,14 +70,14 @@ class Downloads:
 
     def local(self, repo: str, revision: str | None = None) -> Path | None:
         """The folder of a repo's `revision` (default main) if all of it is here."""
-        folder = self._cache_dir / f"models--{repo.replace('/', '--')}"
+        folder = self._repo_folder(repo)
         reference = folder / "refs" / (revision or "main")
         commit = reference.read_text().strip() if reference.is_file() else revision
         snapshot = folder / "snapshots" / commit if commit else None
         return snapshot if snapshot is not None and is_complete(snapshot) else None
 
     async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Progress | None = None) -> Path:
-        """Download what is missing of a repo and return its folder.
+        """Download what is missing of a repo and return its folder. `on_progress` gets (bytes here, bytes in all).
 
         A caller who leaves does not stop the download: the next one finds it further on. Raises `ModelNotFound`, or
         `Unavailable` with cause and fix (hub out of reach, access refused, disk full, damaged files).
@@ -80,166 +97,165 @@ class Downloads:
             if on_progress:
                 reporters.remove(on_progress)
 
+    async def close(self) -> None:
+        """Interrupt the downloads; what has arrived is kept. Every waiting `fetch` raises `Unavailable`."""
+        self._stop.set()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
     def _ended(self, key: tuple[str, str | None], task: asyncio.Task[Path]) -> None:
         self._running.pop(key, None)
         self._reporters.pop(key, None)
         if not task.cancelled() and (error := task.exception()):
             logger.warning("download failed: %s", error, extra={"action": "download_failed", "repo": key[0]})
 
+    def _repo_folder(self, repo: str) -> Path:
+        return self._cache_dir / f"models--{repo.replace('/', '--')}"
+
     # In a thread -------------------------------------------------------------------------------------------------
 
     def _fetch(self, key: tuple[str, str | None]) -> Path:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, get_token
+
+        repo, revision = key
+        with self._told_by_cause(repo):
+            listing = HfApi(endpoint=self._endpoint).model_info(
+                repo, revision=revision, files_metadata=True, timeout=30
+            )
+            commit = str(listing.sha)
+            if not _COMMIT.fullmatch(commit):
+                raise ValueError(f"the hub names the commit {commit!r}")
+            token = get_token()
+            # httpx drops the header when a redirect leads to another host.
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            with httpx.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=True) as client:
+                self._fetch_files(client, key, commit, wanted(listing.siblings or []))
+            snapshot = self._repo_folder(repo) / "snapshots" / commit
+            if not is_complete(snapshot):
+                raise Unavailable(f"{repo} has no weights that this engine reads (*.safetensors)", param="model")
+            self._point_at(repo, revision or "main", commit)
+            return snapshot
+
+    def _fetch_files(
+        self, client: httpx.Client, key: tuple[str, str | None], commit: str, files: list[RemoteFile]
+    ) -> None:
+        from huggingface_hub import hf_hub_url
+
+        repo, total, done = key[0], sum(file.size for file in files), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            for reporter in list(self._reporters.get(key, ())):
+                reporter(done, total)
+
+        transfer = Transfer(
+            client, self._repo_folder(repo), commit, stop=self._stop, report=advance, retry_seconds=self._retry_seconds
+        )
+        advance(sum(map(transfer.bytes_here, files)))
+        self._check_space(repo, total - done)
+        for file in files:
+            transfer.fetch(hf_hub_url(repo, file.name, revision=commit, endpoint=self._endpoint), file)
+
+    def _check_space(self, repo: str, needed: int) -> None:
+        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        free = self._free_bytes(self._cache_dir)
+        if needed and needed + SPARE_BYTES > free:
+            raise Unavailable(
+                f"{repo} needs {needed / 1e9:.2f} GB more, and {SPARE_BYTES / 1e9:.2f} GB must stay free; "
+                f"{free / 1e9:.2f} GB are free in {self._cache_dir}",
+                param="model",
+            )
+
+    def _point_at(self, repo: str, revision: str, commit: str) -> None:
+        """Only when all of a commit is here may the branch's name lead to it."""
+        if revision == commit:
+            return
+        reference = self._repo_folder(repo) / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        fresh = reference.with_name(f".{reference.name}.new")
+        fresh.write_text(commit)
+        fresh.replace(reference)
+
+    @contextmanager
+    def _told_by_cause(self, repo: str) -> Iterator[None]:
+        """Whatever the hub, its library, the network or the disk raises becomes an error that says what to do."""
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,
+            OfflineModeIsEnabled,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
 
-        repo, revision = key
+        def unavailable(message: str) -> Unavailable:
+            return Unavailable(message, param="model")
+
         try:
-            listing = HfApi(endpoint=self._endpoint).model_info(
-                repo, revision=revision, files_metadata=True, timeout=30
-            )
-            files = _wanted(listing.siblings or [])
-            self._check_space(repo, files)
-            return self._fetch_files(key, str(listing.sha), files)
+            yield
+        except DuetError:
+            raise
+        except Stopped as error:
+            raise unavailable(f"the engine goes down; the download of {repo} goes on when it is asked again") from error
         except GatedRepoError as error:
-            raise Unavailable(
-                f"{repo} is gated: accept its terms on the hub and set HF_TOKEN", param="model"
-            ) from error
+            raise unavailable(f"{repo} is gated: accept its terms on the hub and set HF_TOKEN") from error
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise ModelNotFound(
                 f"the hub has no model {repo} (or it is private: set HF_TOKEN)", param="model"
             ) from error
         except HfHubHTTPError as error:
-            raise Unavailable(f"the hub refused {repo}: {error.__class__.__name__}", param="model") from error
+            status = error.response.status_code
+            advice = "set an HF_TOKEN that may read it" if status in (401, 403) else "ask again later"
+            raise unavailable(f"the hub refused {repo}: HTTP {status}; {advice}") from error
+        except OfflineModeIsEnabled as error:
+            raise unavailable(f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it") from error
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise Unavailable(
-                    f"the disk became full while {repo} was downloaded; free space and ask again"
-                ) from error
-            raise Unavailable(
-                f"the hub at {self._endpoint} is out of reach: {type(error).__name__}; ask again"
+            if error.errno in NO_ROOM:
+                raise unavailable(f"the disk became full while {repo} was fetched; free space and ask again") from error
+            raise unavailable(f"{repo} cannot be written to {self._cache_dir}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise unavailable(f"the hub's answer about {repo} cannot be used: {error}") from error
+        except Exception as error:  # the network's errors as the hub's library lets them through
+            raise unavailable(
+                f"the hub at {self._endpoint} gave no list of {repo} ({type(error).__name__}); ask again"
             ) from error
-        except DuetError:
-            raise
-        except Exception as error:  # httpx's errors and what else the library lets through
-            raise Unavailable(f"downloading {repo} failed: {type(error).__name__}; ask again") from error
-
-    def _check_space(self, repo: str, files: list[_File]) -> None:
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
-        needed, free = sum(file.size for file in files), shutil.disk_usage(self._cache_dir).free
-        if needed + SPARE_BYTES > free:
-            raise Unavailable(
-                f"{repo} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free in {self._cache_dir}",
-                param="model",
-            )
-
-    def _fetch_files(self, key: tuple[str, str | None], commit: str, files: list[_File]) -> Path:
-        meter = _Meter(sum(file.size for file in files), lambda done, total: self._report(key, done, total))
-        folder = Path()
-        for file in files:
-            path = self._fetch_file(key[0], commit, file, meter)
-            folder = Path(str(path).removesuffix(file.name))
-        # Only now may `main` point here.
-        reference = folder.parent.parent / "refs" / (key[1] or "main")
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(commit)
-        if not is_complete(folder):
-            raise Unavailable(f"{key[0]} has no weights that this engine reads (*.safetensors)", param="model")
-        return folder
-
-    def _fetch_file(self, repo: str, commit: str, file: _File, meter: _Meter) -> Path:
-        """One file, verified; a damaged one is fetched once more from its beginning."""
-        from huggingface_hub import hf_hub_download
-
-        for attempt in (1, 2):
-            start = meter.done
-            path = Path(
-                hf_hub_download(
-                    repo, file.name, revision=commit, cache_dir=self._cache_dir, endpoint=self._endpoint,
-                    tqdm_class=meter.bar_class(), force_download=attempt == 2,
-                )
-            )  # fmt: skip
-            meter.set(start + file.size)
-            if _matches(path, file):
-                return path
-            logger.warning("damaged download", extra={"action": "download_damaged", "repo": repo, "file": file.name})
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            meter.set(start)
-        raise Unavailable(f"{repo}/{file.name} arrived damaged twice; ask again later", param="model")
-
-    def _report(self, key: tuple[str, str | None], done: int, total: int) -> None:
-        for reporter in list(self._reporters.get(key, ())):
-            reporter(done, total)
-
-
-class _Meter:
-    """Bytes of the whole download, fed by the library's progress bars from its threads."""
-
-    def __init__(self, total: int, report: Progress) -> None:
-        self._lock, self._report = threading.Lock(), report
-        self.total, self.done = total, 0
-
-    def add(self, count: float) -> None:
-        self.set(self.done + int(count))
-
-    def set(self, done: int) -> None:
-        with self._lock:
-            self.done = max(0, min(done, self.total))
-        self._report(self.done, self.total)
-
-    def bar_class(self) -> type:
-        from tqdm.auto import tqdm
-
-        meter = self
-
-        class Bar(tqdm):  # type: ignore[misc]
-            """The library draws its progress with tqdm; this one draws nothing and tells the meter."""
-
-            def __init__(self, *args: Any, **options: Any) -> None:
-                options.pop("name", None)
-                super().__init__(*args, **{**options, "disable": True})
-                meter.add(options.get("initial") or 0)
-
-            def update(self, n: float | None = 1) -> bool | None:
-                meter.add(n or 0)
-                return None
-
-        return Bar
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a snapshot has its config, its weights, and every shard that the index names."""
+    """Whether a snapshot has its config, its weights, and every shard that the index or a shard's own name tells of."""
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return all((folder / name).is_file() for name in names)
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return bool(names) and all((folder / name).is_file() for name in names)
+    weights = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
+    return bool(weights) and all(_siblings(name) <= weights for name in weights)
 
 
-def _wanted(siblings: list[Any]) -> list[_File]:
-    """The files to fetch, smallest first so that a bad repo fails early, config.json last."""
+def _siblings(name: str) -> set[str]:
+    """All shards of the set that a shard's name belongs to; the file alone when it is no shard."""
+    shard = _SHARD.fullmatch(name)
+    if shard is None:
+        return {name}
+    count = int(shard["count"])
+    return {f"{shard['stem']}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)}
+
+
+def wanted(siblings: list[Any]) -> list[RemoteFile]:
+    """The files to fetch of the hub's list, smallest first so that a bad repo fails early, config.json last.
+
+    Raises `ValueError` when the list tells no size or digest of one, or a name that leads elsewhere.
+    """
     files = [
-        _File(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None)
+        RemoteFile(
+            item.rfilename,
+            item.lfs.size if item.lfs else -1 if item.size is None else item.size,
+            item.lfs.sha256 if item.lfs else item.blob_id or "",
+        )
         for item in siblings
-        if item.rfilename.endswith(WANTED) and not item.rfilename.startswith((".", "onnx/", "original/"))
+        if item.rfilename.endswith(WANTED) and not item.rfilename.startswith(UNWANTED)
     ]
     return sorted(files, key=lambda file: (file.name == "config.json", file.size))
-
-
-def _matches(path: Path, file: _File) -> bool:
-    if file.size and path.stat().st_size != file.size:
-        return False
-    if file.sha256 is None:
-        return True
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() == file.sha256
