@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_vlm.models.cache import BatchQuantizedKVCache, QuantizedKVCache
 
 from engine.types import SamplingParams
 from engine.worker.runtime.families.vision import VisionInputs
@@ -212,21 +211,10 @@ class Batch:
 
 
 def can_batch(layer: Any) -> bool:
-    """Whether a layer's cache knows how to run beside others. Some (chunked attention) do not."""
-    return isinstance(layer, QuantizedKVCache) or hasattr(layer, "merge")
+    """Whether a layer's cache knows how to run beside others. Some (chunked attention, quantised ones) do not."""
+    return hasattr(layer, "merge")
 
 
 def _merge(caches: list[Any]) -> Any:
     """Plain single-row caches as one batched cache."""
-    first = caches[0]
-    if not isinstance(first, QuantizedKVCache):
-        return type(first).merge(caches)
-    merged = None  # the only class without a merge of its own
-    for cache in caches:
-        one = BatchQuantizedKVCache([0], group_size=cache.group_size, bits=cache.bits)
-        one.keys, one.values, one._idx, one.offset = cache.keys, cache.values, cache.offset, mx.array([cache.offset])
-        if merged is None:
-            merged = one
-        else:
-            merged.extend(one)
-    return merged
+    return type(caches[0]).merge(caches)
