@@ -14,6 +14,8 @@ RUN := $(BIN)/python -P
 DUET_TEST_AUDIO ?= $(wildcard ../shared/audio)
 DUET_TEST_EVAL ?= $(wildcard ../shared/eval)
 export PYTHONDONTWRITEBYTECODE = 1
+# The certificates of the system, so that a company's own authority is trusted.
+export UV_SYSTEM_CERTS ?= 1
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' | column -t -s '|'
