@@ -1,0 +1,102 @@
+"""The worker as a process: what the gateway sees at start, at work, and at every kind of end."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from duet.supervise import Child
+from engine.types import Accepted, Failed, Finished, TextDelta
+from engine.workers.protocol import Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
+from tests.mlx.conftest import ask, words
+
+
+@asynccontextmanager
+async def worker(folder: Path, *arguments: str) -> AsyncIterator[Child[Any]]:
+    options = ("--path", str(folder), "--model", "tiny", *arguments)
+    child: Child[Any] = await Child.start("engine.worker", options, FromWorker, name="worker")
+    try:
+        yield child
+    finally:
+        await child.stop()
+
+
+async def events_of(child: Child[Any], request_id: str) -> list[Any]:
+    """Events of one request until it ends."""
+    found: list[Any] = []
+    while not (found and isinstance(found[-1], Finished | Failed)):
+        message = await child.channel.receive()
+        assert isinstance(message, Events)
+        found += [event for event in message.events if event.id == request_id]
+    return found
+
+
+async def test_a_worker_loads_answers_cancels_and_ends_with_its_gateway(checkpoint: Callable[..., Path]) -> None:
+    async with worker(checkpoint("plain")) as child:
+        ready = await child.channel.receive()
+        assert ready == Ready(("chat",), 4096, (checkpoint("plain") / "model.safetensors").stat().st_size, 320)
+        await child.channel.send(ask("long", words(20, 1), tokens=4000))
+        await child.channel.send(ask("a", "hello", tokens=5))
+        events = await events_of(child, "a")
+        assert [type(event) for event in events] == [Accepted, *[TextDelta] * 5, Finished]
+        await child.channel.send(Cancel("long"))
+        await child.channel.send(ask("b", "hello", tokens=5))
+        again = await events_of(child, "b")
+        assert [event.text for event in again[1:]] == [event.text for event in events[1:]]
+        await child.channel.close()
+        assert await asyncio.wait_for(child.wait(), 10) == 0
+
+
+async def test_shutdown_ends_a_busy_worker_cleanly(checkpoint: Callable[..., Path]) -> None:
+    async with worker(checkpoint("plain")) as child:
+        await child.channel.receive()
+        await child.channel.send(ask("long", words(20, 1), tokens=4000))
+        await child.channel.send(Shutdown())
+        assert await asyncio.wait_for(child.wait(), 10) == 0
+
+
+@pytest.mark.parametrize("content", ["no folder", "no weights"])
+async def test_a_worker_that_cannot_load_says_why_and_ends(tmp_path: Path, content: str) -> None:
+    if content == "no weights":
+        (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    async with worker(tmp_path if content == "no weights" else tmp_path / "absent") as child:
+        failed = await child.channel.receive()
+        assert isinstance(failed, LoadFailed)
+        assert "safetensors" in failed.message or "config.json" in failed.message
+        assert await asyncio.wait_for(child.wait(), 10) == 1
+
+
+class Unknown(msgspec.Struct, tag="unknown"):
+    """No message of the protocol."""
+
+
+async def test_a_message_that_cannot_be_read_fails_live_requests_and_ends_the_worker(
+    checkpoint: Callable[..., Path],
+) -> None:
+    async with worker(checkpoint("plain")) as child:
+        await child.channel.receive()
+        await child.channel.send(ask("live", words(20, 1), tokens=4000))
+        while True:
+            message = await child.channel.receive()
+            if any(isinstance(event, Accepted) for event in message.events):
+                break
+        await child.channel.send(Unknown())
+        *_, end = await events_of(child, "live")
+        assert isinstance(end, Failed)
+        assert end.code == "worker_lost"
+        assert await asyncio.wait_for(child.wait(), 10) == 1
+
+
+async def test_half_a_frame_and_a_closed_channel_end_the_worker(checkpoint: Callable[..., Path]) -> None:
+    async with worker(checkpoint("plain")) as child:
+        await child.channel.receive()
+        child.channel._writer.write(struct.pack(">I", 100) + b"half")
+        await child.channel.close()
+        assert await asyncio.wait_for(child.wait(), 10) == 0
