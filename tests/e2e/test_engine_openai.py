@@ -56,7 +56,18 @@ def start(home: Path, **settings: str) -> Gateway:
         assert process.poll() is None, (home / "engine.log").read_text()
         assert time.monotonic() < deadline, "the engine does not listen"
         time.sleep(0.05)
-    return Gateway(process, f"http://127.0.0.1:{found[1]}", (home / "api_key").read_text().strip())
+    url = f"http://127.0.0.1:{found[1]}"
+    while not answers(url):
+        assert time.monotonic() < deadline, "the engine does not answer"
+        time.sleep(0.05)
+    return Gateway(process, url, (home / "api_key").read_text().strip())
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx.ConnectError:
+        return False  # the port is taken but not yet served
 
 
 def stop(gateway: Gateway) -> int:
@@ -193,7 +204,9 @@ def test_killing_a_worker_ends_its_stream_with_an_error_and_the_next_request_wor
 
 
 def command_of(pid: int) -> str:
-    return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_no_worker_outlives_a_killed_gateway(tmp_path: Path) -> None:
