@@ -1,0 +1,88 @@
+"""The embedded models and the demo's recordings: complete, small, marked, and free of the frozen evaluation set."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import models
+
+NAMES = ("duet-tiny-asr", "duet-tiny-chat", "duet-tiny-embed", "duet-tiny-speaker")
+HELD_OUT_VOICES = {"m4", "m8", "f3", "klatt3", "Annie", "john", "linda", "max", "quincy", "paul"}
+
+
+def script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_embedded_model_is_marked_as_a_demonstration(name: str) -> None:
+    card = tomllib.loads((models.EMBEDDED / f"{name}.toml").read_text(encoding="utf-8"))
+    assert card["id"] == name
+    assert card["demonstration"] is True
+    assert card["description"].startswith("Demonstration:")
+    assert name in (models.EMBEDDED / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_embedded_models_are_small() -> None:
+    sizes = {name: sum(f.stat().st_size for f in (models.EMBEDDED / name).rglob("*") if f.is_file()) for name in NAMES}
+    assert all((models.EMBEDDED / name).is_dir() for name in NAMES)
+    assert sizes["duet-tiny-embed"] <= 4_000_000
+    assert sum(sizes.values()) <= 30_000_000
+
+
+def test_the_demo_s_truth_fits_its_recording() -> None:
+    from speech.decode import decode
+
+    truth = json.loads((models.CARDS / "demo" / "meeting.json").read_text(encoding="utf-8"))
+    samples = decode(models.CARDS / "demo" / "meeting.flac", max_seconds=600)
+    assert len(samples) / 16_000 == pytest.approx(truth["seconds"], abs=0.1)
+    assert truth["seconds"] >= 60
+    ends = [turn["end"] for turn in truth["turns"]]
+    assert ends == sorted(ends)
+    assert len({turn["speaker"] for turn in truth["turns"]}) == 3
+    texts = "".join(turn["text"] for turn in truth["turns"])
+    assert any("\u4e00" <= char <= "\u9fff" for char in texts)
+    assert "the dashboard" in texts
+
+
+def test_demo_voices_are_not_those_of_the_evaluation() -> None:
+    demo = script(models.CARDS / "demo" / "make_demo.py")
+    assert not {voice for voice, _, _ in demo.VOICES.values()} & HELD_OUT_VOICES
+
+
+def test_nothing_of_the_frozen_evaluation_set_is_in_the_data() -> None:
+    """Its sentences and terms may enter neither training data nor the demo."""
+    folder = os.environ.get("DUET_TEST_EVAL")
+    if not folder:
+        pytest.skip("DUET_TEST_EVAL names no folder of frozen evaluation speech")
+    terms: set[str] = set()
+    sentences: set[str] = set()
+    for line in (Path(folder) / "sentences.jsonl").read_text(encoding="utf-8").splitlines():
+        item = json.loads(line)
+        terms |= set(item["terms"])
+        sentences.add(item["text"])
+    for path in Path(folder).glob("vis*.json"):
+        item = json.loads(path.read_text(encoding="utf-8"))
+        terms |= {*item["glossary"], *item["glossary_absent"]}
+        sentences |= {turn["text"] for turn in item["turns"]}
+    assert len(sentences) > 60
+    ours = "\n".join(
+        path.read_text(encoding="utf-8").lower()
+        for folder_name in ("demo", "train")
+        for path in (models.CARDS / folder_name).iterdir()
+        if path.suffix in (".py", ".json")
+    )
+    assert [text for text in sentences if text.lower() in ours] == []
+    assert [term for term in terms if term.lower() in ours] == []
