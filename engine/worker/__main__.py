@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import signal
 import sys
@@ -24,7 +25,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     channel: BlockingChannel[ToWorker] = BlockingChannel.from_fd(arguments.fd, ToWorker)
     mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(channel, mailbox), daemon=True, name="mailbox").start()
+    loaded_event = threading.Event()
+    threading.Thread(target=_receive, args=(channel, mailbox, loaded_event), daemon=True, name="mailbox").start()
 
     from engine.worker.loop import Loop  # MLX is imported here: about a second
     from engine.worker.runtime import memory
@@ -34,6 +36,7 @@ def main() -> int:
     try:
         loaded = load(arguments.path, arguments.role)
         loop = Loop(loaded, channel, mailbox, max_rows=arguments.max_rows, chunk_tokens=arguments.prefill_chunk)
+        loaded_event.set()
         channel.send(Ready(loaded.capabilities, loaded.context, loaded.weight_bytes, loaded.vocabulary))
     except LoadError as error:
         channel.send(LoadFailed(str(error)))
@@ -56,11 +59,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _receive(channel: BlockingChannel[ToWorker], mailbox: queue.SimpleQueue[Any]) -> None:
+def _receive(channel: BlockingChannel[ToWorker], mailbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:
     try:
         while True:
             mailbox.put(channel.receive())
     except ChannelClosed:
+        if not loaded.is_set():
+            os._exit(0)  # nobody waits for the model any more, and loading one may take minutes
         mailbox.put(None)
     except msgspec.MsgspecError as error:
         mailbox.put(error)  # the main thread ends the process with it: a thread that died quietly would leave it deaf

@@ -158,6 +158,13 @@ async def test_what_has_no_effect_is_reported_and_nothing_else(engine: EngineSer
     assert "X-Duet-Ignored" not in (await engine.chat("hello", temperature=0.5, stop="x", tools=[])).headers
 
 
+async def test_an_image_detail_that_has_no_effect_is_reported(engine: EngineService) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8=", "detail": "high"}}
+    body = {"model": "talker", "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}, image]}]}
+    answer = await engine.client.post("/v1/chat/completions", json=body)
+    assert answer.headers["X-Duet-Ignored"] == "messages.content.image_url.detail"
+
+
 async def test_what_a_client_echoes_of_our_answers_is_no_unknown_field(engine: EngineService) -> None:
     message = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": []}
     body = {"model": "talker", "messages": [message, {"role": "user", "content": "hello"}]}
