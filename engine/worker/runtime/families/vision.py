@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from duet.errors import InvalidRequest
 from engine.worker.runtime.loader import Loaded
@@ -78,23 +79,39 @@ def _first_item(array: Any) -> int:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An RGB image from PNG, JPEG, WebP or GIF bytes. Raises `InvalidRequest` for anything else and for huge ones."""
+    """An upright RGB image from PNG, JPEG, WebP or GIF bytes. Raises `InvalidRequest` for anything else and huge ones."""
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF"))
         if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise InvalidRequest(f"an image of {image.width} x {image.height} pixels is too large", param="messages")
-        return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise _too_large(f"{image.width} x {image.height} pixels")
+        # A camera stores a turned picture as it lies and notes how to turn it.
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(f"more than {MAX_IMAGE_PIXELS} pixels") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InvalidRequest("an image is not a readable PNG, JPEG, WebP or GIF", param="messages") from error
 
 
+def _too_large(size: str) -> InvalidRequest:
+    return InvalidRequest(f"an image of {size} is too large", param="messages")
+
+
 def prepare(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:
-    """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them."""
+    """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them.
+
+    Raises `InvalidRequest` for images that the model's own processor refuses, and for models we cannot run with images.
+    """
     from mlx_vlm.utils import prepare_inputs
 
-    inputs = dict(
-        prepare_inputs(loaded.processor, images=images, prompts=prompt, image_token_index=loaded.image_token_id)
-    )
+    try:
+        expanded = prepare_inputs(
+            loaded.processor, images=images, prompts=prompt, image_token_index=loaded.image_token_id
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"the model's processor refused an image: {error}", param="messages") from error
+    inputs = dict(expanded)
     ids = inputs.pop("input_ids")
     mask, pixels = inputs.pop("attention_mask", None), inputs.pop("pixel_values", None)
     if pixels is None:
