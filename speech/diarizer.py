@@ -67,7 +67,9 @@ class Diarizer:
     async def diarize(
         self, pcm: Path, *, speakers: int | None = None, on_progress: Callable[[float], None] | None = None
     ) -> list[Turn]:
-        """Turns of a file of `speech.decode.decode_to_pcm`, by start. Speakers are S1, S2 … in order of appearance.
+        """Turns of a file of `speech.decode.decode_to_pcm`, by start. Speakers are S1, S2 … in order of appearance;
+        `speakers` is their number if it is known: more are found only for voices too short to compare,
+        fewer where voices cannot be told apart.
 
         `on_progress` is called with the share done. Raises `WorkerLost` or `Unavailable`.
         """
