@@ -17,7 +17,8 @@ from asr_router.backends.sensevoice import SenseVoiceBackend
 from asr_router.routes import meetings, models, transcriptions
 from asr_router.service import TranscriptionService
 from asr_router.spool import Spool
-from duet.edge import install_edge
+from duet.docs import install_docs
+from duet.edge import OPEN_PATHS, install_edge
 from duet.settings import Settings
 from pipelines.jobs import MeetingClient
 from speech.sensevoice import EMBEDDED_ID, SenseVoice, find_sensevoice
@@ -47,6 +48,8 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
         version=importlib.metadata.version("mlx-duet"),
         description="Short clips to SenseVoice, long ones to Qwen3-ASR on the engine, and durable meetings.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.transcriptions, app.state.spool, app.state.meetings = service, spool, None
     app.state.max_audio_seconds = settings.router.max_audio_seconds
@@ -57,8 +60,9 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
         allowed_hosts=settings.allowed_hosts,
         # The multipart envelope and its fields come on top of the file.
         max_body_bytes=settings.router.max_upload_bytes + (1 << 20),
-        open_paths=frozenset({"/health", "/ready", "/docs", "/openapi.json"}),
+        open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
+    install_docs(app)
     app.add_exception_handler(transcriptions.ClientGone, _on_client_gone)
     for module in (transcriptions, meetings, models):
         app.include_router(module.router)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits(3)
 PREFIX = "DUET_"
 # Environment names that are ours but are no settings of the services.
-NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_API_KEY", "DUET_TEST_AUDIO"})
+NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_TEST_AUDIO", "DUET_TEST_EVAL"})
 
 
 class SettingsError(Exception):
