@@ -26,6 +26,9 @@ from engine.workers.protocol import Cancel, Events, FromWorker, LoadFailed, Read
 
 logger = logging.getLogger(__name__)
 
+# Models are fetched by the gateway; a worker's libraries must not look for anything on a network.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
 MAX_QUEUED_EVENTS = 4096
 """Events that a slow client may leave unread before its request is cancelled: memory stays bounded."""
 
@@ -62,7 +65,9 @@ class WorkerHandle:
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
         ]
-        child: Child[FromWorker] = await Child.start(module, arguments, FromWorker, name=f"worker:{model}")
+        child: Child[FromWorker] = await Child.start(
+            module, arguments, FromWorker, name=f"worker:{model}", environment=_OFFLINE
+        )
         try:
             async with asyncio.timeout(timeout_seconds):
                 first = await child.channel.receive()

@@ -14,6 +14,9 @@ from typing import Any
 
 import mlx.core as mx
 
+# These number their positions from the padding token's id on (fairseq's way), so that many fewer are left.
+_POSITIONS_AFTER_PADDING = frozenset({"xlm-roberta", "roberta", "camembert"})
+
 
 class LoadError(Exception):
     """The folder cannot be served. The message says why and what to do."""
@@ -38,6 +41,7 @@ class Loaded:
 def load(path: Path, role: str) -> Loaded:
     """Load `path` as `role`: "chat" (text and vision), "embedding" or "asr". Raises `LoadError`."""
     config = _read_json(path / "config.json")
+    refuse_code(path, config)
     weight_bytes = check_weights(path)
     loader = {"chat": _load_chat, "embedding": _load_embedding, "asr": _load_asr}[role]
     try:
@@ -50,6 +54,20 @@ def load(path: Path, role: str) -> Loaded:
         raise LoadError(f"{path.name} ({kind}) cannot be loaded as {role}: {type(error).__name__}: {error}") from error
 
 
+def refuse_code(path: Path, config: dict[str, Any]) -> None:
+    """Raise `LoadError` when loading the folder would run code that lies in it.
+
+    mlx-vlm executes the file that `model_file` names, and mlx-audio opens tokenizers with `trust_remote_code`.
+    """
+    if config.get("model_file"):
+        raise LoadError(
+            f"{path.name} brings its own code ({config['model_file']}), which is never run: use another copy"
+        )
+    tokenizer = path / "tokenizer_config.json"
+    if tokenizer.is_file() and _read_json(tokenizer).get("auto_map"):
+        raise LoadError(f"{path.name} has a tokenizer in code (auto_map), which is never run: use a copy without it")
+
+
 def check_weights(path: Path) -> int:
     """Bytes of all weight files. Raises `LoadError` when one is missing or cut short, before any memory is taken.
 
@@ -57,8 +75,11 @@ def check_weights(path: Path) -> int:
     """
     index = path / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        files = [path / name for name in names if "/" not in name and "\\" not in name]
+        listed = _read_json(index).get("weight_map")
+        names = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
+        if outside := [name for name in names if "/" in name or "\\" in name]:
+            raise LoadError(f"{path.name}: the index lists {outside[0]!r}, which is outside of the folder")
+        files = [path / name for name in names]
         if missing := [file.name for file in files if not file.exists()]:
             raise LoadError(f"{path.name}: {', '.join(missing)} missing, though the index lists it: download it again")
     else:
@@ -124,17 +145,25 @@ def _load_chat(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
 
 def _load_embedding(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
     from mlx_vlm.embedding_loader import load_embedding_model
+    from mlx_vlm.models.pooling import read_pooling_config
     from transformers import AutoTokenizer
 
     model = load_embedding_model(path)
+    # The library's loader leaves this to its server; without it a model that was trained on its first token is averaged.
+    # Past the module's own attribute handling, which would take a dict for parameters.
+    object.__setattr__(model, "pooling_config", read_pooling_config(path))
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    # One vector now: a way of pooling that the library lacks is an error here, not of every request.
+    probe = model(mx.array([[0]]), attention_mask=mx.array([[1]])).text_embeds
+    if probe is None or probe.ndim != 2:
+        raise LoadError(f"{path.name} gives no single vector for a text: it is no embedding model of ours")
     return Loaded(
         capabilities=("embedding",),
         model=model,
         processor=tokenizer,
         tokenizer=tokenizer,
         config=config,
-        context=_first({**config, **_text_config(config)}, "max_position_embeddings"),
+        context=_embedding_context(path, config),
         weight_bytes=weight_bytes,
         vocabulary=_vocabulary(config, tokenizer),
         eos_ids=frozenset(),
@@ -142,9 +171,21 @@ def _load_embedding(path: Path, config: dict[str, Any], weight_bytes: int) -> Lo
     )
 
 
+def _embedding_context(path: Path, config: dict[str, Any]) -> int | None:
+    """Tokens of one input: what the positions hold, or less where the model was trained on less."""
+    positions = _first({**config, **_text_config(config)}, "max_position_embeddings")
+    if positions is not None and str(config.get("model_type")).replace("_", "-") in _POSITIONS_AFTER_PADDING:
+        positions -= config.get("pad_token_id", 1) + 1
+    trained = path / "sentence_bert_config.json"
+    limits = [positions, _first(_read_json(trained), "max_seq_length") if trained.is_file() else None]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _load_asr(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
     from mlx_audio.stt import load as load_stt
 
+    if config.get("model_type") != "qwen3_asr" or "classify_num" in (config.get("thinker_config") or {}):
+        raise LoadError(f"{path.name} ({config.get('model_type')}) does not transcribe here: Qwen3-ASR does")
     # The library's default is strict=False, which leaves missing weights random.
     model = load_stt(str(path), strict=True)
     return Loaded(
@@ -153,7 +194,7 @@ def _load_asr(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
         processor=None,
         tokenizer=getattr(model, "_tokenizer", None) or getattr(model, "tokenizer", None),
         config=config,
-        context=None,
+        context=_first(_text_config(config), "max_position_embeddings"),
         weight_bytes=weight_bytes,
         vocabulary=0,
         eos_ids=frozenset(),
@@ -162,7 +203,7 @@ def _load_asr(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get("text_config") or {}
+    return config.get("text_config") or (config.get("thinker_config") or {}).get("text_config") or {}
 
 
 def _first(config: dict[str, Any], *names: str) -> int | None:

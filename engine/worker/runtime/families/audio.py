@@ -7,14 +7,14 @@ since one budget for a whole file cuts long audio short without a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rapidfuzz import fuzz
 
-from duet.errors import InvalidRequest
+from duet.errors import ContextTooLong, InvalidRequest
 from duet.wire import Segment, Transcript, Usage
 from engine.types import TranscriptionRequest, TranscriptionResult
 from engine.worker.runtime.families.job import Job
@@ -25,8 +25,16 @@ CHUNK_SECONDS = 30.0
 TOKENS_PER_SECOND = 20.0
 """Twice what fast speech needs in any language of the model."""
 MIN_BUDGET_TOKENS = 64
+MIN_CLIP_SAMPLES = SAMPLE_RATE // 10
+MIN_HALF_SECONDS = 1.0
+MAX_PROMPT_TOKENS = 10_000
+"""What the model's authors allow for context; less where its positions do not hold as much."""
 AUDIBLE = 0.01
 """Root mean square above which a chunk without text is suspicious (-40 dBFS)."""
+SILENT = 1e-4
+"""Root mean square below which a chunk is not shown to the model, which would invent words for it (-80 dBFS)."""
+SPARSE_SECONDS, SPARSE_CHARACTERS_PER_SECOND = 10.0, 0.5
+"""An audible chunk of this length with fewer characters a second has probably lost words."""
 _TOKENS_PER_STEP = 8
 
 # The model's own names (its `support_languages`) of ISO 639-1 codes.
@@ -38,6 +46,7 @@ LANGUAGES = {
     "el": "Greek", "ro": "Romanian", "hu": "Hungarian", "mk": "Macedonian",
 }  # fmt: skip
 _CODES = {name: code for code, name in LANGUAGES.items()}
+_MARKS = re.compile(r"<\|[^|<>]*\|>|<asr_text>")
 _HAN_GAP = re.compile(r"(?<=[\u3400-\u9fff，。？！]) (?=[\u3400-\u9fff])")
 
 
@@ -50,30 +59,44 @@ class _Chunk:
 
 
 def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job:
-    """Raises `InvalidRequest` for audio that is no float32 and for a language that the model does not know."""
+    """Raises `InvalidRequest` for audio that is no float32, for a language that the model does not know, and for a
+    prompt and hotwords that leave no room for the audio."""
     if len(request.audio) % 4 or not request.audio:
         raise InvalidRequest("the audio is empty or no float32", param="file")
+    limit = min(MAX_PROMPT_TOKENS, (loaded.context or MAX_PROMPT_TOKENS) // 2)
+    tokens = len(loaded.tokenizer.encode(system_prompt(request) or ""))
+    if tokens > limit:
+        raise ContextTooLong(f"prompt and hotwords have {tokens} tokens; this model takes {limit}", param="prompt")
     return _TranscriptionJob(loaded, request, _language_name(loaded, request.language))
 
 
 def system_prompt(request: TranscriptionRequest) -> str | None:
     """Context for the model: the caller's prompt, then the hotwords, as the model's authors join them."""
-    lines = [request.prompt or "", ", ".join(request.hotwords)]
-    return "\n".join(line for line in lines if line) or None
+    return "\n".join(_context(request)) or None
+
+
+def _context(request: TranscriptionRequest) -> list[str]:
+    # The model's own marks would end the context, or claim a place for audio that is not there.
+    hotwords = (_MARKS.sub(" ", word).strip() for word in request.hotwords)
+    lines = (_MARKS.sub(" ", request.prompt or "").strip(), ", ".join(word for word in hotwords if word))
+    return [line for line in lines if line]
 
 
 def token_budget(seconds: float) -> int:
     return max(MIN_BUDGET_TOKENS, round(seconds * TOKENS_PER_SECOND))
 
 
-def doubt(text: str, tokens: int, span: Span, loudness: float, context: str | None) -> str | None:
-    """Why the text of a chunk cannot be trusted, None if it can."""
+def doubt(text: str, tokens: int, span: Span, loudness: float, context: Sequence[str]) -> str | None:
+    """Why the text of a chunk cannot be trusted, None if it can. `context` are the prompt and the list of hotwords."""
     if tokens >= token_budget(span.duration):
         return "the token budget was used up: the text may be cut short or loop"
     if not text and loudness > AUDIBLE:
         return "no text for audible sound"
-    if context and len(text) >= 4 and fuzz.ratio(text, context) >= 90:
+    if any(len(text) >= 4 and fuzz.ratio(text, echo) >= 90 for echo in (*context, "\n".join(context))):
         return "the text repeats the prompt"
+    sparse = span.duration >= SPARSE_SECONDS and len(text) < span.duration * SPARSE_CHARACTERS_PER_SECOND
+    if sparse and loudness > AUDIBLE:
+        return "little text for that much sound"
     if _loops(text):
         return "the text repeats itself"
     return None
@@ -109,6 +132,10 @@ class _TranscriptionJob:
     def step(self) -> TranscriptionResult | None:
         chunk = self._chunks[0]
         if self._running is None:
+            if self._loudness(chunk.span) < SILENT:
+                self._chunks.pop(0)
+                self._segments.append(Segment(chunk.span.start, chunk.span.end, ""))
+                return None if self._chunks else self._result()
             self._running, self._tokens = self._start(chunk), []
         for _ in range(_TOKENS_PER_STEP):
             drawn = next(self._running, None)
@@ -122,11 +149,18 @@ class _TranscriptionJob:
     def _clip(self, span: Span) -> np.ndarray[Any, np.dtype[np.float32]]:
         return self._audio[round(span.start * SAMPLE_RATE) : round(span.end * SAMPLE_RATE)]
 
+    def _loudness(self, span: Span) -> float:
+        """Root mean square; 1 is full scale."""
+        return float(np.sqrt(np.mean(np.square(self._clip(span)))))
+
     def _start(self, chunk: _Chunk) -> Iterator[tuple[Any, Any]]:
         from mlx_audio.lm.sample_utils import make_sampler
 
+        clip = self._clip(chunk.span)
+        # Under one frame the library's features are empty and raise; silence after the clip says nothing.
+        clip = np.pad(clip, (0, max(0, MIN_CLIP_SAMPLES - len(clip))))
         tokens: Iterator[tuple[Any, Any]] = self._model.stream_generate(
-            self._clip(chunk.span),
+            clip,
             max_tokens=token_budget(chunk.span.duration),
             sampler=make_sampler(self._request.temperature),
             language=self._language,
@@ -142,11 +176,11 @@ class _TranscriptionJob:
         if self._language is None:
             name, text = self._model.extract_language(raw)
             language = name if "<asr_text>" in raw else None
-        text = re.sub(r"<\|[^|]*\|>|<asr_text>", "", text).strip()
-        clip, context = self._clip(chunk.span), system_prompt(self._request) if chunk.prompted else None
-        reason = doubt(text, len(self._tokens), chunk.span, float(np.sqrt(np.mean(np.square(clip)))), context)
-        if reason and not chunk.retry:
-            self._chunks[:0] = self._second_try(chunk, reason)
+        text = _MARKS.sub("", text).strip()
+        context = _context(self._request) if chunk.prompted else []
+        reason = doubt(text, len(self._tokens), chunk.span, self._loudness(chunk.span), context)
+        if reason and not chunk.retry and (second := self._second_try(chunk, reason)):
+            self._chunks[:0] = second
             return
         self._segments.append(
             Segment(
@@ -159,10 +193,11 @@ class _TranscriptionJob:
         )
 
     def _second_try(self, chunk: _Chunk, reason: str) -> list[_Chunk]:
+        """The chunk without the prompt that it echoed, else its halves; none where that would be the same again."""
         if "prompt" in reason:
             return [_Chunk(chunk.span, prompted=False, retry=True)]
-        halves = cut(self._audio, chunk.span, max_seconds=max(1.0, chunk.span.duration * 0.75))
-        return [_Chunk(span, retry=True) for span in halves]
+        halves = cut(self._audio, chunk.span, max_seconds=max(MIN_HALF_SECONDS, chunk.span.duration * 0.75))
+        return [_Chunk(span, retry=True) for span in halves] if len(halves) > 1 else []
 
     def _result(self) -> TranscriptionResult:
         text = _HAN_GAP.sub("", " ".join(segment.text for segment in self._segments if segment.text))

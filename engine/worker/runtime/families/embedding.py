@@ -13,7 +13,7 @@ from engine.worker.runtime.families.job import Job
 from engine.worker.runtime.loader import Loaded
 
 _BATCH_INPUTS = 32
-_BATCH_TOKENS = 8192
+_BATCH_TOKENS = 2048
 """Padded tokens of one step: bounds its memory and how long a stream beside it waits."""
 
 
@@ -24,9 +24,9 @@ def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job:
 
 
 def _tokens(loaded: Loaded, item: str | tuple[int, ...], position: int) -> list[int]:
-    tokens = loaded.tokenizer.encode(item) if isinstance(item, str) else list(item)
     where = f"input[{position}]"
-    if not tokens:
+    tokens = loaded.tokenizer.encode(item) if isinstance(item, str) else list(item)
+    if not item or not tokens:  # an empty text still has the tokens that the model puts around it
         raise InvalidRequest(f"{where} is empty", param="input")
     if any(not 0 <= token < loaded.vocabulary for token in tokens):
         raise InvalidRequest(f"{where} has a token outside the vocabulary of {loaded.vocabulary}", param="input")
@@ -46,8 +46,10 @@ class _EmbeddingJob:
 
     def step(self) -> EmbeddingResult | None:
         batch = self._next_batch()
-        for i, vector in zip(batch, self._run([self._inputs[i] for i in batch]), strict=True):
-            self._vectors[i] = vector
+        vectors = self._run([self._inputs[i] for i in batch])
+        if self._dimensions is not None and self._dimensions > vectors.shape[1]:
+            raise InvalidRequest(f"this model's vectors have {vectors.shape[1]} dimensions", param="dimensions")
+        self._vectors.update(zip(batch, vectors, strict=True))
         return None if self._order else self._result()
 
     def _next_batch(self) -> list[int]:
@@ -66,10 +68,7 @@ class _EmbeddingJob:
 
     def _result(self) -> EmbeddingResult:
         vectors = np.stack([self._vectors[i] for i in range(len(self._inputs))])
-        if self._dimensions is not None:
-            if self._dimensions > vectors.shape[1]:
-                raise InvalidRequest(f"this model's vectors have {vectors.shape[1]} dimensions", param="dimensions")
-            vectors = vectors[:, : self._dimensions]
+        vectors = vectors[:, : self._dimensions]
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         tokens = sum(len(tokens) for tokens in self._inputs)
         return EmbeddingResult(self.id, vectors.astype("<f4").tobytes(), vectors.shape[1], tokens)
