@@ -125,7 +125,8 @@ def classify(folder: Path) -> tuple[Role, ...]:
     if not isinstance(config, dict) or not any(folder.glob("*.safetensors")):
         return ()
     kind = str(config.get("model_type", "")).lower()
-    name = folder.name.lower()
+    # A snapshot of the hub's cache is named by its commit, its model two levels above.
+    name = (folder.parents[1] if folder.parent.name == "snapshots" else folder).name.lower()
     if kind in _SPEECH or "thinker_config" in config:
         return ("asr",)
     sentence = (folder / "modules.json").exists() or (folder / "1_Pooling").is_dir()

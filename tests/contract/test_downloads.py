@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from duet.errors import ModelNotFound, Unavailable
+from engine.cards import classify
 from engine.downloads import SPARE_BYTES, Downloads, is_complete
 from engine.transfer import TRIES_WITHOUT_A_BYTE
 from tests.fakes.hub import COMMIT, FakeHub, running
@@ -98,6 +99,13 @@ async def test_the_hub_s_library_finds_what_was_fetched(downloads: Downloads, tm
     assert {revision.commit_hash for revision in repo.revisions} == {COMMIT}
 
 
+async def test_what_a_fetched_model_can_do_is_told_by_its_repo_s_name_too(hub: FakeHub, downloads: Downloads) -> None:
+    hub.repos = {"maker/Model-Embedding": model_files(), "maker/model": model_files()}
+    del hub.repos["maker/Model-Embedding"]["1_Pooling/config.json"], hub.repos["maker/model"]["1_Pooling/config.json"]
+    assert classify(await downloads.fetch("maker/Model-Embedding")) == ("embedding",)
+    assert classify(await downloads.fetch("maker/model")) == ("chat",)
+
+
 async def test_a_model_that_is_here_asks_the_hub_nothing(hub: FakeHub, downloads: Downloads) -> None:
     await downloads.fetch(REPO)
     before = (hub.listed, len(hub.served))
@@ -131,7 +139,8 @@ async def test_a_killed_process_leaves_no_half_model_and_its_bytes_are_used(hub:
     script = f"""
         import asyncio
         from pathlib import Path
-        from engine.downloads import Downloads
+        from engine.cards import classify
+from engine.downloads import Downloads
         tell = lambda done, total: print(done, flush=True)
         downloads = Downloads(Path({str(tmp_path)!r}), {hub.endpoint!r}, free_bytes=lambda _: 1 << 40, retry_seconds=60)
         asyncio.run(downloads.fetch({REPO!r}, on_progress=tell))
