@@ -8,6 +8,7 @@ import sys
 from duet.edge import api_key, run_server
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, SettingsError, load_settings
+from duet.supervise import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ def main() -> int:
         logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
         return EXIT_CONFIG
     configure_logs(settings.log_level, "router")
+    end_with_parent()
     from asr_router.app import create_app, create_service
 
     key = api_key(settings.home)

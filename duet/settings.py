@@ -10,14 +10,19 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits(3)
 PREFIX = "DUET_"
 # Environment names that are ours but are no settings of the services.
-NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_TEST_AUDIO", "DUET_TEST_EVAL"})
+NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_LIFELINE", "DUET_TEST_AUDIO", "DUET_TEST_EVAL"})
+# Where the hub's library keeps its files, and whether it may fetch any: read by that library, not by us.
+HUB_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A folder as the user writes it. Absolute from here on: a service that starts at login has another working directory."""
 
 
 class SettingsError(Exception):
@@ -33,7 +38,7 @@ class EngineSettings(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(18080, ge=0, le=65535)
-    model_dirs: tuple[Path, ...] = ()
+    model_dirs: tuple[Folder, ...] = ()
     """Folders of Hugging Face model folders, searched two levels deep; in the environment separated as PATH is."""
     hub: bool = True
     """Discover the hub's cache, and download a repo id on first use."""
@@ -52,7 +57,7 @@ class EngineSettings(_Section):
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+            return tuple(part for part in value.split(os.pathsep) if part)
         return value
 
 
@@ -65,9 +70,9 @@ class RouterSettings(_Section):
     """Where the engine answers; by default on this machine at `engine.port`."""
     asr_model: str = "asr"
     """The engine's model for long and high-quality requests: an id, alias or role."""
-    sensevoice_dir: Path | None = None
+    sensevoice_dir: Folder | None = None
     """Folder with model.int8.onnx (or model.onnx) and tokens.txt; default $DUET_HOME/models/sensevoice."""
-    speaker_dir: Path | None = None
+    speaker_dir: Folder | None = None
     """Folder with seg.onnx and spk.onnx; default $DUET_HOME/models/speaker."""
     max_upload_bytes: int = Field(2 << 30, gt=0)
     max_audio_seconds: float = Field(6 * 3600.0, gt=0)
@@ -123,12 +128,29 @@ def _url(host: str, port: int) -> str:
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Read file and environment once. `overrides` (from the command line) win. Raises `SettingsError`."""
     environ = os.environ if environ is None else environ
-    home = Path(environ.get("DUET_HOME") or Path.home() / ".duet").expanduser().absolute()
+    home = _home(environ)
     values = _merge(_merge(_from_file(home / "config.toml"), _from_environment(environ)), overrides)
     try:
         return Settings.model_validate({**values, "home": home})
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
+
+
+def origins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where each setting that is not at its default was set: dotted name -> variable or file. Reads both again."""
+    environ = os.environ if environ is None else environ
+    path = _home(environ) / "config.toml"
+    found = dict.fromkeys(_dotted(_from_file(path)), str(path))
+    for name in environ:
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
+            found[name[len(PREFIX) :].lower().replace("__", ".")] = name
+    return found
+
+
+def hub_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables that say where downloaded models are, for programs that start without our environment."""
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in HUB_NAMES if name in environ}
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
@@ -149,6 +171,17 @@ def to_environment(settings: Settings) -> dict[str, str]:
 
     walk(PREFIX, settings)
     return found
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("DUET_HOME") or Path.home() / ".duet").expanduser().absolute()
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for name, value in values.items():
+        names += _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
+    return names
 
 
 def _from_file(path: Path) -> dict[str, Any]:

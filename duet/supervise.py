@@ -1,7 +1,8 @@
 """The one process supervisor: engine workers, speech children, and the programs of `duet up`.
 
 A `Child` is a Python module in a process of its own, joined to us by one end of a socket pair. It sees us die by the
-end of that socket, and so ends itself even after a `kill -9` of ours; we see it die the same way.
+end of that socket, and so ends itself even after a `kill -9` of ours; we see it die the same way. A program of
+`duet up` sees it by the end of its standard input.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -243,6 +245,28 @@ class Program:
     environment: Mapping[str, str]
 
 
+LIFELINE = "DUET_LIFELINE"
+"""Set for a program whose standard input stays open as long as `duet up` lives."""
+
+
+def end_with_parent(grace_seconds: float = 15.0) -> None:
+    """Called once by a program at its start: it ends, as SIGTERM ends it, when the `duet up` that started it is gone.
+
+    `duet up` ends its programs itself; this is for when it was killed, or its terminal closed. A program started by
+    anything else is left alone.
+    """
+    if LIFELINE in os.environ:
+        threading.Thread(target=_end_after_input, args=(grace_seconds,), name="lifeline", daemon=True).start()
+
+
+def _end_after_input(grace_seconds: float) -> None:
+    while os.read(0, 1024):
+        continue
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace_seconds)
+    os._exit(1)  # nobody is left to kill what does not end
+
+
 EXIT_FINAL = frozenset({2, 78})
 """Exit codes after which a restart would end the same way: usage and configuration errors."""
 
@@ -283,8 +307,8 @@ async def _keep_running(program: Program) -> int:
         started_at = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             *program.argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **program.environment},
+            stdin=asyncio.subprocess.PIPE,  # never written: its end is ours
+            env={**os.environ, **program.environment, LIFELINE: "1"},
             start_new_session=True,
         )
         try:

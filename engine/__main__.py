@@ -11,6 +11,7 @@ from pathlib import Path
 from duet.edge import api_key, run_server
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, SettingsError, load_settings
+from duet.supervise import end_with_parent
 from engine.app import create_app
 from engine.cards import Catalogue
 from engine.downloads import Downloads
@@ -27,6 +28,7 @@ def main() -> int:
         logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
         return EXIT_CONFIG
     configure_logs(settings.log_level, "engine")
+    end_with_parent()
     downloads = Downloads(_hub_cache(), settings.engine.hub_endpoint)
     pool = Pool(settings, Catalogue(settings, downloads), downloads)
 

@@ -1,10 +1,11 @@
-"""`duet service install|uninstall`: write the definitions, load them, and take both back."""
+"""`duet service install|uninstall|status`: write the definitions, load them, say how they are, and take both back."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import typer
 
 from duet.edge import api_key
-from duet.settings import Settings, to_environment
+from duet.settings import Settings, hub_environment, to_environment
 from launchd.units import Service, plist, systemd_unit
 
 NAMES = {
@@ -30,20 +31,30 @@ class File:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write and remove, then what to run. `tolerated` commands may fail: what they undo may not be there."""
+    """What to write and remove, then what to run. `tolerated` commands may fail: what they undo may not be there.
+
+    A command of `run` that fails is tried again for `patience_seconds`.
+    """
 
     write: tuple[File, ...] = ()
     tolerated: tuple[tuple[str, ...], ...] = ()
     remove: tuple[Path, ...] = ()
     run: tuple[tuple[str, ...], ...] = ()
+    patience_seconds: float = 0.0
 
 
 def services(settings: Settings) -> list[Service]:
     """The three programs with the settings of now, whatever the environment at login will be."""
-    environment = {**to_environment(settings), "PATH": "/usr/local/bin:/opt/homebrew/bin:/usr/bin:/bin"}
+    search = {"PATH": "/usr/local/bin:/opt/homebrew/bin:/usr/bin:/bin"}
+    environment = {**to_environment(settings), **hub_environment(), **search}
     return [
         Service(
-            name, description, (sys.executable, "-P", "-m", module), environment, settings.home / "logs" / f"{name}.log"
+            name,
+            description,
+            (sys.executable, "-P", "-m", module),
+            environment,
+            settings.home / "logs" / f"{name}.log",
+            after=() if name == "engine" else ("engine",),
         )
         for name, (module, description) in NAMES.items()
     ]
@@ -54,9 +65,14 @@ def plan_install(found: Sequence[Service], platform: str, user_home: Path, uid: 
         folder, domain = user_home / "Library" / "LaunchAgents", f"gui/{uid}"
         return Plan(
             write=tuple(File(folder / f"{service.label}.plist", plist(service)) for service in found),
-            # An agent that is loaded must leave first: launchd refuses to load it twice.
-            tolerated=tuple(("launchctl", "bootout", f"{domain}/{service.label}") for service in found),
+            # An agent that is loaded must leave first, since launchd refuses to load it twice; and one that was once
+            # disabled would not load at all.
+            tolerated=tuple(
+                ("launchctl", verb, f"{domain}/{service.label}") for verb in ("bootout", "enable") for service in found
+            ),
             run=tuple(("launchctl", "bootstrap", domain, str(folder / f"{service.label}.plist")) for service in found),
+            # bootout may return before the old process has gone; until then bootstrap fails with "5: Input/output error".
+            patience_seconds=20.0,
         )
     folder = user_home / ".config" / "systemd" / "user"
     units = [service.unit for service in found]
@@ -106,6 +122,39 @@ def uninstall(settings: Settings, *, dry_run: bool) -> int:
     return code
 
 
+def status(settings: Settings) -> int:
+    """Print one line a service. Returns 0 when all are installed and running, else 1."""
+    found = services(settings)
+    files = plan_install(found, _platform(), Path.home(), os.getuid()).write
+    good = True
+    for service, file in zip(found, files, strict=True):
+        state = _state(service) if file.path.exists() else "not installed"
+        good = good and state == RUNNING
+        typer.echo(f"{service.name:9} {state:14} {file.path}")
+    return 0 if good else 1
+
+
+RUNNING = "running"
+
+
+def _state(service: Service) -> str:
+    """In the words of the system's own tool."""
+    if _platform() == "linux":
+        state = _answer(("systemctl", "--user", "is-active", service.unit))
+        return RUNNING if state == "active" else state
+    listed = _answer(("launchctl", "print", f"gui/{os.getuid()}/{service.label}"))
+    states = [line.partition("=")[2].strip() for line in listed.splitlines() if line.strip().startswith("state = ")]
+    return states[0] if states else "not loaded"
+
+
+def _answer(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    return (done.stdout or done.stderr).strip()
+
+
 def carry_out(plan: Plan, *, dry_run: bool) -> int:
     """Do it, or only say it."""
     for file in plan.write:
@@ -123,7 +172,9 @@ def carry_out(plan: Plan, *, dry_run: bool) -> int:
         if not dry_run:
             path.unlink(missing_ok=True)
     for command in plan.run:
-        problem = _run(command, dry_run=dry_run)
+        deadline = time.monotonic() + plan.patience_seconds
+        while (problem := _run(command, dry_run=dry_run)) and time.monotonic() < deadline:
+            time.sleep(0.5)
         if problem:
             typer.echo(f"duet: {' '.join(command)}: {problem}", err=True)
             return 1

@@ -12,13 +12,17 @@ LABEL = "dev.duet"
 
 @dataclass(frozen=True)
 class Service:
-    """One program that runs at login and is restarted after a crash. Output goes to `log`."""
+    """One program that runs at login and is restarted after a crash. Output goes to `log`, whose folder must exist.
+
+    `after` names services that systemd starts first; launchd has no order, and none of the programs needs one.
+    """
 
     name: str
     description: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
+    after: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -28,7 +32,11 @@ class Service:
     @property
     def unit(self) -> str:
         """systemd's unit name."""
-        return f"duet-{self.name}.service"
+        return unit_name(self.name)
+
+
+def unit_name(service: str) -> str:
+    return f"duet-{service}.service"
 
 
 def plist(service: Service) -> bytes:
@@ -54,15 +62,16 @@ def plist(service: Service) -> bytes:
 def systemd_unit(service: Service) -> str:
     """systemd.service(5). Exit codes 2 and 78 are usage and configuration errors: another start would end the same way."""
     environment = "\n".join(f"Environment={_quoted(f'{name}={value}')}" for name, value in service.environment.items())
+    after = "".join(f"\nAfter={unit_name(name)}" for name in service.after)
     return f"""\
 [Unit]
-Description={service.description}
+Description={service.description}{after}
 StartLimitIntervalSec=300
 StartLimitBurst=10
 
 [Service]
 Type=exec
-ExecStart={" ".join(_quoted(argument) for argument in service.argv)}
+ExecStart={" ".join(_quoted(argument).replace("$", "$$") for argument in service.argv)}
 {environment}
 Restart=on-failure
 RestartSec=2
@@ -78,10 +87,10 @@ WantedBy=default.target
 
 
 def _quoted(text: str) -> str:
-    """systemd's quoting: `%` and `$` begin expansions, backslash and quote need an escape."""
+    """systemd's quoting: `%` begins a specifier, backslash and quote need an escape. `$` begins a variable in ExecStart= only."""
     if "\n" in text or "\r" in text:
         raise ValueError("a line break cannot stand in a unit file")
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 
 

@@ -9,6 +9,7 @@ import sys
 
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, Settings, SettingsError, load_settings
+from duet.supervise import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def main() -> int:
         logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
         return EXIT_CONFIG
     configure_logs(settings.log_level, "meetings")
+    end_with_parent()
     asyncio.run(_run(settings))
     return 0
 

@@ -75,14 +75,14 @@ def key(path: Annotated[bool, typer.Option("--path", help="Print the file, not t
 
 @app.command()
 def config() -> None:
-    """Print every setting as config.toml and the environment make it.
+    """Print every setting and where it comes from; what is printed can be used as config.toml.
 
     Example: DUET_ENGINE__PORT=9000 duet config
     """
-    from duet.settings import to_environment
+    from duet.cli.config import lines
 
-    for name, value in to_environment(settings_or_exit()).items():
-        typer.echo(f"{name}={value}")
+    for line in lines(settings_or_exit()):
+        typer.echo(line)
 
 
 @app.command()
@@ -140,6 +140,17 @@ def install(
 
     overrides = {"embedded": True} if embedded else {}
     raise typer.Exit(run(settings_or_exit(**overrides), dry_run=dry_run))
+
+
+@service.command(name="status")
+def service_status() -> None:
+    """Say whether the services are installed and running. Exit code 1 when one is not.
+
+    Example: duet service status
+    """
+    from launchd.installer import status as run
+
+    raise typer.Exit(run(settings_or_exit()))
 
 
 @service.command()

@@ -37,7 +37,7 @@ def test_a_plist_says_what_launchd_needs() -> None:
 def test_a_unit_escapes_what_systemd_would_expand() -> None:
     text = systemd_unit(ODD)
     assert 'ExecStart="/opt/my python/bin/python3" "-m" "engine"' in text
-    assert r'Environment="DUET_HOME=/home/a b/100%% \"du$$et\\"' in text
+    assert r'Environment="DUET_HOME=/home/a b/100%% \"du$et\\"' in text
     assert "Restart=on-failure" in text
     assert "RestartPreventExitStatus=2 78" in text
     with pytest.raises(ValueError):
