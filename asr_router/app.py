@@ -53,7 +53,9 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
     )
     app.state.transcriptions, app.state.spool, app.state.meetings = service, spool, None
     app.state.max_audio_seconds = settings.router.max_audio_seconds
-    app.state.model_ids = {EMBEDDED_ID: "sensevoice"} if settings.embedded else {}
+    embedded = settings.embedded and settings.router.sensevoice_dir is None
+    app.state.model_ids = {EMBEDDED_ID: "sensevoice"} if embedded else {}
+    app.state.demonstrations = frozenset({"sensevoice"}) if embedded else frozenset()
     install_edge(
         app,
         key=key,

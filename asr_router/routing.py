@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from asr_router.backends.port import Options
 from speech.sensevoice import LANGUAGES
 
 BackendName = Literal["sensevoice", "qwen3_asr"]
@@ -45,6 +46,9 @@ class Route:
     degraded: bool = False
 
 
+SHORT_CLIP = Route("sensevoice", "short clip")
+
+
 def choose(clip: Clip, wish: Wish, health: Health) -> Route | None:
     """The route, or None when no recogniser can be used at all."""
     wanted = _wanted(clip, wish)
@@ -73,4 +77,17 @@ def _wanted(clip: Clip, wish: Wish) -> Route:
         return Route("qwen3_asr", f"language {wish.language}")
     if clip.seconds > SHORT_SECONDS:
         return Route("qwen3_asr", f"longer than {SHORT_SECONDS:.0f} s")
-    return Route("sensevoice", "short clip")
+    return SHORT_CLIP
+
+
+def unused(backend: BackendName, options: Options, *, words: bool, heard: str | None) -> list[str]:
+    """Fields that were given and had no effect, since this backend has no such ability. `heard` is the detected language."""
+    if backend == "qwen3_asr":
+        return ["timestamp_granularities"] if words else []
+    given = {
+        "keywords": bool(options.keywords),
+        "language": options.language is not None and heard is not None and options.language != heard,
+        "prompt": bool(options.prompt),
+        "temperature": options.temperature > 0,
+    }
+    return [name for name, present in given.items() if present]

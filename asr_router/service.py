@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asr_router.backends.port import Options, Recogniser, Samples
-from asr_router.backends.qwen3_asr import first_error
-from asr_router.routing import BackendName, Clip, Health, Route, Wish, choose
+from asr_router.backends.port import Options, Pcm, Recogniser
+from asr_router.routing import SHORT_CLIP, BackendName, Clip, Health, Route, Wish, choose
 from duet.errors import Busy, DuetError, InvalidRequest, Unavailable, WorkerLost
 from duet.wire import Transcript
-from speech.decode import decode
+from speech.decode import decode_to_pcm, open_pcm
 from speech.sensevoice import LANGUAGES
 from speech.splitter import SAMPLE_RATE
 
@@ -48,55 +47,60 @@ class TranscriptionService:
         return Health(await self._backends["sensevoice"].ready(), await self._backends["qwen3_asr"].ready())
 
     async def transcribe(self, path: Path, wish: Wish, options: Options) -> Outcome:
-        """Raises `InvalidAudio`, `Busy`, `Unavailable`."""
+        """Leaves the decoded audio beside `path`, whose folder is the caller's to remove.
+
+        Raises `InvalidAudio`, `Busy`, `Unavailable`.
+        """
         async with self._place():
-            samples = await asyncio.to_thread(decode, path, max_seconds=self._max_audio_seconds)
-            health = await self.health()
-            route = choose(Clip(len(samples) / SAMPLE_RATE), wish, health)
-            if route is None:
-                raise Unavailable(NO_MODEL, retry_after_seconds=60)
-            outcome = await self._run(samples, route, options, health)
-            return await self._rerouted(samples, wish, options, health, outcome)
+            pcm_path = path.with_name("decoded.pcm")
+            await asyncio.to_thread(decode_to_pcm, path, pcm_path, max_seconds=self._max_audio_seconds)
+            pcm = open_pcm(pcm_path)
+            route = await self._route(Clip(len(pcm) / SAMPLE_RATE), wish)
+            outcome = await self._run(pcm, route, options)
+            return await self._rerouted(pcm, wish, options, outcome)
 
     async def close(self) -> None:
         await asyncio.gather(*(backend.close() for backend in self._backends.values()))
 
-    async def _run(self, samples: Samples, route: Route, options: Options, health: Health) -> Outcome:
+    async def _route(self, clip: Clip, wish: Wish) -> Route:
+        """Asks the engine only where the route would lead there: a short clip never waits for it."""
+        sensevoice = await self._backends["sensevoice"].ready()
+        route = choose(clip, wish, Health(sensevoice, qwen3_asr=True))
+        if route is None or route.backend == "qwen3_asr":
+            route = choose(clip, wish, Health(sensevoice, await self._backends["qwen3_asr"].ready()))
+        if route is None:
+            raise Unavailable(NO_MODEL, retry_after_seconds=60)
+        return route
+
+    async def _run(self, pcm: Pcm, route: Route, options: Options) -> Outcome:
         """By the route, or by SenseVoice for the whole clip when the engine fails on the way."""
         try:
-            return Outcome(await self._recognise(route.backend, samples, options), route)
+            return Outcome(await self._recognise(route.backend, pcm, options), route)
         except InvalidRequest:
             raise
         except DuetError as error:
-            if route.backend == "qwen3_asr" and health.sensevoice:
+            if route.backend == "qwen3_asr" and await self._backends["sensevoice"].ready():
                 logger.warning("fell back to sensevoice: %s", error, extra={"action": "route_fallback"})
                 fallback = Route("sensevoice", f"{route.reason}, but the engine failed", degraded=True)
-                return Outcome(await self._recognise("sensevoice", samples, options), fallback)
+                return Outcome(await self._recognise("sensevoice", pcm, options), fallback)
             raise
 
-    async def _rerouted(
-        self, samples: Samples, wish: Wish, options: Options, health: Health, outcome: Outcome
-    ) -> Outcome:
-        """A short clip whose language was not given, and turns out to be none of SenseVoice's, goes to the engine."""
+    async def _rerouted(self, pcm: Pcm, wish: Wish, options: Options, outcome: Outcome) -> Outcome:
+        """A clip whose language was not given, and turns out to be none of SenseVoice's, goes to the engine."""
         language = outcome.transcript.language
-        chosen_by_us = wish.model is None and wish.quality == "auto" and wish.language is None
-        if outcome.route.backend != "sensevoice" or not chosen_by_us or language is None or language in LANGUAGES:
+        if outcome.route != SHORT_CLIP or wish.language is not None or language is None or language in LANGUAGES:
             return outcome
-        if not health.qwen3_asr:
-            reason = (
-                f"{outcome.route.reason}; the language looks like {language}, but the engine has no speech model ready"
-            )
-            return Outcome(outcome.transcript, replace(outcome.route, reason=reason, degraded=True))
-        return await self._run(samples, Route("qwen3_asr", f"language {language} was heard"), options, health)
+        if not await self._backends["qwen3_asr"].ready():
+            reason = f"{outcome.route.reason} that sounds like {language}, but the engine has no speech model ready"
+            return replace(outcome, route=replace(outcome.route, reason=reason, degraded=True))
+        return await self._run(pcm, Route("qwen3_asr", f"language {language} was heard"), options)
 
-    async def _recognise(self, backend: BackendName, samples: Samples, options: Options) -> Transcript:
+    async def _recognise(self, backend: BackendName, pcm: Pcm, options: Options) -> Transcript:
         try:
-            return await self._backends[backend].transcribe(samples, options)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+            return await self._backends[backend].transcribe(pcm, options)
         except WorkerLost:
             # A recogniser that died on this clip gets one more try: it may have been killed from outside.
-            return await self._backends[backend].transcribe(samples, options)
+            return await self._backends[backend].transcribe(pcm, options)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

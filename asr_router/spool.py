@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -34,16 +33,20 @@ class Spool:
 
     @asynccontextmanager
     async def take(self, upload: Readable) -> AsyncIterator[Path]:
-        """The upload as a file, while the block runs. Raises `PayloadTooLarge`, `InvalidAudio` when it is empty."""
-        path = self._folder / secrets.token_hex(16)
+        """The upload as a file in a folder of its own, which goes with all that was put there when the block ends.
+
+        Raises `PayloadTooLarge`, and `InvalidAudio` when it is empty.
+        """
+        folder = self._folder / secrets.token_hex(16)
+        folder.mkdir(mode=0o700)
         try:
-            size = await self._copy(upload, path)
-            if size == 0:
+            path = folder / "upload"
+            if await self._copy(upload, path) == 0:
                 raise InvalidAudio("the file is empty")
             yield path
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            # A thread that was abandoned with its request may still be writing there: its next file cannot be made.
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def _copy(self, upload: Readable, path: Path) -> int:
         size = 0

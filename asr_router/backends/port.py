@@ -9,12 +9,13 @@ import numpy as np
 
 from duet.wire import Transcript
 
-Samples = np.ndarray[Any, np.dtype[np.float32]]
+Pcm = np.ndarray[Any, np.dtype[np.int16]]
+"""Mono 16 kHz. A memory map of a spooled file: hours of audio take no memory until they are looked at."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller asked of the recogniser; a backend that cannot honour one is not routed to for it."""
+    """What the caller asked of the recogniser. What the one that answers cannot honour is reported (`routing.unused`)."""
 
     language: str | None = None
     prompt: str | None = None
@@ -24,11 +25,11 @@ class Options:
 
 class Recogniser(Protocol):
     async def ready(self) -> bool:
-        """Whether it could take a request now. Answers at once, from what is known."""
+        """Whether it could take a request now. May ask another service, for a moment."""
         ...
 
-    async def transcribe(self, samples: Samples, options: Options) -> Transcript:
-        """Mono 16 kHz audio of any length. Raises `DuetError`; never half a transcript."""
+    async def transcribe(self, pcm: Pcm, options: Options) -> Transcript:
+        """Audio of any length. Raises `DuetError`; never half a transcript."""
         ...
 
     async def close(self) -> None: ...

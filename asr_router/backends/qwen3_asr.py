@@ -7,11 +7,11 @@ import io
 import logging
 import time
 import wave
+from typing import Any
 
 import httpx
-import numpy as np
 
-from asr_router.backends.port import Options, Samples
+from asr_router.backends.port import Options, Pcm
 from asr_router.backends.sensevoice import spoken_language
 from duet.errors import DuetError, InvalidRequest, Unavailable
 from duet.wire import Segment, Transcript
@@ -55,58 +55,88 @@ class Qwen3AsrBackend:
             return "unreachable"
         if answer.status_code != 200:
             return "missing"
-        return str(answer.json().get("duet", {}).get("state", "unloaded"))
+        try:
+            model = answer.json()
+        except ValueError:
+            return "missing"  # something else listens there
+        # Another OpenAI-compatible engine says nothing of states: it has the model, and that is all we ask.
+        ours = model.get("duet") if isinstance(model, dict) else None
+        return str(ours.get("state", "unloaded")) if isinstance(ours, dict) else "unloaded"
 
-    async def transcribe(self, samples: Samples, options: Options) -> Transcript:
-        spans = await asyncio.to_thread(_pieces, samples)
+    async def transcribe(self, pcm: Pcm, options: Options) -> Transcript:
+        spans = await asyncio.to_thread(_pieces, pcm)
         limit = asyncio.Semaphore(PIECES_AT_ONCE)
 
         async def one(span: Span) -> list[Segment]:
             async with limit:
-                clip = samples[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)]
-                return await self._piece(clip, span, options)
+                return await self._piece(pcm, span, options)
 
-        async with asyncio.TaskGroup() as group:  # one failed piece cancels the others: never half a transcript
-            tasks = [group.create_task(one(span)) for span in spans]
-        segments = tuple(segment for task in tasks for segment in task.result())
-        duration = len(samples) / SAMPLE_RATE
-        return Transcript(join(s.text for s in segments), duration, spoken_language(segments), segments)
+        try:
+            async with asyncio.TaskGroup() as group:  # one failed piece cancels the others: never half a transcript
+                tasks = [group.create_task(one(span)) for span in spans]
+        except BaseExceptionGroup as failures:
+            self._checked_at = float("-inf")  # whatever was known of the engine may have changed
+            raise _first_error(failures) from failures
+        segments = [segment for task in tasks for segment in task.result()]
+        return Transcript(
+            join(segment.text for segment in segments),
+            len(pcm) / SAMPLE_RATE,
+            spoken_language(segments),
+            tuple(segments),
+        )
 
-    async def _piece(self, clip: Samples, span: Span, options: Options) -> list[Segment]:
-        fields = {
+    async def _piece(self, pcm: Pcm, span: Span, options: Options) -> list[Segment]:
+        """Segments of one piece, at their times in the whole."""
+        fields: dict[str, str | list[str]] = {
             "model": self._model,
             "response_format": "verbose_json",
             "temperature": str(options.temperature),
-            **({"language": options.language} if options.language else {}),
-            **({"prompt": options.prompt} if options.prompt else {}),
         }
-        data: dict[str, str | list[str]] = {**fields, "keywords[]": list(options.keywords)}
+        if options.language:
+            fields["language"] = options.language
+        if options.prompt:
+            fields["prompt"] = options.prompt
+        if options.keywords:
+            fields["keywords[]"] = list(options.keywords)
+        clip = _wav(pcm[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)])
         try:
             answer = await self._client.post(
-                "/v1/audio/transcriptions", data=data, files={"file": ("piece.wav", _wav(clip), "audio/wav")}
+                "/v1/audio/transcriptions", data=fields, files={"file": ("piece.wav", clip, "audio/wav")}
             )
         except httpx.HTTPError as error:
             raise Unavailable(f"the engine failed: {type(error).__name__}") from error
         if answer.status_code != 200:
             raise _error(answer)
-        return [
-            Segment(
-                start=span.start + item["start"],
-                end=min(span.end, span.start + item["end"]),
-                text=item["text"],
-                language=item.get("language"),
-                low_confidence=item.get("low_confidence"),
-            )
-            for item in answer.json().get("segments", [])
-        ]
+        try:
+            return _parsed(answer.json(), span)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Unavailable("the engine's answer is no transcription") from error
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _parsed(answer: Any, span: Span) -> list[Segment]:
+    """Segments with text; their times clamped to the piece, so that two pieces never overlap.
+
+    Raises ValueError, KeyError or TypeError for an answer of another shape.
+    """
+    segments = []
+    for item in answer["segments"]:
+        start = min(max(span.start + float(item["start"]), span.start), span.end)
+        end = min(max(span.start + float(item["end"]), start), span.end)
+        if text := str(item["text"]).strip():
+            segments.append(
+                Segment(start, end, text, language=item.get("language"), low_confidence=item.get("low_confidence"))
+            )
+    if not segments and (text := str(answer["text"]).strip()):  # an engine without segments: the piece is one
+        segments.append(Segment(span.start, span.end, text, language=answer.get("language")))
+    return segments
+
+
+def _first_error(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that ended a task group: the others were cancelled because of it."""
-    error: BaseException = group
+    error: BaseException = failures
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -116,23 +146,22 @@ def _error(answer: httpx.Response) -> DuetError:
     try:
         said = answer.json()["error"]
         message, param = str(said["message"]), said.get("param")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         message, param = f"status {answer.status_code}", None
     if answer.status_code in (400, 413, 422):
         return InvalidRequest(message, param=param)
     return Unavailable(f"the engine failed: {message}")
 
 
-def _pieces(samples: Samples) -> list[Span]:
-    return split(samples, vad.detect(samples), max_seconds=PIECE_SECONDS)
+def _pieces(pcm: Pcm) -> list[Span]:
+    return split(pcm, vad.detect(pcm), max_seconds=PIECE_SECONDS)
 
 
-def _wav(clip: Samples) -> bytes:
-    """16-bit PCM: half the bytes of float, and inaudibly less."""
+def _wav(clip: Pcm) -> bytes:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-        file.writeframes(np.round(np.clip(clip, -1.0, 1.0) * 32767.0).astype("<i2").tobytes())
+        file.writeframes(clip.astype("<i2", copy=False).tobytes())
     return buffer.getvalue()

@@ -51,8 +51,13 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, Any]:
-    """A recogniser can be used. 503 with the cause and the fix when none can, or while the meetings' store opens."""
+    """A recogniser can be used; 503 with the cause and the fix when none can. `meetings`: their store is open."""
     found = await request.app.state.transcriptions.health()
     if not found.sensevoice and not found.qwen3_asr:
         raise Unavailable(NO_MODEL, retry_after_seconds=60)
-    return {"status": "ready", "sensevoice": found.sensevoice, "qwen3_asr": found.qwen3_asr}
+    return {
+        "status": "ready",
+        "sensevoice": found.sensevoice,
+        "qwen3_asr": found.qwen3_asr,
+        "meetings": request.app.state.meetings is not None,
+    }

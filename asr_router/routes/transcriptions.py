@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import FormData
 
 from asr_router.backends.port import Options
-from asr_router.routing import BackendName, Quality, Wish
+from asr_router.languages import LANGUAGES
+from asr_router.routing import BackendName, Quality, Wish, unused
 from asr_router.service import Outcome, TranscriptionService
 from duet.errors import InvalidRequest, ModelNotFound
+from duet.wire import Transcript
 from speech import formats
 
 logger = logging.getLogger(__name__)
@@ -46,20 +48,24 @@ async def transcriptions(
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     quality: Annotated[Quality, Form()] = "auto",
 ) -> Response:
+    """The text of a recording (wav, mp3, m4a, flac, ogg, webm). Headers name the recogniser and why it was chosen."""
     form = await request.form()
     _refuse(form)
-    words = _wants_words(form, response_format)
-    keywords = parse_keywords([str(v) for name in ("keywords[]", "keywords", "hotwords") for v in form.getlist(name)])
-    code = (language or "").lower().partition("-")[0] or None
+    granularities = _granularities(form, response_format)
+    keywords = parse_keywords(_texts(form, "keywords[]", "keywords", "hotwords"))
+    code = _language(language)
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)
     service: TranscriptionService = request.app.state.transcriptions
     async with request.app.state.spool.take(file) as path:
         outcome = await _unless_gone(request, service, path, wish, options)
-    ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
-    headers = _headers(outcome, ignored)
+    unknown = [name for name in form if name not in KNOWN and name not in REFUSED]
+    idle = unused(outcome.route.backend, options, words="word" in granularities, heard=outcome.transcript.language)
+    headers = _headers(outcome, ignored=sorted({*unknown, *idle}))
+    if outcome.route.backend in request.app.state.demonstrations:
+        headers["X-Duet-Demonstration"] = "true"
     logger.info("transcribed", extra={"action": "transcribed", **_log_fields(outcome)})
-    return _rendered(outcome, response_format, words=words, headers=headers)
+    return _rendered(outcome.transcript, response_format, granularities, headers)
 
 
 def parse_keywords(given: list[str]) -> tuple[str, ...]:
@@ -69,7 +75,7 @@ def parse_keywords(given: list[str]) -> tuple[str, ...]:
         if item.lstrip().startswith("["):
             try:
                 words += [str(word) for word in json.loads(item)]
-            except (ValueError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidRequest("keywords is no JSON list", param="keywords") from error
         else:
             words += item.replace("\n", ",").split(",")
@@ -87,17 +93,35 @@ def _refuse(form: FormData) -> None:
             raise InvalidRequest(f"{name} is not supported yet", param=name)
 
 
-def _wants_words(form: FormData, response_format: str) -> bool:
-    given = [str(v) for name in ("timestamp_granularities[]", "timestamp_granularities") for v in form.getlist(name)]
-    if not given:
-        return False
-    if response_format != "verbose_json":
+def _texts(form: FormData, *names: str) -> list[str]:
+    """All values of fields of these names. Raises `InvalidRequest` for an upload in their place."""
+    found = []
+    for name in names:
+        for value in form.getlist(name):
+            if not isinstance(value, str):
+                raise InvalidRequest(f"{name} is text, not a file", param=name)
+            found.append(value)
+    return found
+
+
+def _granularities(form: FormData, response_format: str) -> frozenset[str]:
+    """Whether segments, words or both have times; segments if nothing is said, as OpenAI does."""
+    given = frozenset(_texts(form, "timestamp_granularities[]", "timestamp_granularities"))
+    if given and response_format != "verbose_json":
         raise InvalidRequest(
             "timestamp_granularities needs response_format verbose_json", param="timestamp_granularities"
         )
-    if bad := set(given) - {"word", "segment"}:
-        raise InvalidRequest(f"{sorted(bad)[0]!r} is neither word nor segment", param="timestamp_granularities")
-    return "word" in given
+    if bad := given - {"word", "segment"}:
+        raise InvalidRequest(f"{min(bad)[:32]!r} is neither word nor segment", param="timestamp_granularities")
+    return given or frozenset({"segment"})
+
+
+def _language(given: str | None) -> str | None:
+    """The primary code of a language tag (zh of zh-CN). Raises `InvalidRequest` for what is no language."""
+    code = (given or "").lower().partition("-")[0]
+    if code and code not in LANGUAGES:
+        raise InvalidRequest(f"language {code!r} is no ISO 639-1 code", param="language")
+    return code or None
 
 
 def _pinned(request: Request, model: str) -> BackendName | None:
@@ -133,7 +157,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _headers(outcome: Outcome, ignored: list[str]) -> dict[str, str]:
+def _headers(outcome: Outcome, *, ignored: list[str]) -> dict[str, str]:
     headers = {
         "X-Duet-Route": outcome.route.backend,
         "X-Duet-Route-Reason": outcome.route.reason,
@@ -142,7 +166,8 @@ def _headers(outcome: Outcome, ignored: list[str]) -> dict[str, str]:
     if outcome.route.degraded:
         headers["X-Duet-Degraded"] = "true"
     if ignored:
-        headers["X-Duet-Ignored"] = ", ".join(name for name in ignored if name.isascii() and name.isprintable())[:1000]
+        shown = (name[:64] for name in ignored if name.isascii() and name.isprintable())
+        headers["X-Duet-Ignored"] = ", ".join(shown)[:1000]
     return headers
 
 
@@ -155,8 +180,9 @@ def _log_fields(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _rendered(outcome: Outcome, response_format: ResponseFormat, *, words: bool, headers: dict[str, str]) -> Response:
-    transcript = outcome.transcript
+def _rendered(
+    transcript: Transcript, response_format: ResponseFormat, granularities: frozenset[str], headers: dict[str, str]
+) -> Response:
     match response_format:
         case "text":
             return PlainTextResponse(transcript.text + "\n", headers=headers)
@@ -167,7 +193,9 @@ def _rendered(outcome: Outcome, response_format: ResponseFormat, *, words: bool,
         case "vtt":
             return PlainTextResponse(formats.to_vtt(transcript.segments), headers=headers, media_type="text/vtt")
         case "verbose_json":
-            return JSONResponse(formats.to_verbose_json(transcript, words=words), headers=headers)
+            words, segments = "word" in granularities, "segment" in granularities
+            shown = formats.to_verbose_json(transcript, words=words, segments=segments)
+            return JSONResponse(shown, headers=headers)
         case "json":
             usage = {"type": "duration", "seconds": round(transcript.duration)}
             return JSONResponse({"text": transcript.text, "usage": usage}, headers=headers)
