@@ -1,0 +1,163 @@
+"""The supervisor with real processes: children that die, hang and are deaf; programs that crash; parents that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from duet.errors import Unavailable, WorkerLost
+from duet.supervise import Child, Service
+from tests.fakes.answering_child import Answer, Ask
+
+CHILD = "tests.fakes.answering_child"
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service[Answer]]:
+    found: Service[Answer] = Service(CHILD, (), Answer, name="answering")
+    yield found
+    await found.close()
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not yet waited for does not."""
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(shown.strip()) and not shown.startswith("Z")
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+async def test_a_service_starts_at_the_first_call_and_answers_by_id(service: Service[Answer]) -> None:
+    assert service.pid is None
+    late, prompt = await asyncio.gather(
+        service.call(Ask("1", "late"), timeout_seconds=20), service.call(Ask("2"), timeout_seconds=20)
+    )
+    assert (late.id, prompt.id) == ("1", "2")
+    assert late.pid == prompt.pid == service.pid
+
+
+async def test_a_death_fails_the_open_calls_and_the_next_call_has_a_new_child(service: Service[Answer]) -> None:
+    first = await service.call(Ask("1"), timeout_seconds=20)
+    with pytest.raises(WorkerLost, match="exit code 3"):
+        await asyncio.gather(
+            service.call(Ask("2", "hang"), timeout_seconds=20), service.call(Ask("3", "die"), timeout_seconds=20)
+        )
+    assert (await service.call(Ask("4"), timeout_seconds=20)).pid != first.pid
+
+
+async def test_a_kill_from_outside_is_noticed_without_a_call(service: Service[Answer]) -> None:
+    first = await service.call(Ask("1"), timeout_seconds=20)
+    os.kill(first.pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while service.pid is not None:
+            await asyncio.sleep(0.01)
+    assert (await service.call(Ask("2"), timeout_seconds=20)).pid != first.pid
+
+
+async def test_a_child_that_does_not_answer_in_time_is_killed(service: Service[Answer]) -> None:
+    first = await service.call(Ask("1"), timeout_seconds=20)
+    with pytest.raises(Unavailable, match="did not answer"):
+        await service.call(Ask("2", "hang"), timeout_seconds=0.1)
+    assert (await service.call(Ask("3"), timeout_seconds=20)).pid != first.pid
+    assert not lives(first.pid)
+
+
+async def test_a_message_that_was_not_expected_ends_the_child(service: Service[Answer]) -> None:
+    with pytest.raises(WorkerLost):
+        await service.call(Ask("1", "junk"), timeout_seconds=20)
+    assert (await service.call(Ask("2"), timeout_seconds=20)).id == "2"
+
+
+async def test_stop_ends_even_a_deaf_child() -> None:
+    child: Child[Answer] = await Child.start(CHILD, (), Answer, name="deaf")
+    await child.channel.send(Ask("1", "stuck"))
+    await child.channel.receive()
+    assert await child.stop(grace_seconds=0.2) == -signal.SIGKILL
+
+
+async def test_a_child_ends_with_its_channel() -> None:
+    child: Child[Answer] = await Child.start(CHILD, (), Answer, name="polite")
+    await child.channel.send(Ask("1"))
+    await child.channel.receive()
+    await child.channel.close()
+    assert await asyncio.wait_for(child.wait(), 20) == 0
+
+
+def start(*programs: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "tests.fakes.up", *programs], stderr=subprocess.PIPE, text=True
+    )
+
+
+def note_and(file: Path, then: str) -> str:
+    """Code that writes its process id as one more line of `file`."""
+    line = f"import os, sys, time; from pathlib import Path; Path({str(file)!r}).open('a').write(f'{{os.getpid()}}\\n')"
+    return f"{line}; {then}"
+
+
+def pids(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_programs_and_the_exit_is_clean(tmp_path: Path, name: signal.Signals) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    up = start(*(f"{file.name}={note_and(file, 'time.sleep(600)')}" for file in files))
+    wait_until(lambda: all(pids(file) for file in files))
+    up.send_signal(name)
+    up.communicate(timeout=20)
+    assert up.returncode == 0
+    assert not any(lives(pid) for file in files for pid in pids(file))
+
+
+def test_a_program_that_is_killed_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    up = start(*(f"{file.name}={note_and(file, 'time.sleep(600)')}" for file in files))
+    wait_until(lambda: all(pids(file) for file in files))
+    os.kill(pids(files[0])[0], signal.SIGKILL)
+    wait_until(lambda: len(pids(files[0])) == 2)
+    assert lives(pids(files[0])[1])
+    assert len(pids(files[1])) == 1
+    up.terminate()
+    up.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("code", [1, 2, 78])
+def test_a_program_that_cannot_start_ends_all_with_its_code(tmp_path: Path, code: int) -> None:
+    other = tmp_path / "other"
+    up = start(f"other={note_and(other, 'time.sleep(600)')}", f"bad=import sys; sys.exit({code})")
+    up.communicate(timeout=30)
+    assert up.returncode == code
+    assert not any(lives(pid) for pid in pids(other))
+
+
+def test_five_crashes_in_a_row_are_enough(tmp_path: Path) -> None:
+    file = tmp_path / "crashes"
+    up = start(f"bad={note_and(file, 'sys.exit(5)')}")
+    up.communicate(timeout=30)
+    assert up.returncode == 5
+    assert len(pids(file)) == 5
+
+
+@pytest.mark.parametrize("name", [signal.SIGKILL, signal.SIGHUP])
+def test_programs_end_with_a_parent_that_could_not_end_them(tmp_path: Path, name: signal.Signals) -> None:
+    file = tmp_path / "program"
+    watching = "from duet.supervise import end_with_parent; end_with_parent(); time.sleep(600)"
+    up = start(f"program={note_and(file, watching)}")
+    wait_until(lambda: len(pids(file)) == 1)
+    up.send_signal(name)
+    up.communicate(timeout=20)
+    wait_until(lambda: not lives(pids(file)[0]))
