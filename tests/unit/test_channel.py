@@ -1,0 +1,88 @@
+"""Framing: whole messages in order, both directions, and every kind of end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from duet.channel import MAX_FRAME_BYTES, AsyncChannel, BlockingChannel, ChannelClosed, frame
+
+
+class Note(msgspec.Struct, tag="note"):
+    number: int
+    data: bytes = b""
+
+
+class Other(msgspec.Struct, tag="other"):
+    pass
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    pair = socket.socketpair()
+    yield pair
+    for end in pair:
+        end.close()
+
+
+async def test_messages_arrive_whole_and_in_order(ends: tuple[socket.socket, socket.socket]) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    child: BlockingChannel[Note] = BlockingChannel(ends[1], Note)
+    notes = [Note(number, b"x" * size) for number, size in enumerate((0, 1, 70_000, 3_000_000))]
+
+    def echo() -> None:
+        for _ in notes:
+            child.send(child.receive())
+
+    echoing = asyncio.create_task(asyncio.to_thread(echo))
+    sending = [asyncio.create_task(parent.send(note)) for note in notes]
+    assert [await parent.receive() for _ in notes] == notes
+    await asyncio.gather(echoing, *sending)
+    await parent.close()
+
+
+async def test_the_end_of_the_peer_is_the_end_of_the_channel(ends: tuple[socket.socket, socket.socket]) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    ends[1].sendall(frame(Note(1))[:-1])  # it died in the middle of a message
+    ends[1].close()
+    with pytest.raises(ChannelClosed):
+        await parent.receive()
+    with pytest.raises(ChannelClosed):
+        while True:
+            await parent.send(Note(2, b"x" * 1_000_000))
+    await parent.close()
+    with pytest.raises(ChannelClosed):
+        await parent.send(Note(3))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2, 4, 6])
+def test_a_child_sees_its_parent_die_in_any_place(ends: tuple[socket.socket, socket.socket], kept_bytes: int) -> None:
+    child: BlockingChannel[Note] = BlockingChannel(ends[1], Note)
+    ends[0].sendall(frame(Note(1))[:kept_bytes])
+    ends[0].close()
+    with pytest.raises(ChannelClosed):
+        child.receive()
+    with pytest.raises(ChannelClosed):
+        while True:
+            child.send(Note(2, b"x" * 1_000_000))
+
+
+async def test_a_length_beyond_the_limit_is_never_waited_for(ends: tuple[socket.socket, socket.socket]) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    ends[1].sendall(struct.pack(">I", MAX_FRAME_BYTES + 1))
+    with pytest.raises(ChannelClosed, match="exceeds the limit"):
+        await parent.receive()
+    await parent.close()
+
+
+async def test_a_message_of_another_kind_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    ends[1].sendall(frame(Other()))
+    with pytest.raises(msgspec.ValidationError):
+        await parent.receive()
+    await parent.close()

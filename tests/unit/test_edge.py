@@ -1,0 +1,238 @@
+"""The edge of both services: who may call, how much they may send, how an error looks, and what the log says."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import Body, FastAPI, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from duet.edge import KEY_FILE, api_key, install_edge
+from duet.errors import Busy, DuetError
+
+KEY = "duet-test"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+LIMIT = 100
+
+
+class Inner(BaseModel):
+    text: str
+
+
+class Asked(BaseModel):
+    count: int = Field(1, ge=1)
+    items: list[Inner] = []
+
+
+def make_app() -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    install_edge(app, key=KEY, allowed_hosts=("Studio.Local",), max_body_bytes=LIMIT)
+
+    @app.get("/health")
+    async def health() -> str:
+        return "ok"
+
+    @app.post("/echo")
+    async def echo(asked: Annotated[Asked, Body()]) -> int:
+        return asked.count
+
+    @app.post("/size")
+    async def size(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/busy")
+    async def busy() -> None:
+        raise Busy("come back", retry_after_seconds=7)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("secret detail")
+
+    @app.get("/broken-stream")
+    async def broken_stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"begun"
+            raise ZeroDivisionError
+
+        return StreamingResponse(parts())
+
+    return app
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(make_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=BEARER) as found:
+        yield found
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = response.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    return found
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": KEY},
+        {"Authorization": f"Bearer {KEY}x"},
+        {"Authorization": "Bearer é".encode().decode("latin-1")},
+        {"X-API-Key": "wrong"},
+    ],
+)
+async def test_without_the_right_key_there_is_401(headers: dict[str, str]) -> None:
+    transport = httpx.ASGITransport(make_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        answer = await client.get("/busy", headers=raw)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert error(answer)["code"] == "invalid_api_key"
+        assert (await client.get("/health", headers=raw)).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [BEARER, {"Authorization": f"bearer  {KEY} "}, {"X-API-Key": KEY}])
+async def test_the_key_comes_in_either_header(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    client.headers.pop("Authorization")
+    assert (await client.post("/echo", json={}, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LOCALHOST:18080", 200), ("127.0.0.1:1", 200), ("[::1]:18080", 200), ("[::1]", 200),
+        ("host.docker.internal:18080", 200), ("studio.local", 200), ("studio.local:80", 200),
+        ("evil.example", 403), ("localhost.evil.example", 403), ("evil.example:18080", 403), ("[::2]", 403), ("", 403),
+        ("localhost@evil.example", 403),
+    ],
+)  # fmt: skip
+async def test_only_known_hosts_are_answered_even_on_open_paths(
+    client: httpx.AsyncClient, host: str, status: int
+) -> None:
+    answer = await client.get("/health", headers={"Host": host})
+    assert answer.status_code == status
+    if status == 403:
+        assert error(answer)["code"] == "forbidden_host"
+
+
+async def test_a_body_may_have_the_limit_and_not_one_byte_more(client: httpx.AsyncClient) -> None:
+    async def chunks(count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b"x" * 10
+
+    assert (await client.post("/size", content=b"x" * LIMIT)).json() == LIMIT
+    assert (await client.post("/size", content=chunks(LIMIT // 10))).json() == LIMIT
+    for content in (b"x" * (LIMIT + 1), chunks(LIMIT // 10 + 1)):
+        answer = await client.post("/size", content=content)
+        assert answer.status_code == 413
+        assert error(answer)["code"] == "payload_too_large"
+
+
+async def test_a_chunked_body_that_a_schema_reads_is_bounded_too(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'{"items": ['
+        while True:
+            yield b'{"text": "xxxxxxxxxx"},'
+
+    answer = await client.post("/echo", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        (b'{"count": 0}', "count"),
+        (b'{"count": "many"}', "count"),
+        (b'{"items": [{"text": "a"}, {}]}', "items[1].text"),
+        (b'{"items": 3}', "items"),
+        (b'{"count": 1', None),
+        (b"[]", None),
+        (b"", None),
+    ],
+)
+async def test_a_wrong_body_is_400_and_names_the_parameter(
+    client: httpx.AsyncClient, content: bytes, param: str | None
+) -> None:
+    answer = await client.post("/echo", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert error(answer)["param"] == param
+    assert error(answer)["type"] == "invalid_request_error"
+
+
+async def test_unknown_paths_and_methods_have_the_same_shape(client: httpx.AsyncClient) -> None:
+    missing = await client.get("/nowhere")
+    assert (missing.status_code, error(missing)["code"]) == (404, "not_found")
+    wrong = await client.put("/echo")
+    assert wrong.status_code == 405
+    assert error(wrong)["message"]
+
+
+async def test_an_error_says_when_to_come_back(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/busy")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
+
+
+async def test_a_fault_of_ours_is_logged_and_not_shown(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await client.get("/broken", headers={"X-Request-Id": "abc"})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "abc" in error(answer)["message"]
+    assert "secret detail" in caplog.text
+
+
+async def test_a_fault_in_a_stream_that_has_begun_ends_the_connection(client: httpx.AsyncClient) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await client.get("/broken-stream")
+
+
+@pytest.mark.parametrize(("given", "kept"), [("abc-1.2_3", True), ("a b", False), ("x" * 65, False), ("a\tb", False)])
+async def test_a_request_id_is_kept_only_if_it_is_harmless(client: httpx.AsyncClient, given: str, kept: bool) -> None:
+    answer = await client.get("/health", headers={"X-Request-Id": given})
+    assert (answer.headers["X-Request-Id"] == given) == kept
+    assert answer.headers["X-Request-Id"]
+
+
+async def test_a_request_is_one_log_line_without_its_query(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "duet.edge")
+    await client.get("/busy?secret=1")
+    (record,) = [record for record in caplog.records if getattr(record, "action", "") == "request"]
+    assert record.getMessage() == "GET /busy"
+    assert record.__dict__["status"] == 429
+
+
+def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with ThreadPoolExecutor(8) as threads:
+        keys = set(threads.map(lambda _: api_key(home), range(16)))
+    (key,) = keys
+    assert key.startswith("duet-")
+    assert len(key) > 40
+    assert stat.S_IMODE((home / KEY_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert [path.name for path in home.iterdir()] == [KEY_FILE]
+
+
+def test_a_key_that_the_owner_wrote_is_kept_and_an_empty_one_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / KEY_FILE).write_text("mine\n")
+    assert api_key(tmp_path) == "mine"
+    (tmp_path / KEY_FILE).write_text("\n")
+    with pytest.raises(DuetError, match="empty"):
+        api_key(tmp_path)
