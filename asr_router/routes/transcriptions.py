@@ -41,7 +41,7 @@ MAX_KEYWORDS, MAX_KEYWORD_CHARACTERS, MAX_PROMPT_CHARACTERS = 500, 64, 8000
 async def transcriptions(
     request: Request,
     file: Annotated[UploadFile, File()],
-    model: Annotated[str, Form(min_length=1, max_length=128)] = "auto",
+    model: Annotated[str, Form(max_length=128)] = "auto",
     language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)?$")] = None,
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
     response_format: Annotated[ResponseFormat, Form()] = "json",

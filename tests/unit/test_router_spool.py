@@ -1,0 +1,111 @@
+"""Uploads on disk: private, bounded, gone afterwards; and how keywords are written."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from asr_router.routes.transcriptions import MAX_KEYWORDS, parse_keywords
+from asr_router.spool import Spool
+from duet.errors import InvalidRequest, PayloadTooLarge
+from speech.decode import InvalidAudio
+
+
+class Upload:
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    async def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(size)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "tmp" / "router"
+
+
+@pytest.fixture
+def spool(folder: Path) -> Spool:
+    spool = Spool(folder, max_bytes=3 << 20)
+    spool.open()
+    return spool
+
+
+async def test_an_upload_is_a_private_file_while_the_block_runs(spool: Spool, folder: Path) -> None:
+    data = bytes(range(256)) * 8192  # more than one piece
+    async with spool.take(Upload(data)) as path:
+        assert path.read_bytes() == data
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert folder.stat().st_mode & 0o777 == 0o700
+        path.with_name("decoded.pcm").write_bytes(b"beside it")
+    assert list(folder.iterdir()) == []
+
+
+async def test_an_upload_goes_when_the_block_fails(spool: Spool, folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with spool.take(Upload(b"x")):
+            raise ZeroDivisionError
+    assert list(folder.iterdir()) == []
+
+
+async def test_two_uploads_do_not_meet(spool: Spool) -> None:
+    async with spool.take(Upload(b"one")) as one, spool.take(Upload(b"two")) as two:
+        assert (one.read_bytes(), two.read_bytes()) == (b"one", b"two")
+        assert one.parent != two.parent
+
+
+async def test_the_bound_is_exact_and_leaves_nothing(spool: Spool, folder: Path) -> None:
+    async with spool.take(Upload(b"x" * (3 << 20))) as path:
+        assert path.stat().st_size == 3 << 20
+    with pytest.raises(PayloadTooLarge) as raised:
+        async with spool.take(Upload(b"x" * ((3 << 20) + 1))):
+            pytest.fail("taken")
+    assert raised.value.param == "file"
+    assert list(folder.iterdir()) == []
+
+
+async def test_an_empty_upload_is_refused(spool: Spool, folder: Path) -> None:
+    with pytest.raises(InvalidAudio):
+        async with spool.take(Upload(b"")):
+            pytest.fail("taken")
+    assert list(folder.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept_at_start(spool: Spool, folder: Path) -> None:
+    stale = folder / "0123" / "upload"
+    stale.parent.mkdir()
+    stale.write_bytes(b"private")
+    spool.open()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ()),
+        (["向量数据库", "Qwen"], ("向量数据库", "Qwen")),
+        (["a, b\nc"], ("a", "b", "c")),
+        (['["a, b", "c"]'], ("a, b", "c")),
+        ([" a ", "a", ""], ("a",)),
+    ],
+)
+def test_keywords_are_read_as_clients_write_them(given: list[str], expected: tuple[str, ...]) -> None:
+    assert parse_keywords(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["[1"],
+        ["[" * 100_000],
+        ["x" * 65],
+        [",".join(map(str, range(MAX_KEYWORDS + 1)))],
+    ],
+    ids=["no list", "too deep", "too long", "too many"],
+)
+def test_bad_keywords_are_refused_by_name(given: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_keywords(given)
+    assert raised.value.param == "keywords"
