@@ -94,6 +94,17 @@ def test_a_bias_can_force_a_token_and_forbid_it(model: Callable[..., Loaded]) ->
     assert Driver(loaded).run([ask("a", "hello", tokens=1, logit_bias={first: -100.0})])["a"][0] != first
 
 
+def test_a_stop_that_is_a_special_token_ends_the_answer_though_it_never_shows(model: Callable[..., Loaded]) -> None:
+    loaded = model("plain")
+    special = loaded.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    driver = Driver(loaded)
+    for name, stop in (("with", ("<|image_pad|>",)), ("without", ())):
+        driver.run([ask(name, "hello", tokens=6, logit_bias={special: 100.0}, stop=stop)])
+    ends = {name: driver.of(name, Finished)[0] for name in ("with", "without")}
+    assert [(end.reason, end.usage.completion_tokens) for end in ends.values()] == [("stop", 1), ("length", 6)]
+    assert driver.text("without") == ""
+
+
 def test_requests_without_a_seed_differ(model: Callable[..., Loaded]) -> None:
     requests = [ask(f"r{i}", words(30, 4), tokens=40, temperature=1.5) for i in range(2)]
     answers = Driver(model("plain")).run(requests)
