@@ -51,6 +51,17 @@ def test_pictures_stand_where_they_were_put(model: Callable[..., Loaded]) -> Non
     assert "before<|vision_start|><|image_pad|><|vision_end|>after" in text
 
 
+def test_a_vision_model_without_a_template_gets_the_library_s_format(model: Callable[..., Loaded]) -> None:
+    loaded = model("vision")
+    processor = copy.copy(loaded.processor)
+    processor.chat_template, processor.tokenizer = None, copy.copy(loaded.tokenizer)
+    processor.tokenizer.chat_template = None
+    bare = dataclasses.replace(loaded, processor=processor, tokenizer=processor.tokenizer)
+    text = render(bare, ask("a", "hello", images=(picture(1),)))
+    assert "<|image_pad|>" in text
+    assert "hello" in text
+
+
 @pytest.mark.parametrize(
     ("template", "param"),
     [(None, "model"), ("{{ raise_exception('roles must alternate') }}", "messages"), ("{% broken", "messages")],

@@ -18,14 +18,13 @@ def render(loaded: Loaded, request: GenerationRequest) -> str:
     """The prompt's text, ending where the assistant's answer begins. Raises `InvalidRequest`."""
     renderer = loaded.processor if getattr(loaded.processor, "chat_template", None) else loaded.tokenizer
     template = getattr(renderer, "chat_template", None)
-    if not template:
-        raise InvalidRequest(f"{request.model} has no chat template: it is a base model", param="model")
     images = sum(part.type == "image" for message in request.messages for part in message.parts)
     if images and "vision" not in loaded.capabilities:
         raise InvalidRequest(f"{request.model} cannot see images", param="messages")
-    native = "image" in str(template)
+    if not template and "vision" not in loaded.capabilities:
+        raise InvalidRequest(f"{request.model} has no chat template: it is a base model", param="model")
     try:
-        if images and not native:
+        if not template or (images and "image" not in str(template)):
             return _render_by_library(loaded, request, images)
         text = _apply(renderer, request, parts=bool(images))
         if images or _shows_last_message(text, request):
@@ -48,11 +47,12 @@ def _shows_last_message(text: str, request: GenerationRequest) -> bool:
 
 
 def _render_by_library(loaded: Loaded, request: GenerationRequest, images: int) -> str:
-    """OCR models and others whose template knows no image parts: mlx-vlm has a format for each."""
+    """OCR models and others whose template is missing or knows no image parts: mlx-vlm has a format for each."""
     from mlx_vlm.prompt_utils import apply_chat_template
 
     messages = [_as_template_message(message, parts=False) for message in request.messages]
-    return str(apply_chat_template(loaded.processor, loaded.config, messages, num_images=images))
+    options = request.template_options
+    return str(apply_chat_template(loaded.processor, loaded.config, messages, num_images=images, **options))
 
 
 def _as_template_message(message: Message, *, parts: bool) -> dict[str, Any]:
