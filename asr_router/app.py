@@ -21,7 +21,7 @@ from duet.docs import install_docs
 from duet.edge import OPEN_PATHS, install_edge
 from duet.settings import Settings
 from pipelines.jobs import MeetingClient
-from speech.sensevoice import EMBEDDED_ID, SenseVoice, find_sensevoice
+from speech.sensevoice import EMBEDDED_ID, find_sensevoice
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
 
 def create_service(settings: Settings, *, key: str) -> TranscriptionService:
     """The two recognisers as the settings name them."""
-    model_dir = find_sensevoice(settings)
+    model_dir = find_sensevoice(settings) or settings.home / "models" / "sensevoice"
     engine = httpx.AsyncClient(
         base_url=settings.engine_url,
         headers={"Authorization": f"Bearer {key}"},
@@ -82,7 +82,7 @@ def create_service(settings: Settings, *, key: str) -> TranscriptionService:
     )
     return TranscriptionService(
         {
-            "sensevoice": SenseVoiceBackend(SenseVoice(model_dir) if model_dir else None),
+            "sensevoice": SenseVoiceBackend(model_dir),
             "qwen3_asr": Qwen3AsrBackend(engine, settings.router.asr_model),
         },
         max_audio_seconds=settings.router.max_audio_seconds,

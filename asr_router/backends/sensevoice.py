@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 
@@ -10,22 +11,25 @@ from asr_router.backends.port import Options, Pcm
 from duet.wire import Segment, Transcript
 from speech import vad
 from speech.sensevoice import BATCH_CLIPS, MAX_CLIP_SECONDS, SenseVoice, shifted
+from speech.sensevoice_child import MODEL_NAMES
 from speech.splitter import SAMPLE_RATE, Span, split
 from speech.text import join
 
 
 class SenseVoiceBackend:
-    """`recogniser` is None where no model is installed."""
+    """The model in `model_dir` may come later: no restart is needed then. Its process starts with the first clip."""
 
-    def __init__(self, recogniser: SenseVoice | None) -> None:
-        self.recogniser = recogniser
+    def __init__(self, model_dir: Path) -> None:
+        self.recogniser = SenseVoice(model_dir)
+        self._model_dir = model_dir
 
     async def ready(self) -> bool:
-        return self.recogniser is not None
+        """Whether the files are there; that they are a model is seen when it is loaded."""
+        names = {path.name for path in self._model_dir.iterdir()} if self._model_dir.is_dir() else set()
+        return "tokens.txt" in names and not names.isdisjoint(MODEL_NAMES)
 
     async def transcribe(self, pcm: Pcm, options: Options) -> Transcript:
         """Detects the language itself: `options.language` only decided the route. Segments follow the pauses."""
-        assert self.recogniser is not None
         spans = await asyncio.to_thread(_segments, pcm)
         segments: list[Segment] = []
         for first in range(0, len(spans), BATCH_CLIPS):  # only a batch is in memory as float32
@@ -42,8 +46,7 @@ class SenseVoiceBackend:
         )
 
     async def close(self) -> None:
-        if self.recogniser is not None:
-            await self.recogniser.close()
+        await self.recogniser.close()
 
 
 def _clip(pcm: Pcm, span: Span) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+import models
 from tests.fakes.router_service import NOWHERE, RouterService, clip, long_clip, router_service
 
 FOLDER = os.environ.get("DUET_TEST_AUDIO", "")
@@ -62,14 +64,28 @@ async def test_long_audio_without_an_engine_is_whole(router: RouterService) -> N
     assert segments[-1]["end"] > 60
 
 
-async def test_a_folder_without_a_model_says_what_it_needs(tmp_path: Path) -> None:
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    async with router_service(tmp_path / "home", NOWHERE, embedded=False, sensevoice_dir=folder) as router:
-        error = (await router.send(clip("en"))).json()["error"]
-        assert error["code"] == "unavailable"
-        assert "model.int8.onnx" in error["message"]
-        assert "tokens.txt" in error["message"]
+async def test_a_model_that_is_put_in_place_later_is_used_without_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "models" / "sensevoice"
+    async with router_service(tmp_path / "home", NOWHERE, embedded=False) as router:
+        folder.mkdir(parents=True)
+        assert (await router.client.get("/ready")).status_code == 503
+        for path in (models.EMBEDDED / "duet-tiny-asr").iterdir():
+            shutil.copy(path, folder)
+        assert (await router.client.get("/ready")).status_code == 200
+        answer = await router.send(clip("en"))
+        assert answer.json()["text"]
+        assert "x-duet-demonstration" not in answer.headers
+
+
+async def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    (tmp_path / "tokens.txt").write_text("a 0\n")
+    async with router_service(tmp_path / "home", NOWHERE, embedded=False, sensevoice_dir=tmp_path) as router:
+        for _ in range(2):
+            answer = await router.send(clip("en"))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+            assert "SenseVoice model" in answer.json()["error"]["message"]
+        assert (await router.client.get("/health")).status_code == 200
 
 
 @pytest.mark.recordings

@@ -42,7 +42,6 @@ class RouterService:
     def recogniser_pid(self) -> int | None:
         backend = self.service._backends["sensevoice"]
         assert isinstance(backend, SenseVoiceBackend)
-        assert backend.recogniser is not None
         return backend.recogniser.pid
 
     def spooled(self) -> list[Path]:
