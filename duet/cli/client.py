@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,23 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from duet.edge import api_key
+from duet.cli.failures import failed, key_or_exit, reason
 from duet.settings import Settings
 
 FILES = {"transcript": "transcript.md", "reviewed": "reviewed.md", "timeline": "timeline.json", "srt": "subtitles.srt",
          "summary": "summary.md"}  # fmt: skip
+TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
+"""Seconds. A long recording is transcribed before the answer begins."""
 
 
 def transcribe(settings: Settings, file: Path, response_format: str, quality: str) -> int:
-    with _client(settings) as client, file.open("rb") as handle:
-        fields = {"model": "auto", "response_format": response_format, "quality": quality}
-        answer = _checked(
-            lambda: client.post("/v1/audio/transcriptions", files={"file": (file.name, handle)}, data=fields)
-        )
-    if answer is None:
-        return 1
-    if reason := answer.headers.get("X-Duet-Route-Reason"):
-        typer.echo(f"{answer.headers['X-Duet-Route']}: {reason}", err=True)
+    """Print the transcript; the route goes to standard error. Returns the exit code."""
+    fields = {"model": "auto", "response_format": response_format, "quality": quality}
+    with _router(settings) as client, file.open("rb") as handle:
+        answer = client.post("/v1/audio/transcriptions", files={"file": (file.name, handle)}, data=fields)
+        answer.raise_for_status()
+    if why := answer.headers.get("X-Duet-Route-Reason"):
+        typer.echo(f"{answer.headers['X-Duet-Route']}: {why}", err=True)
     typer.echo(answer.text.rstrip("\n"))
     return 0
 
@@ -34,23 +36,32 @@ def transcribe(settings: Settings, file: Path, response_format: str, quality: st
 def meeting(
     settings: Settings, file: Path, *, title: str, glossary: Path | None, speakers: int | None, out: Path
 ) -> int:
-    fields: dict[str, Any] = {"title": title, "glossary": glossary.read_text(encoding="utf-8") if glossary else ""}
+    """Submit, follow, and write the five outputs into `out`. Returns the exit code.
+
+    The same recording with the same options is the same job: the command can be repeated to follow it again.
+    """
+    fields: dict[str, Any] = {"title": title, "glossary": _text(glossary) if glossary else ""}
     if speakers is not None:
         fields["speakers"] = str(speakers)
-    with _client(settings) as client:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise failed(f"{out}: {error.strerror}") from error
+    with _router(settings) as client:
         with file.open("rb") as handle:
-            answer = _checked(lambda: client.post("/v1/meetings", files={"file": (file.name, handle)}, data=fields))
-        if answer is None:
-            return 1
-        job = follow(client, answer.json()["id"])
+            answer = client.post("/v1/meetings", files={"file": (file.name, handle)}, data=fields)
+        job_id = answer.raise_for_status().json()["id"]
+        try:
+            job = follow(client, job_id)
+        except (KeyboardInterrupt, httpx.TransportError):
+            typer.echo(f"duet: meeting {job_id} goes on without us: the same command follows it again", err=True)
+            raise
         for warning in job["warnings"]:
             typer.echo(f"note: {warning}", err=True)
         if job["status"] != "succeeded":
-            typer.echo(f"duet: the meeting {job['status']}: {job['error'] or ''}", err=True)
-            return 1
-        out.mkdir(parents=True, exist_ok=True)
+            raise failed(f"the meeting {job['status']}: {job['error'] or ''}")
         for name, url in job["outputs"].items():
-            (out / FILES[name]).write_bytes(client.get(url).content)
+            (out / FILES[name]).write_bytes(client.get(url).raise_for_status().content)
             typer.echo(str(out / FILES[name]))
     return 0
 
@@ -63,32 +74,38 @@ def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    job: dict[str, Any] = {}
     with (
         Progress(*columns, transient=True) as progress,
         client.stream("GET", f"/v1/meetings/{job_id}/events", timeout=None) as stream,
     ):
+        if stream.is_error:
+            stream.read()  # while it is open: its body says why
+        stream.raise_for_status()
         bar = progress.add_task("queued", total=1.0)
         for line in stream.iter_lines():
             if line.startswith("data:"):
                 job = json.loads(line[5:])
                 progress.update(bar, completed=job["progress"], description=job["stage"] or job["status"])
-    return job
+    ended: dict[str, Any] = client.get(f"/v1/meetings/{job_id}").raise_for_status().json()
+    return ended
 
 
-def _client(settings: Settings) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {api_key(settings.home)}"}
-    return httpx.Client(base_url=settings.router_url, headers=headers, timeout=3600.0, trust_env=False)
+@contextmanager
+def _router(settings: Settings) -> Iterator[httpx.Client]:
+    """A client of the router. A request that fails inside ends the command with the cause."""
+    headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"}
+    with httpx.Client(base_url=settings.router_url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
+        try:
+            yield client
+        except httpx.HTTPStatusError as error:
+            raise failed(reason(error.response)) from error
+        except httpx.HTTPError as error:
+            cause = f"the router does not answer at {settings.router_url} ({type(error).__name__})"
+            raise failed(f"{cause}: is `duet up` running?") from error
 
 
-def _checked(send: Any) -> httpx.Response | None:
-    """The answer; None, with the cause said, when there is none or it is an error."""
+def _text(file: Path) -> str:
     try:
-        answer: httpx.Response = send()
-    except httpx.HTTPError as error:
-        typer.echo(f"duet: the router does not answer ({type(error).__name__}): is `duet up` running?", err=True)
-        return None
-    if answer.is_success:
-        return answer
-    typer.echo(f"duet: {answer.json()['error']['message']}", err=True)
-    return None
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise failed(f"{file} is not UTF-8 text") from error

@@ -66,10 +66,11 @@ def key(path: Annotated[bool, typer.Option("--path", help="Print the file, not t
 
     Example: export OPENAI_API_KEY=$(duet key)
     """
-    from duet.edge import KEY_FILE, api_key
+    from duet.cli.failures import key_or_exit
+    from duet.edge import KEY_FILE
 
     home = settings_or_exit().home
-    value = api_key(home)
+    value = key_or_exit(home)
     typer.echo(str(home / KEY_FILE) if path else value)
 
 

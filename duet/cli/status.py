@@ -8,13 +8,16 @@ from typing import Any
 import httpx
 import typer
 
-from duet.edge import api_key
+from duet.cli.failures import key_or_exit, reason
+from duet.edge import KEY_FILE
 from duet.settings import Settings
 
 
 def run(settings: Settings, *, as_json: bool) -> int:
     """Returns 0 when both services are up and ready, else 1."""
-    headers = {"Authorization": f"Bearer {api_key(settings.home)}"}
+    # To look makes nothing: without a key nothing of ours has run here yet.
+    known = (settings.home / KEY_FILE).exists()
+    headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"} if known else {}
     with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
         found = {
             name: ask(client, url) for name, url in (("engine", settings.engine_url), ("router", settings.router_url))
@@ -43,10 +46,10 @@ def ask(client: httpx.Client, url: str) -> dict[str, Any]:
         }
     problem = ""
     if ready.status_code != 200:
-        problem = ready.json()["error"]["message"]
+        problem = reason(ready)
     elif models.status_code != 200:
-        problem = models.json()["error"]["message"]
-    listed = models.json()["data"] if models.status_code == 200 else []
+        problem = reason(models)
+    listed = models.json()["data"] if models.status_code == 200 and not problem else []
     return {
         "url": url,
         "up": up,

@@ -9,7 +9,8 @@ import sys
 import httpx
 import typer
 
-from duet.edge import KEY_FILE, api_key
+from duet.cli.failures import key_or_exit
+from duet.edge import KEY_FILE
 from duet.logs import configure_logs
 from duet.settings import Settings, to_environment
 from duet.supervise import Program, run_programs
@@ -35,8 +36,8 @@ def run(settings: Settings) -> int:
             typer.echo(f"duet: the {name} cannot listen on {host}:{port}: {problem}. Stop what uses it, or set another "
                        f"port with --{name}-port or {name}.port in {settings.home / 'config.toml'}.", err=True)  # fmt: skip
             return 1
-    api_key(settings.home)  # made here once, so that the programs do not race for it
-    return asyncio.run(run_programs(programs(settings), ready=lambda: _greet(settings)))
+    key = key_or_exit(settings.home)
+    return asyncio.run(run_programs(programs(settings), ready=lambda: _greet(settings, key)))
 
 
 def _port_problem(host: str, port: int) -> str:
@@ -50,7 +51,7 @@ def _port_problem(host: str, port: int) -> str:
     return ""
 
 
-async def _greet(settings: Settings) -> None:
+async def _greet(settings: Settings, key: str) -> None:
     """Wait until both services answer, then say where they are and how to begin."""
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
         deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_SECONDS
@@ -63,9 +64,8 @@ async def _greet(settings: Settings) -> None:
                     )
                     return
                 await asyncio.sleep(0.1)
-        answer = await client.get(
-            f"{settings.engine_url}/v1/models", headers={"Authorization": f"Bearer {api_key(settings.home)}"}
-        )
+        answer = await client.get(f"{settings.engine_url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    answer.raise_for_status()
     present = [model["id"] for model in answer.json()["data"] if model["duet"]["state"] != "absent"]
     typer.echo(greeting(settings, present))
 

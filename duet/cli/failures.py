@@ -1,0 +1,35 @@
+"""How a command of ours fails: one line on standard error, and exit code 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import typer
+
+from duet.edge import KEY_FILE, api_key
+from duet.errors import DuetError
+
+
+def failed(message: str) -> typer.Exit:
+    """Say it; to be raised by the caller."""
+    typer.echo(f"duet: {message}", err=True)
+    return typer.Exit(1)
+
+
+def key_or_exit(home: Path) -> str:
+    """The API key, made if there is none yet."""
+    try:
+        return api_key(home)
+    except DuetError as error:
+        raise failed(error.message) from error
+    except OSError as error:
+        raise failed(f"{home / KEY_FILE}: {error.strerror} (DUET_HOME says where it is)") from error
+
+
+def reason(response: httpx.Response) -> str:
+    """Why a request failed, in the service's words; the status where something else than a service of ours answered."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.url} answers with HTTP status {response.status_code}: is it another program's port?"
