@@ -35,7 +35,11 @@ class EngineService:
 
     async def status(self, model: str = "talker") -> dict[str, int]:
         """What the worker says of itself: live, cancelled, pid."""
-        answer = (await self.chat("status", model)).json()["choices"][0]["message"]["content"].rstrip("!")
+        said = await self.chat("status", model)
+        while said.status_code == 429:  # a request that has left still counts for a moment
+            await asyncio.sleep(0.02)
+            said = await self.chat("status", model)
+        answer = said.json()["choices"][0]["message"]["content"].rstrip("!")
         return {name: int(value) for name, value in (item.split("=") for item in answer.split())}
 
 
