@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,13 @@ def warm(stack: Stack) -> None:
 
 
 def measure(stack: Stack, loaded: list[str]) -> dict[str, Any]:
-    processes = [entry for entry in _processes() if _descends(entry["pid"], stack.pid)]
+    """The stack's processes with their memory now; megabytes are millions of bytes."""
+    table = _processes()
+    processes: list[dict[str, Any]] = [
+        {"pid": pid, "command": command, "rss_mb": rss_megabytes, "pss_mb": _pss_megabytes(pid)}
+        for pid, (_, rss_megabytes, command) in table.items()
+        if _descends(pid, stack.pid, {child: parent for child, (parent, _, _) in table.items()})
+    ]
     weights = sum(file.stat().st_size for name in loaded for file in (models.EMBEDDED / name).glob("model*")) / 1e6
     rss = sum(entry["rss_mb"] for entry in processes)
     shared = [entry["pss_mb"] for entry in processes]
@@ -70,36 +77,26 @@ def measure(stack: Stack, loaded: list[str]) -> dict[str, Any]:
     }
 
 
-def _processes() -> list[dict[str, Any]]:
-    """All processes of this user, by ps, which macOS and Linux both have."""
+def _processes() -> dict[int, tuple[int, float, str]]:
+    """(parent, RSS in megabytes, command) of every process, by ps, which macOS and Linux both have."""
     table = subprocess.run(["ps", "-axo", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True).stdout
-    found = []
+    found = {}
     for line in table.splitlines():
         pid, parent, kilobytes, command = line.split(None, 3)
-        _PARENTS[int(pid)] = int(parent)
-        found.append(
-            {
-                "pid": int(pid),
-                "rss_mb": int(kilobytes) * 1024 / 1e6,
-                "pss_mb": _pss(int(pid)),
-                "command": command.partition(" -m ")[2][:60] or command[-60:],
-            }
-        )
+        shown = command.partition(" -m ")[2][:60] or command[-60:]
+        found[int(pid)] = (int(parent), int(kilobytes) * 1024 / 1e6, shown)
     return found
 
 
-_PARENTS: dict[int, int] = {}
-
-
-def _descends(pid: int, ancestor: int) -> bool:
+def _descends(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
     while pid > 1:
         if pid == ancestor:
             return True
-        pid = _PARENTS.get(pid, 0)
+        pid = parents.get(pid, 0)
     return False
 
 
-def _pss(pid: int) -> float | None:
+def _pss_megabytes(pid: int) -> float | None:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
