@@ -53,7 +53,10 @@ class TranscriptionService:
         """
         async with self._place():
             pcm_path = path.with_name("decoded.pcm")
-            await asyncio.to_thread(decode_to_pcm, path, pcm_path, max_seconds=self._max_audio_seconds)
+            try:
+                await asyncio.to_thread(decode_to_pcm, path, pcm_path, max_seconds=self._max_audio_seconds)
+            except OSError as error:
+                raise Unavailable(f"the decoded audio cannot be kept on disk: {error.strerror}") from error
             pcm = open_pcm(pcm_path)
             route = await self._route(Clip(len(pcm) / SAMPLE_RATE), wish)
             outcome = await self._run(pcm, route, options)

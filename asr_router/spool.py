@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from duet.errors import PayloadTooLarge
+from duet.errors import PayloadTooLarge, Unavailable
 from speech.decode import InvalidAudio
 
 PIECE_BYTES = 1 << 20
@@ -35,13 +35,17 @@ class Spool:
     async def take(self, upload: Readable) -> AsyncIterator[Path]:
         """The upload as a file in a folder of its own, which goes with all that was put there when the block ends.
 
-        Raises `PayloadTooLarge`, and `InvalidAudio` when it is empty.
+        Raises `PayloadTooLarge`, `InvalidAudio` when it is empty, `Unavailable` when the disk does not take it.
         """
         folder = self._folder / secrets.token_hex(16)
-        folder.mkdir(mode=0o700)
+        path = folder / "upload"
         try:
-            path = folder / "upload"
-            if await self._copy(upload, path) == 0:
+            try:
+                folder.mkdir(mode=0o700)
+                size = await self._copy(upload, path)
+            except OSError as error:
+                raise Unavailable(f"the upload cannot be kept on disk: {error.strerror}") from error
+            if size == 0:
                 raise InvalidAudio("the file is empty")
             yield path
         finally:

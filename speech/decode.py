@@ -77,7 +77,8 @@ def decode_to_pcm(
     count = 0
     with target.open("wb") as file:
         for block in _blocks(path, max_seconds, on_progress):
-            np.round(np.clip(block, -1.0, 1.0) * 32767.0).astype("<i2").tofile(file)
+            # Not tofile(): it drops the error of a full disk, and the audio would end early without a word.
+            file.write(np.round(np.clip(block, -1.0, 1.0) * 32767.0).astype("<i2").data)
             count += len(block)
     return count / SAMPLE_RATE
 

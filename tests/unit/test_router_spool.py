@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from asr_router.backends.port import Options
 from asr_router.routes.transcriptions import MAX_KEYWORDS, parse_keywords
+from asr_router.routing import Wish
+from asr_router.service import TranscriptionService
 from asr_router.spool import Spool
-from duet.errors import InvalidRequest, PayloadTooLarge
+from duet.errors import InvalidRequest, PayloadTooLarge, Unavailable
 from speech.decode import InvalidAudio
+from tests import sounds
 
 
 class Upload:
@@ -79,6 +83,22 @@ def test_what_a_killed_process_left_is_swept_at_start(spool: Spool, folder: Path
     stale.write_bytes(b"private")
     spool.open()
     assert list(folder.iterdir()) == []
+
+
+async def test_a_disk_that_takes_nothing_is_unavailable(spool: Spool, folder: Path) -> None:
+    folder.rmdir()
+    with pytest.raises(Unavailable, match="cannot be kept on disk"):
+        async with spool.take(Upload(b"x")):
+            pytest.fail("taken")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+async def test_a_full_disk_while_decoding_is_unavailable(spool: Spool, folder: Path) -> None:
+    service = TranscriptionService({}, max_audio_seconds=60)
+    async with spool.take(Upload(sounds.wav(sounds.pcm(sounds.tone(2.0))))) as path:
+        path.with_name("decoded.pcm").symlink_to("/dev/full")
+        with pytest.raises(Unavailable, match="No space left"):
+            await service.transcribe(path, Wish(), Options())
 
 
 @pytest.mark.parametrize(
