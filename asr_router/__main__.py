@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from duet.edge import api_key, run_server
+from duet.edge import run_server
+from duet.keys import api_key
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, SettingsError, load_settings
 from duet.supervise import end_with_parent

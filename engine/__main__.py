@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from duet.edge import api_key, run_server
+from duet.edge import run_server
+from duet.keys import api_key
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, SettingsError, load_settings
 from duet.supervise import end_with_parent

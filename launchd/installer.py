@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from duet.edge import api_key
+from duet.keys import api_key
 from duet.settings import Settings, hub_environment, to_environment
 from launchd.units import Service, plist, systemd_unit
 

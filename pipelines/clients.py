@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from duet.edge import api_key
 from duet.errors import DuetError, Unavailable
+from duet.keys import api_key
 from duet.settings import Settings
 from duet.wire import Segment
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import typer
 
-from duet.edge import KEY_FILE, api_key
 from duet.errors import DuetError
+from duet.keys import KEY_FILE, api_key
 
 
 def failed(message: str) -> typer.Exit:

@@ -67,7 +67,7 @@ def key(path: Annotated[bool, typer.Option("--path", help="Print the file, not t
     Example: export OPENAI_API_KEY=$(duet key)
     """
     from duet.cli.failures import key_or_exit
-    from duet.edge import KEY_FILE
+    from duet.keys import KEY_FILE
 
     home = settings_or_exit().home
     value = key_or_exit(home)

@@ -9,7 +9,7 @@ import httpx
 import typer
 
 from duet.cli.failures import key_or_exit, reason
-from duet.edge import KEY_FILE
+from duet.keys import KEY_FILE
 from duet.settings import Settings
 
 

@@ -10,7 +10,7 @@ import httpx
 import typer
 
 from duet.cli.failures import key_or_exit
-from duet.edge import KEY_FILE
+from duet.keys import KEY_FILE
 from duet.logs import configure_logs
 from duet.settings import Settings, to_environment
 from duet.supervise import Program, run_programs

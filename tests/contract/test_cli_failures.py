@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.stack import free_ports
 from duet.cli.main import app
-from duet.edge import KEY_FILE
+from duet.keys import KEY_FILE
 
 STRANGER = (200, "<h1>another program</h1>")
 REFUSAL = (400, json.dumps({"error": {"message": "this is no audio", "type": "x", "param": "file", "code": "y"}}))

@@ -54,6 +54,14 @@ def test_the_command_line_starts_without_the_services() -> None:
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "module", ["duet.cli.up", "duet.cli.status", "duet.cli.client", "pipelines.jobs", "pipelines.clients"]
+)
+def test_what_serves_nothing_does_not_carry_the_web_framework(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(any(m.split('.')[0] in ('fastapi', 'uvicorn') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
 def test_every_documented_command_exists() -> None:
     from typer.testing import CliRunner
 

@@ -15,8 +15,9 @@ from fastapi import Body, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from duet.edge import KEY_FILE, api_key, install_edge
+from duet.edge import install_edge
 from duet.errors import Busy, DuetError
+from duet.keys import KEY_FILE, api_key
 
 KEY = "duet-test"
 BEARER = {"Authorization": f"Bearer {KEY}"}
