@@ -104,7 +104,8 @@ class Child(Generic[In]):
             if self.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.terminate()
-            return await asyncio.wait_for(self.wait(), grace_seconds)
+            async with asyncio.timeout(grace_seconds):
+                return await self.wait()
         except TimeoutError:
             logger.warning(
                 "%s did not end in %.1f s: killed", self.name, grace_seconds, extra={"action": "child_killed"}
@@ -335,7 +336,8 @@ async def _end(program: Program, process: asyncio.subprocess.Process, grace_seco
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        await asyncio.wait_for(asyncio.shield(process.wait()), grace_seconds)
+        async with asyncio.timeout(grace_seconds):
+            await process.wait()
     except TimeoutError:
         logger.warning(
             "%s did not end in %.0f s: killed", program.name, grace_seconds, extra={"action": "program_killed"}

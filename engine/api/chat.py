@@ -179,7 +179,10 @@ async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncItera
     try:
         while running:
             try:
-                item = await asyncio.wait_for(queue.get(), KEEP_ALIVE_SECONDS) if queue.empty() else queue.get_nowait()
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the item (python/cpython #86296),
+                # and the answer of a client that has left would go on for ever.
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    item = await queue.get()
             except TimeoutError:
                 yield None
                 continue

@@ -76,7 +76,8 @@ class WorkerHandle:
             if late:
                 child.kill()
             with contextlib.suppress(TimeoutError):  # one that ends by itself keeps its exit code
-                await asyncio.wait_for(child.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await child.wait()
             code = await child.stop()
             cause = f"did not load in {timeout_seconds:.0f} s" if late else f"ended while it loaded (exit code {code})"
             raise Unavailable(f"{model} {cause}; the engine's log says more", param="model") from error
