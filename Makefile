@@ -60,8 +60,8 @@ clean: ## remove what the build made
 	rm -rf $(VENV) .uv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .uv/bin/uv:
-	$(PYTHON) -m venv .uv
-	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	($(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv) \
+	  || $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv uv # Debian may have pip and no venv
 
 # uv takes the machine's Python if it is 3.11 or newer, and fetches 3.12 where it is older, as on a bare Mac.
 $(READY): requirements.lock pyproject.toml | $(UV)
