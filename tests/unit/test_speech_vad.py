@@ -119,3 +119,19 @@ def test_another_thread_runs_meanwhile(meeting: sounds.Samples) -> None:
         ticks += 1
     worker.join()
     assert ticks > 20
+
+
+def test_a_detector_that_was_used_before_hears_the_same_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from speech.decode import decode
+
+    clips = [decode(models.CARDS / "demo" / f"clip_{name}.flac", max_seconds=60) for name in ("zh", "en")]
+    sequence = [clips[0], clips[1], np.zeros(8000, np.float32), clips[1][: len(clips[1]) // 2], clips[0]]
+    monkeypatch.setattr(vad, "_IDLE", {})
+    reused = [vad.detect(clip) for clip in sequence]
+    assert [len(idle) for idle in vad._IDLE.values()] == [1]
+    fresh = []
+    for clip in sequence:
+        monkeypatch.setattr(vad, "_IDLE", {})
+        fresh.append(vad.detect(clip))
+    assert reused == fresh
+    assert reused[0]
