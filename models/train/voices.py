@@ -16,20 +16,16 @@ from numpy.typing import NDArray
 from pypinyin import Style, lazy_pinyin
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
+from models.train.variants import DEVELOPMENT_VARIANTS, HELD_OUT_VARIANTS, TRAIN_VARIANTS
+
+__all__ = ["DEVELOPMENT_VARIANTS", "HELD_OUT_VARIANTS", "TRAIN_VARIANTS", "distort", "pinyin", "speak"]
+
 Samples = NDArray[np.float32]
 
 RATE: Final = 16_000
 ESPEAK_RATE: Final = 22_050
 WAVE_HEADER_BYTES: Final = 44
 
-HELD_OUT_VARIANTS: Final = tuple("m4 m8 f3 klatt3 Annie john linda max quincy paul".split())
-"""Never in training or tuning data: the frozen evaluation sets speak with them."""
-DEVELOPMENT_VARIANTS: Final = tuple("f5 klatt2 Gene Denis belinda iven".split())
-"""For choices made while training: thresholds, when to stop."""
-TRAIN_VARIANTS: Final = tuple(
-    "m1 m2 m3 m5 m6 m7 f1 f2 f4 klatt klatt4 Alex Andy Lee Mario Michael Mike adam anika antonio benjamin boris david ed "
-    "edward grandpa marcelo miguel pablo robert sandro steph travis victor zac Alicia Andrea Diogo aunty michel".split()
-)
 ENGLISH: Final = ("gmw/en-US", "gmw/en-US", "gmw/en", "gmw/en-GB-x-rp", "gmw/en-US-nyc")
 CHINESE: Final = "cmn-latn-pinyin"
 
