@@ -68,7 +68,7 @@ def chinese_words(power: float = 0.6) -> dict[str, Weighted]:
     dictionary = Path(jieba.__file__).with_name("dict.txt").read_text(encoding="utf-8")
     for line in dictionary.splitlines():
         word, _, tag = line.split(" ")
-        if len(word) <= 4 and known.issuperset(word):
+        if len(word) <= 4 and known >= set(word):
             by_tag[tag[0]].append((word, common.get(word, 1e-8)))
     by_tag["*"] = [pair for pairs in by_tag.values() for pair in pairs]
     return {

@@ -73,7 +73,7 @@ class Writer:
             _CLEAN.fullmatch(text) is not None
             and 2 <= len(han) + letters / 3
             and len(han) + letters * MAX_HAN / MAX_LETTERS <= MAX_HAN
-            and self._known.issuperset(han)
+            and self._known >= set(han)
             and held_out.allowed(text)
         )
 
