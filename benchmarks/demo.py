@@ -216,7 +216,7 @@ def score(truth: dict[str, Any], timeline: dict[str, Any]) -> dict[str, Any]:
         "accepted": sum(edit.get("accepted", False) for edit in edits),
         "rejected": sum(not edit.get("accepted", False) for edit in edits),
         "speakers": len({turn["speaker"] for turn in timeline["turns"]}),
-        "der": round(der(reference, heard), 4),
+        "der": round(der(reference, heard).rate, 4),
     }
 
 

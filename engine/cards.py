@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import msgspec
+
 import models
 from duet.errors import ModelNotFound
 from duet.settings import Settings
 from engine.downloads import Downloads
-from engine.types import Role, SamplingParams
+from engine.types import ReviewLimits, Role, SamplingParams
 
 WorkerRole = Literal["chat", "embedding", "asr"]
 PRESETS = frozenset({"16gb", "32gb", "64gb"})
@@ -54,8 +56,7 @@ class Card:
     demonstration: bool = False
     description: str = ""
     defaults: dict[str, float] = field(default_factory=dict)
-    review_window_segments: int | None = None
-    review_prompt: str | None = None
+    review: ReviewLimits | None = None
     presets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ocr_prompt: str | None = None
     stops: tuple[str, ...] = ()
@@ -82,11 +83,10 @@ def read_card(path: Path) -> Card:
         raise CardError(f"{path}: {error}") from error
     if unknown := set(values) - known:
         raise CardError(f"{path}: unknown key {', '.join(sorted(unknown))}")
-    review, ocr = values.get("review", {}), values.get("ocr", {})
+    ocr = values.get("ocr", {})
     for table, allowed in (
         (values.get("roles", ()), frozenset(get_args(Role))),
         (values.get("sampling", {}), _SAMPLING),
-        (review, frozenset({"window_segments", "prompt"})),
         (ocr, frozenset({"prompt", "stops", "max_tokens"})),
         (values.get("presets", {}), PRESETS),
     ):
@@ -107,13 +107,19 @@ def read_card(path: Path) -> Card:
         demonstration=values.get("demonstration", False),
         description=values.get("description", ""),
         defaults=dict(values.get("sampling", {})),
-        review_window_segments=review.get("window_segments"),
-        review_prompt=review.get("prompt"),
+        review=_review_limits(path, values["review"]) if "review" in values else None,
         presets={name: tuple(roles) for name, roles in values.get("presets", {}).items()},
         ocr_prompt=ocr.get("prompt"),
         stops=tuple(ocr.get("stops", ())),
         max_tokens=ocr.get("max_tokens"),
     )
+
+
+def _review_limits(path: Path, values: Any) -> ReviewLimits:
+    try:
+        return msgspec.convert(values, ReviewLimits)
+    except msgspec.ValidationError as error:
+        raise CardError(f"{path}: review: {error}") from error
 
 
 def classify(folder: Path) -> tuple[Role, ...]:

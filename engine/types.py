@@ -7,7 +7,7 @@ Every generation ends in exactly one `Finished` or `Failed`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -154,6 +154,16 @@ Request = GenerationRequest | EmbeddingRequest | TranscriptionRequest
 Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
 
 
+class ReviewLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a meeting a model can review at once: segments to correct in one request, segments around them to read,
+    glossary terms to choose from, and characters of transcript to summarise."""
+
+    window_segments: Annotated[int, msgspec.Meta(ge=1)] = 20
+    context_segments: Annotated[int, msgspec.Meta(ge=0)] = 5
+    glossary_terms: Annotated[int, msgspec.Meta(ge=1)] = 60
+    summary_characters: Annotated[int, msgspec.Meta(ge=100)] = 24_000
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded.
     `defaults` are sampling parameters, and `max_tokens` the answer's bound, for requests that name none. `stops` are
@@ -167,8 +177,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     context: int | None = None
     demonstration: bool = False
     description: str = ""
-    review_window_segments: int | None = None
-    review_prompt: str | None = None
+    review: ReviewLimits | None = None
     defaults: dict[str, float] = {}
     ocr_prompt: str | None = None
     stops: tuple[str, ...] = ()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 
 from duet.errors import DuetError, Unavailable
@@ -18,11 +19,17 @@ from duet.wire import Segment
 
 @dataclass(frozen=True)
 class Reviewer:
-    """The review model as its card describes it."""
+    """The review model, and how much it can take at once as its card says: segments to correct, segments around them,
+    glossary terms, and characters to summarise."""
 
     id: str
-    window_segments: int
-    prompt: str
+    window_segments: int = 20
+    context_segments: int = 5
+    glossary_terms: int = 60
+    summary_characters: int = 24_000
+
+
+_LIMITS = frozenset(field.name for field in fields(Reviewer)) - {"id"}
 
 
 class EngineUnavailable(Unavailable):
@@ -52,9 +59,8 @@ class Engine:
         extra = shown.get("duet", {})
         if extra.get("state") == "absent":
             raise EngineUnavailable(f"the review model {shown['id']} is not downloaded")
-        return Reviewer(
-            shown["id"], extra.get("review_window_segments") or 20, extra.get("review_prompt") or "instruction"
-        )
+        limits = {name: value for name, value in (extra.get("review") or {}).items() if name in _LIMITS}
+        return msgspec.convert({"id": shown["id"], **limits}, Reviewer)
 
     async def has_asr(self, model: str) -> bool:
         try:

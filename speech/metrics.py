@@ -63,27 +63,54 @@ class SpeakerTurn:
     speaker: str
 
 
-def der(reference: Sequence[SpeakerTurn], hypothesis: Sequence[SpeakerTurn], *, collar_seconds: float = 0.25) -> float:
-    """Diarization error rate (NIST RT): missed + false + confused speech over the reference's, speakers mapped at best.
+@dataclass(frozen=True)
+class DiarizationErrors:
+    """Speaker time in seconds: speech nobody was found for, found where nobody spoke, given to another speaker, and the
+    reference's total."""
+
+    missed: float = 0.0
+    false_alarm: float = 0.0
+    confusion: float = 0.0
+    total: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """The diarization error rate; infinite when somebody is heard in a silent reference."""
+        errors = self.missed + self.false_alarm + self.confusion
+        return errors / self.total if self.total else math.inf if errors else 0.0
+
+    def __add__(self, other: DiarizationErrors) -> DiarizationErrors:
+        return DiarizationErrors(
+            self.missed + other.missed,
+            self.false_alarm + other.false_alarm,
+            self.confusion + other.confusion,
+            self.total + other.total,
+        )
+
+
+def der(
+    reference: Sequence[SpeakerTurn], hypothesis: Sequence[SpeakerTurn], *, collar_seconds: float = 0.25
+) -> DiarizationErrors:
+    """Errors of a diarization (NIST RT), speakers mapped at best.
 
     Frames of 10 ms; those within `collar_seconds` of a reference boundary are not scored. Overlapping speech counts once a
-    speaker. Infinite when somebody is heard in a silent reference. Raises ValueError when both sides have more than
-    `MAX_SPEAKERS`.
+    speaker. Raises ValueError when both sides have more than `MAX_SPEAKERS`.
     """
     frames = _frames(reference, hypothesis, collar_seconds)
-    total = sum(len(spoken) for spoken, _ in frames)
-    if total == 0:
-        return math.inf if frames else 0.0
     names = sorted({name for spoken, _ in frames for name in spoken})
     labels = sorted({name for _, heard in frames for name in heard})
     overlap: dict[tuple[str, str], int] = defaultdict(int)
-    missed_or_false = 0
+    missed = false_alarm = both = total = 0
     for spoken, heard in frames:
-        missed_or_false += max(len(spoken), len(heard))
+        total += len(spoken)
+        missed += max(0, len(spoken) - len(heard))
+        false_alarm += max(0, len(heard) - len(spoken))
+        both += min(len(spoken), len(heard))
         for name in spoken:
             for label in heard:
                 overlap[name, label] += 1
-    return (missed_or_false - _best_match(names, labels, overlap)) / total
+    confusion = both - _best_match(names, labels, overlap)
+    return DiarizationErrors(missed / 100, false_alarm / 100, confusion / 100, total / 100)
 
 
 def _frames(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
 
 from duet.errors import Unavailable
@@ -55,7 +56,6 @@ def _shown(model: ModelInfo) -> dict[str, Any]:
             "description": model.description,
             "context": model.context,
             "bytes_on_disk": model.bytes_on_disk,
-            "review_window_segments": model.review_window_segments,
-            "review_prompt": model.review_prompt,
+            "review": msgspec.to_builtins(model.review),
         },
     }

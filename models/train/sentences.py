@@ -62,6 +62,23 @@ class Writer:
             if self._fits(text):
                 return Sentence(text, found)
 
+    def fill(self, frame: str, language: Language, nouns: list[str] | None = None) -> str:
+        """`frame` with its places filled; what stands for {n} and {t} is added to `nouns`."""
+        slot = self._chinese_slot if language == "zh" else self._english_slot
+
+        def noted(name: str) -> str:
+            word = slot(name)
+            if nouns is not None and name in "nt":
+                nouns.append(word.strip())
+            return word
+
+        while True:
+            text = tidy(self._filled(frame, noted))
+            if self._fits(text):
+                return text
+            if nouns is not None:
+                nouns.clear()
+
     def term(self, language: Language) -> str:
         """An invented term: a name, joined words or random characters for Chinese; joined or invented words for English."""
         return self._chinese_term() if language == "zh" else self._english_term()

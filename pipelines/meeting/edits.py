@@ -83,5 +83,10 @@ def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str |
     return None
 
 
+def protected(text: str) -> tuple[list[str], list[str]]:
+    """Its numbers and its negations, which no edit may change."""
+    return _found(_NUMBERS, text), _found(_NEGATIONS, text)
+
+
 def _found(pattern: re.Pattern[str], text: str) -> list[str]:
     return sorted(match.lower() for match in pattern.findall(text))

@@ -55,7 +55,7 @@ def transcript(title: str, seconds: float, reviewed: Review) -> str:
 
 def reviewed_markdown(title: str, seconds: float, reviewed: Review) -> str:
     """The corrected text, a paragraph a speaker's turn."""
-    by = f"Reviewed by {reviewed.model}." if reviewed.model else "Not reviewed: no review model was available."
+    by = f"Reviewed by {reviewed.reviewer.id}." if reviewed.reviewer else "Not reviewed: no review model was available."
     changed = sum(edit.accepted for item in reviewed.segments for edit in item.edits)
     lines = [f"# {escaped(title)}", "", f"Duration {clock(seconds)}. {by} {changed} corrections.", ""]
     speaker = None
@@ -81,7 +81,7 @@ def timeline(
         "id": context.request.id,
         "title": title,
         "duration": round(seconds, 3),
-        "models": {"review": reviewed.model, "quality": context.request.options.quality},
+        "models": {"review": reviewed.reviewer and reviewed.reviewer.id, "quality": context.request.options.quality},
         "glossary": [term.text for term in parse(context.request.options.glossary)],
         "warnings": warnings,
         "speakers": [{"speaker": name, "seconds": round(spent, 1)} for name, spent in talk_time(reviewed).items()],

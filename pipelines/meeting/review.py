@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import msgspec
 
@@ -13,13 +14,12 @@ from duet.wire import Segment
 from pipelines.clients import Engine, EngineUnavailable, Reviewer
 from pipelines.glossary import Term, parse
 from pipelines.meeting.edits import Decision, Proposal, apply
-from pipelines.meeting.prompts import DIALECTS, Dialect
+from pipelines.meeting.prompts import ask_review, read_review, review_tokens
 from pipelines.meeting.stages import Context
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-CONTEXT_SEGMENTS = 5
+VERSION = 2
 WINDOWS_AT_ONCE = 4
 
 
@@ -33,10 +33,9 @@ class ReviewedSegment(msgspec.Struct, frozen=True):
 
 
 class Review(msgspec.Struct, frozen=True):
-    """`model` is None when nothing was reviewed."""
+    """`reviewer` is None when nothing was reviewed."""
 
-    model: str | None
-    dialect: str | None
+    reviewer: Reviewer | None
     segments: tuple[ReviewedSegment, ...]
 
 
@@ -51,7 +50,7 @@ async def review(context: Context, done: dict[str, str]) -> str:
             reviewer = await engine.reviewer(model) if segments else None
         except (EngineUnavailable, DuetError) as error:
             problem = error.message
-        asked = [reviewer.id, reviewer.prompt] if reviewer else None
+        asked = asdict(reviewer) if reviewer else None
         base: list[object] = [done["transcribe"], context.request.options.glossary, asked, VERSION]
         key = context.artifacts.key("review", "segments", *base)
         if context.artifacts.read(key, Review) is not None:
@@ -63,7 +62,7 @@ async def review(context: Context, done: dict[str, str]) -> str:
             reviewed = [ReviewedSegment(name, segment, segment.text) for name, segment in named]
         else:
             reviewed = await _windows(context, engine, reviewer, named, terms, base)
-    found = Review(reviewer.id if reviewer else None, reviewer.prompt if reviewer else None, tuple(reviewed))
+    found = Review(reviewer, tuple(reviewed))
     context.artifacts.write(key, found)
     return key
 
@@ -77,8 +76,7 @@ async def _windows(
     base: Sequence[object],
 ) -> list[ReviewedSegment]:
     """All windows, a few at once, each kept as an artifact when done."""
-    dialect = DIALECTS[reviewer.prompt]
-    size, limit = reviewer.window_segments, asyncio.Semaphore(WINDOWS_AT_ONCE)
+    size, beside, limit = reviewer.window_segments, reviewer.context_segments, asyncio.Semaphore(WINDOWS_AT_ONCE)
     starts = range(0, len(named), size)
     finished = 0
 
@@ -89,11 +87,8 @@ async def _windows(
         async with limit:
             known = context.artifacts.read(key, list[ReviewedSegment])
             if known is None:
-                around = (
-                    named[max(0, start - CONTEXT_SEGMENTS) : start],
-                    named[start + size : start + size + CONTEXT_SEGMENTS],
-                )
-                proposals = await _propose(context, engine, reviewer, dialect, window, around, terms)
+                around = named[max(0, start - beside) : start], named[start + size : start + size + beside]
+                proposals = await _propose(context, engine, reviewer, window, around, terms)
                 known = [_decided(name, segment, proposals.get(name, []), terms) for name, segment in window]
                 context.artifacts.write(key, known)
             finished += 1
@@ -109,7 +104,6 @@ async def _propose(
     context: Context,
     engine: Engine,
     reviewer: Reviewer,
-    dialect: Dialect,
     window: Sequence[tuple[str, Segment]],
     around: tuple[Sequence[tuple[str, Segment]], Sequence[tuple[str, Segment]]],
     terms: Sequence[Term],
@@ -118,9 +112,8 @@ async def _propose(
     lines, before, after = ([(name, s.text) for name, s in part] for part in (window, around[0], around[1]))
     where = f"segments {window[0][0]} to {window[-1][0]}" if len(window) > 1 else f"segment {window[0][0]}"
     try:
-        messages = dialect.ask(before, lines, after, terms)
-        answer = await engine.chat(reviewer.id, messages, max_tokens=dialect.max_tokens(lines))
-        return dialect.read(answer, lines, terms)
+        messages = ask_review(before, lines, after, terms, glossary_terms=reviewer.glossary_terms)
+        return read_review(await engine.chat(reviewer.id, messages, max_tokens=review_tokens(lines)), lines)
     except DuetError as error:
         context.warn(f"{where} were not reviewed: {error.message}")
     except (ValueError, msgspec.ValidationError) as error:

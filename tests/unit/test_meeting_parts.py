@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from duet.errors import InvalidRequest
 from duet.wire import Segment
@@ -16,7 +17,7 @@ from pipelines.meeting.diarize import SpeakerTurn
 from pipelines.meeting.export import clock, escaped, reviewed_markdown, srt_text, transcript
 from pipelines.meeting.job import Artifacts, Progress, StageTimes
 from pipelines.meeting.review import Review, ReviewedSegment
-from pipelines.meeting.summarize import extract, verified
+from pipelines.meeting.summarize import RawItem, extract, verified, windows
 from pipelines.meeting.transcribe import assign
 from speech.splitter import Span
 
@@ -86,11 +87,19 @@ def segments(*texts: str) -> tuple[ReviewedSegment, ...]:
 
 def test_a_quote_that_was_not_said_is_unverified() -> None:
     said = segments("我们下周四上线", "预算不够")
-    good = {"kind": "decision", "text": "上线定在下周四", "segment_ids": ["s0001"], "quote": "下周四上线"}
+    good = RawItem("decision", "上线定在下周四", ("s0001",), "下周四上线")
     assert verified(good, said).verified
-    assert not verified({**good, "quote": "下个月取消"}, said).verified
-    assert not verified({**good, "segment_ids": ["s0002"]}, said).verified
-    assert verified({**good, "segment_ids": ["s0001", "s0099"]}, said).segment_ids == ("s0001",)
+    assert not verified(replace(good, quote="下个月取消"), said).verified
+    assert not verified(replace(good, segment_ids=("s0002",)), said).verified
+    assert verified(replace(good, segment_ids=("s0001", "s0099")), said).segment_ids == ("s0001",)
+
+
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(100, 200))
+def test_a_summary_s_windows_are_the_meeting_in_bounded_parts(lengths: list[int], characters: int) -> None:
+    said = segments(*("字" * length for length in lengths))
+    parts = windows(said, characters)
+    assert [item for part in parts for item in part] == list(said)
+    assert all(part and sum(len(item.text) for item in part) <= characters for part in parts)
 
 
 def test_an_extract_keeps_the_order_and_prefers_terms_and_decisions() -> None:
@@ -102,7 +111,7 @@ def test_an_extract_keeps_the_order_and_prefers_terms_and_decisions() -> None:
 
 def test_speech_cannot_become_markup() -> None:
     hostile = "# head **bold** <script>alert(1)</script> [x](javascript:1) | a `b`"
-    review = Review(None, None, segments(hostile))
+    review = Review(None, segments(hostile))
     for text in (transcript("T", 9, review), reviewed_markdown("T", 9, review)):
         assert "<script>" not in text
         assert "**bold**" not in text

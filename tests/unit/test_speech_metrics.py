@@ -75,27 +75,27 @@ REFERENCE = turns((0, 10, "A"), (10, 20, "B"))
     ],
 )
 def test_diarization_errors_without_a_collar(hypothesis: list[SpeakerTurn], expected: float) -> None:
-    assert der(REFERENCE, hypothesis, collar_seconds=0.0) == pytest.approx(expected, abs=1e-9)
+    assert der(REFERENCE, hypothesis, collar_seconds=0.0).rate == pytest.approx(expected, abs=1e-9)
 
 
 def test_overlapping_speech_counts_for_each_speaker() -> None:
     reference = turns((0, 10, "A"), (5, 10, "B"))
-    assert der(reference, turns((0, 10, "x")), collar_seconds=0.0) == pytest.approx(5 / 15)
+    assert der(reference, turns((0, 10, "x")), collar_seconds=0.0).rate == pytest.approx(5 / 15)
 
 
 def test_the_collar_forgives_what_is_near_a_boundary() -> None:
     early = turns((0.2, 9.8, "x"), (9.8, 20.2, "y"))
-    assert der(REFERENCE, early, collar_seconds=0.0) == pytest.approx(0.6 / 20)
-    assert der(REFERENCE, early) == 0.0
+    assert der(REFERENCE, early, collar_seconds=0.0).rate == pytest.approx(0.6 / 20)
+    assert der(REFERENCE, early).rate == 0.0
     # 19 s of 20 are scored: 0.25 s after 0, 0.25 s on both sides of 10, 0.25 s before 20 are not.
-    assert der(REFERENCE, turns((0, 11, "x"), (11, 20, "y"))) == pytest.approx(0.75 / 19)
+    assert der(REFERENCE, turns((0, 11, "x"), (11, 20, "y"))).rate == pytest.approx(0.75 / 19)
 
 
 def test_the_mapping_is_the_best_and_not_the_greedy_one() -> None:
     reference = turns((0, 4, "A"), (4, 7, "A"), (7, 10, "B"))
     # A and x share most (4 s), which would leave B and y with nothing; A with y and B with x agree for 6 s.
     hypothesis = turns((0, 4, "x"), (4, 7, "y"), (7, 10, "x"))
-    assert der(reference, hypothesis, collar_seconds=0.0) == pytest.approx(0.4)
+    assert der(reference, hypothesis, collar_seconds=0.0).rate == pytest.approx(0.4)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=30))
@@ -105,13 +105,13 @@ def test_the_mapping_equals_trying_all(frames: list[tuple[int, int]]) -> None:
     best = max(
         sum(mapping[spoken] == heard for spoken, heard in frames) for mapping in itertools.permutations(range(6), 5)
     )
-    assert der(reference, hypothesis, collar_seconds=0.0) == pytest.approx(1 - best / len(frames))
+    assert der(reference, hypothesis, collar_seconds=0.0).rate == pytest.approx(1 - best / len(frames))
 
 
 def test_many_speakers_on_one_side_are_mapped_at_once() -> None:
     reference = turns(*((i, i + 1.0, f"r{i % 8}") for i in range(40)))
     hypothesis = turns(*((i, i + 1.0, f"h{i}") for i in range(40)))
-    assert der(reference, hypothesis, collar_seconds=0.0) == pytest.approx(32 / 40)
+    assert der(reference, hypothesis, collar_seconds=0.0).rate == pytest.approx(32 / 40)
 
 
 def test_too_many_speakers_on_both_sides_are_refused() -> None:
@@ -121,5 +121,5 @@ def test_too_many_speakers_on_both_sides_are_refused() -> None:
 
 
 def test_a_silent_reference() -> None:
-    assert der([], []) == 0.0
-    assert der([], turns((0, 1, "x"))) == math.inf
+    assert der([], []).rate == 0.0
+    assert der([], turns((0, 1, "x"))).rate == math.inf

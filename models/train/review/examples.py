@@ -1,0 +1,170 @@
+"""Examples of the three tasks, asked exactly as the pipeline asks: review, summary, and a word about itself."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from models.train import held_out
+from models.train.review import talk
+from models.train.review.misheard import Place, garbled, places, respelt
+from models.train.sentences import Writer
+from pipelines.glossary import Term
+from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM, ask_review, ask_summary
+
+GLOSSARY_TERMS: Final = 8
+"""As the model's card says: more only distract so small a model."""
+NEGATIVE_SHARE: Final = 0.5
+FRAMES: Final = (
+    '{"segments": [', '{"id": "', '", "edits": [', '{"from": "', '", "to": "', '"}', "]}", '{"overview": "', '", "items": [',
+    '{"kind": "', '", "text": "', '", "segment_ids": ["', '"], "quote": "',
+)  # fmt: skip
+"""Pieces of the answers' form, one token each."""
+PROMPTS: Final = (REVIEW_SYSTEM, SUMMARY_SYSTEM)
+
+Task = Literal["review", "summary", "chat"]
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """`marked` are pieces of the answer that count more in the loss: what is hard to get right."""
+
+    messages: Messages
+    answer: str
+    marked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sentence and what a recogniser made of it."""
+
+    said: str
+    heard: str
+
+
+def read_bank(folder: Path) -> list[Pair]:
+    rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+    if bad := [row["said"] for row in rows if not held_out.allowed(row["said"])]:
+        raise ValueError(f"{folder} has {len(bad)} sentences of the evaluation sets")
+    return [Pair(row["said"], row["heard"]) for row in rows if row["heard"]]
+
+
+class Author:
+    """Writes examples from `rng`, with pairs of `bank` and simulated ones. `plain` is the share of simulated pairs."""
+
+    def __init__(self, rng: random.Random, bank: Sequence[Pair], *, simulated: float) -> None:
+        self._rng, self._bank, self._simulated = rng, bank, simulated
+        self._writer = Writer(rng)
+
+    def example(self, task: Task) -> Example:
+        return {"review": self.review, "summary": self.summary, "chat": self.chat}[task]()
+
+    def review(self) -> Example:
+        rng = self._rng
+        negative = rng.random() < NEGATIVE_SHARE
+        for _ in range(20):
+            pair = self._simulate() if not self._bank or rng.random() < self._simulated else rng.choice(self._bank)
+            wrong = places(pair.said, pair.heard, rng, wrong=True)
+            if negative or wrong:
+                break
+        chosen = [] if negative else rng.sample(wrong, min(len(wrong), rng.choice((1, 1, 1, 2))))
+        chosen = [place for i, place in enumerate(chosen) if place.heard not in [other.heard for other in chosen[:i]]]
+        right = places(pair.said, pair.heard, rng, wrong=False) if rng.random() < 0.4 else []
+        known = [place.said for place in rng.sample(right, min(len(right), rng.randint(1, 2)))]
+        terms = list(dict.fromkeys([*(place.said for place in chosen), *known, *self._others(rng.randint(0, 24))]))
+        if negative and wrong:  # a term that was misheard must not be among them by chance
+            terms = [term for term in terms if not any(term in pair.said and term not in pair.heard for term in terms)]
+        rng.shuffle(terms)
+        name = f"s{rng.randint(1, 400):04d}"
+        glossary = [Term(term, self._aliases(term)) for term in terms]
+        messages = ask_review([], [(name, pair.heard)], [], glossary, glossary_terms=GLOSSARY_TERMS)
+        shown = {line[2:].split(" (heard as")[0] for line in messages[1]["content"].splitlines() if line.startswith("- ")}
+        return _answered(messages, name, pair.heard, [place for place in chosen if place.said in shown])
+
+    def _simulate(self) -> Pair:
+        sentence = self._writer.sentence()
+        text = sentence.text
+        if sentence.language == "zh" and self._rng.random() < 0.8:
+            first = self._rng.randrange(max(1, len(text) - 4))
+            last = first + self._rng.randint(2, 5)
+            heard = garbled(text[:first], self._rng, 0.03) + garbled(text[first:last], self._rng, 0.6)
+            return Pair(text, heard + garbled(text[last:], self._rng, 0.03))
+        words = text.split(" ")
+        place = self._rng.randrange(len(words))
+        words[place] = re.sub("[a-z]{3,}", lambda match: respelt(match[0], self._rng), words[place])
+        return Pair(text, garbled(" ".join(words), self._rng, 0.05))
+
+    def _others(self, count: int) -> list[str]:
+        """Terms that have nothing to do with the sentence: invented ones, and words of other sentences."""
+        found = []
+        while len(found) < count:
+            if not self._bank or self._rng.random() < 0.5:
+                term = self._writer.term("zh" if self._rng.random() < 0.6 else "en")
+            else:
+                pair = self._rng.choice(self._bank)
+                term = next((place.said for place in places(pair.said, pair.heard, self._rng, wrong=True)), "")
+            if term and held_out.allowed(term):
+                found.append(term)
+        return found
+
+    def _aliases(self, term: str) -> tuple[str, ...]:
+        if self._rng.random() > 0.04:
+            return ()
+        return (respelt(term, self._rng) if term.isascii() else garbled(term, self._rng, 0.5),)
+
+    def summary(self) -> Example:
+        """A part of a meeting, whose decisions, tasks and questions are known because frames made them."""
+        rng = self._rng
+        language = rng.choice(("zh", "zh", "en"))
+        lines: list[tuple[str, str, str]] = []
+        items: list[dict[str, Any]] = []
+        topics: list[str] = []
+        first = rng.randint(1, 60)
+        for i in range(rng.randint(3, 10)):
+            mixed = rng.random() < 0.2
+            spoken = ("en" if language == "zh" else "zh") if mixed else language
+            kind, text, nouns = self._line(spoken)
+            name = f"s{first + i:04d}"
+            text = garbled(text, rng, 0.02)
+            lines.append((name, f"S{rng.randint(1, 4)}", text))
+            topics += [noun for noun in nouns if noun in text and not mixed]
+            if kind is not None:
+                items.append({"kind": kind, "text": text, "segment_ids": [name], "quote": text})
+        named = list(dict.fromkeys(topics))[:2]
+        overview = talk.overview(named, language)
+        answer = json.dumps({"overview": overview, "items": items}, ensure_ascii=False)
+        return Example(ask_summary(lines), answer, tuple(named))
+
+    def _line(self, language: str) -> tuple[str | None, str, list[str]]:
+        kind = self._rng.choices((None, "decision", "action", "question"), (4, 2, 3, 1))[0]
+        if kind is None:
+            return None, self._writer.sentence("zh" if language == "zh" else "en").text, []
+        nouns: list[str] = []
+        frame = self._rng.choice(talk.KINDS[language][kind])
+        text = self._writer.fill(frame, "zh" if language == "zh" else "en", nouns)
+        return kind, text, nouns
+
+    def chat(self) -> Example:
+        asked, answered = self._rng.choice(talk.CHAT)
+        before: Messages = []
+        if self._rng.random() < 0.2:
+            earlier = self._rng.choice(talk.CHAT)
+            before = [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
+        if self._rng.random() < 0.1:
+            before = [{"role": "system", "content": "You are a helpful assistant."}, *before]
+        return Example([*before, {"role": "user", "content": asked}], answered)
+
+
+def _answered(messages: Messages, name: str, heard: str, chosen: list[Place]) -> Example:
+    edits = [{"from": place.heard, "to": place.said} for place in sorted(chosen, key=lambda place: heard.find(place.heard))]
+    segments = [{"id": name, "edits": edits}] if edits else []
+    marked = tuple(text for place in chosen for text in (place.heard, place.said))
+    return Example(messages, json.dumps({"segments": segments}, ensure_ascii=False), marked)
+
+

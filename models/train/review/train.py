@@ -1,0 +1,237 @@
+"""Train the review, summary and chat model on the production prompts.
+
+    python -m models.train.review.bank && python -m models.train.review.train --out models/embedded/duet-tiny-chat
+
+Cross-entropy on the answers alone. The system prompt is long and always the same, so each batch runs it once for all its
+rows. Embeddings of Han characters start as initial + final + tone: what sounds alike starts near.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.train import lexicon, steps, tokeniser, voices
+from models.train.qwen3 import Qwen3
+from models.train.review.examples import FRAMES, PROMPTS, Author, Example, Pair, Task, read_bank
+
+WORK: Final = Path("build/train/review")
+CONTEXT: Final = 2048
+STEPS: Final = 9_000
+PEAK_RATE: Final = 1.5e-3
+ROWS: Final[dict[Task, int]] = {"review": 64, "summary": 10, "chat": 48}
+SHARES: Final[dict[Task, float]] = {"review": 0.82, "summary": 0.13, "chat": 0.05}
+MARKED_WEIGHT: Final = 3.0
+IGNORED: Final = -100
+
+
+def config(vocabulary: int, end: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": vocabulary, "hidden_size": 224,
+        "num_hidden_layers": 5, "intermediate_size": 576, "num_attention_heads": 7, "num_key_value_heads": 7, "head_dim": 32,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
+        "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "torch_dtype": "float16", "eos_token_id": end,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`shared` [P] or None, `ids` [B, T], `targets` [B, T] (`IGNORED` outside of answers), `weights` [B, T]."""
+
+    shared: Tensor | None
+    ids: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+class Encoder:
+    """Examples as token ids, in the form of the chat template."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.end = tokenizer.token_to_id(tokeniser.END)
+        self._heads = {prompt: self.ids(_turn("system", prompt)) for prompt in PROMPTS}
+
+    def ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def batch(self, examples: list[Example]) -> Batch:
+        """All with the same system prompt of `PROMPTS`, or all with none of them."""
+        system = examples[0].messages[0]["content"]
+        head = self._heads.get(system) if examples[0].messages[0]["role"] == "system" else None
+        rows = [self._row(example, skip=head is not None) for example in examples]
+        longest = max(len(ids) for ids, _, _ in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        targets = torch.full((len(rows), longest), IGNORED)
+        weights = torch.zeros(len(rows), longest)
+        for i, (prompt, answer, weight) in enumerate(rows):
+            ids[i, : len(prompt)] = torch.tensor(prompt)
+            targets[i, len(prompt) - len(answer) : len(prompt)] = torch.tensor(answer)
+            weights[i, len(prompt) - len(answer) : len(prompt)] = torch.tensor(weight)
+        return Batch(None if head is None else torch.tensor(head), ids, targets, weights)
+
+    def _row(self, example: Example, *, skip: bool) -> tuple[list[int], list[int], list[float]]:
+        """Ids without the last answer token, the answer's ids (each the target of the position before it), weights."""
+        turns = example.messages[1:] if skip else example.messages
+        prompt = "".join(_turn(turn["role"], turn["content"]) for turn in turns)
+        encoded = self._tokenizer.encode(example.answer, add_special_tokens=False)
+        hard = [span for text in example.marked for span in _spans(example.answer, text)]
+        weights = [
+            MARKED_WEIGHT if any(start < last and end > first for first, last in hard) else 1.0 for start, end in encoded.offsets
+        ]
+        answer = [*encoded.ids, self.end]
+        if weights and "segments" in example.answer:
+            weights[1 if len(weights) > 1 else 0] = MARKED_WEIGHT  # whether there is anything to correct at all
+        return [*self.ids(prompt + f"{tokeniser.START}assistant\n"), *encoded.ids], answer, [*weights, 1.0]
+
+
+def _turn(role: str, content: str) -> str:
+    return f"{tokeniser.START}{role}\n{content}{tokeniser.END}\n"
+
+
+def _spans(text: str, part: str) -> list[tuple[int, int]]:
+    found, start = [], text.find(part)
+    while start >= 0:
+        found.append((start, start + len(part)))
+        start = text.find(part, start + 1)
+    return found
+
+
+class Trainer:
+    def __init__(self, model: Qwen3, encoder: Encoder, bank: list[Pair], total_steps: int) -> None:
+        self._model, self._encoder, self._bank, self._total = model, encoder, bank, total_steps
+
+    def loss(self, step: int) -> Tensor:
+        rng = random.Random(steps.seed_of_step(step))
+        task = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        simulated = 0.6 - 0.4 * step / self._total
+        author = Author(rng, self._bank, simulated=simulated)
+        batch = self._encoder.batch(_alike([author.example(task) for _ in range(ROWS[task])]))
+        logits, targets, weights = answer_logits(self._model, batch)
+        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+
+
+def _alike(examples: list[Example]) -> list[Example]:
+    """Those whose first turn is of the same kind as the first example's: a batch shares its beginning or has none."""
+    shared = examples[0].messages[0]["content"] in PROMPTS
+    return [example for example in examples if (example.messages[0]["content"] in PROMPTS) == shared]
+
+
+def answer_logits(model: Qwen3, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, V], targets [N] and weights [N] of all answer tokens of the batch."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(batch.ids, batch.shared)
+        chosen = batch.targets != IGNORED
+        logits = hidden[chosen] @ model.embed_tokens.weight.T.to(hidden.dtype)
+    return logits.float(), batch.targets[chosen], batch.weights[chosen]
+
+
+def exact(model: Qwen3, encoder: Encoder, examples: list[Example]) -> list[bool]:
+    """Whether the greedy answer is the expected one, word for word: every token is the best one after those before it."""
+    found = []
+    for start in range(0, len(examples), 32):
+        batch = encoder.batch(examples[start : start + 32])
+        logits, targets, _ = answer_logits(model, batch)
+        right = torch.ones_like(batch.targets, dtype=torch.bool)
+        right[batch.targets != IGNORED] = logits.argmax(-1) == targets
+        found += right.all(1).tolist()
+    return found
+
+
+def report(model: Qwen3, encoder: Encoder, development: list[Pair]) -> str:
+    """Exact answers on development data: with a correction, without one, and summaries."""
+    author = Author(random.Random(11), development, simulated=0.0)
+    reviews = [author.review() for _ in range(240)]
+    right = exact(model, encoder, reviews)
+    with_edit = [ok for ok, example in zip(right, reviews, strict=True) if example.marked]
+    without = [ok for ok, example in zip(right, reviews, strict=True) if not example.marked]
+    summaries = exact(model, encoder, [author.summary() for _ in range(32)])
+    shares = {"corrected": with_edit, "left alone": without, "summaries": summaries}
+    return "  ".join(f"{name} {100 * sum(ok) / max(1, len(ok)):.0f}%" for name, ok in shares.items())
+
+
+def create(tokenizer: Tokenizer, settings: dict[str, Any]) -> Qwen3:
+    model = Qwen3(settings)
+    width = settings["hidden_size"]
+    generator = torch.Generator().manual_seed(5)
+
+    @cache
+    def direction(part: str) -> Tensor:
+        return torch.randn(width, generator=generator)
+
+    with torch.no_grad():
+        model.embed_tokens.weight.normal_(std=0.02, generator=generator)
+        for character in lexicon.characters():
+            ids = tokenizer.encode(character, add_special_tokens=False).ids
+            initial, final, tone = _parts(voices.pinyin(character))
+            own = torch.randn(width, generator=generator)
+            sound = direction("i" + initial) + direction("f" + final) + 0.4 * direction("t" + tone) + 0.9 * own
+            model.embed_tokens.weight[ids[0]] = sound * 0.02 / 1.7
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name:
+                scale = 0.35 if "o_proj" in name or "down_proj" in name else 1.0
+                nn.init.normal_(parameter, std=scale * parameter.shape[1] ** -0.5)
+    return model
+
+
+def _parts(syllable: str) -> tuple[str, str, str]:
+    tone = syllable[-1] if syllable[-1:].isdigit() else "5"
+    letters = syllable.rstrip("12345")
+    initial = next((start for start in ("zh", "ch", "sh") if letters.startswith(start)), letters[:1])
+    initial = "" if initial in "aoe" else initial
+    return initial, letters[len(initial) :], tone
+
+
+def save(model: Qwen3, tokenizer: Tokenizer, settings: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {f"model.{name}": value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    tokeniser.save(tokenizer, out, context=CONTEXT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(7)
+    bank = read_bank(options.work / "bank")
+    development, bank = bank[-500:], bank[:-500]
+    tokenizer = tokeniser.make(PROMPTS, FRAMES, tokeniser.characters())
+    encoder = Encoder(tokenizer)
+    settings = config(tokenizer.get_vocab_size(), encoder.end)
+    model = create(tokenizer, settings)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters} parameters, {settings['vocab_size']} tokens, {len(bank)} pairs", flush=True)
+    steps.train(
+        model,
+        Trainer(model, encoder, bank, options.steps).loss,
+        steps=options.steps,
+        checkpoint=options.work / "checkpoint.pt",
+        peak_rate=PEAK_RATE,
+        warm_up=300,
+        constant_until=0.3,
+        max_norm=1.0,
+        every=250,
+        on_report=lambda _: report(model, encoder, development),
+    )
+    save(model, tokenizer, settings, options.out)
+
+
+if __name__ == "__main__":
+    main()
