@@ -40,8 +40,9 @@ def run_cer(
         found = manifest.read(paths)
         if not found.utterances:
             raise failed("the manifest has no utterances with text")
-        make = backends.BACKENDS.get(backend)
-        ears = backends.Ready(hypotheses) if hypotheses or make is None else make(settings, model, quality)
+        ears: backends.Backend = (
+            backends.Ready(hypotheses) if hypotheses else backends.BACKENDS[backend](settings, model, quality)
+        )
         cache = None if fresh else backends.Cache(settings.home / "bench" / "transcripts.jsonl")
         runs, review = asyncio.run(_cer(settings, found, ears, cache, chosen, review_model))
     except DuetError as error:
