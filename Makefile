@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fix bench serve footprint wheel lock clean
+.PHONY: help demo test prove check fix bench serve footprint train wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,6 +45,12 @@ bench: $(READY) ## decode speed of the worker against the bare loop
 
 footprint: $(READY) ## memory of all processes, less the weights
 	$(RUN) -m benchmarks.footprint
+
+# An environment of its own: torch is in none of the shipped packages.
+train: $(UV) ## make the embedded models anew: hours on two cores; needs espeak-ng, wamerican and wordnet-base
+	$(UV) venv --quiet --allow-existing --python ">=3.11" build/train/venv
+	$(UV) pip install --quiet --python build/train/venv/bin/python -r models/train/requirements.txt
+	build/train/venv/bin/python -m models.train
 
 serve: $(READY) ## engine, router and meeting worker in the foreground, with the embedded models
 	$(BIN)/duet up --embedded

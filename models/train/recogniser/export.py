@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     tokens = Tokens.read(options.model / "tokens.txt")
-    model = Recogniser(len(tokens.symbols), Sounds(tokens).size)
+    model = Recogniser(len(tokens.symbols), Sounds().size)
     finished = options.model / "model.pt"
     if finished.exists():
         state = torch.load(finished, weights_only=True)

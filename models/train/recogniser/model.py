@@ -53,7 +53,7 @@ class Recogniser(nn.Module):
     """(batch, time, 560) features, their lengths, language and text form as in `LANGUAGES` and `WITH_ITN` → logits
     (batch, 4 + time, tokens)."""
 
-    def __init__(self, tokens: int, syllables: int, *, width: int = 256, layers: int = 10, attend_at: tuple[int, ...] = (3, 5, 7, 9)) -> None:
+    def __init__(self, tokens: int, sounds: int, *, width: int = 256, layers: int = 10, attend_at: tuple[int, ...] = (3, 5, 7, 9)) -> None:
         super().__init__()
         self.queries = nn.Embedding(16, width)
         self.input = nn.Linear(80 * WINDOW, width)
@@ -62,15 +62,18 @@ class Recogniser(nn.Module):
         self.output_norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, tokens)
         self.middle = layers // 2
-        self.middle_norm = nn.LayerNorm(width)
-        self.middle_output = nn.Linear(width, syllables)
+        # Without gains of its own: while CTC says only blank they would shrink to nothing and stay there.
+        self.middle_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.middle_output = nn.Linear(width, sounds)
+        self.feedback = nn.Linear(sounds, width)
         nn.init.normal_(self.queries.weight, std=0.5)
 
     def forward(self, x: Tensor, x_length: Tensor, language: Tensor, text_norm: Tensor) -> Tensor:
         return self.output(self.output_norm(self.hidden(x, x_length, language, text_norm)[0]))
 
     def hidden(self, x: Tensor, x_length: Tensor, language: Tensor, text_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last block gives, and the block in the middle."""
+        """What the last block gives, and the logits over sounds from the middle, which the upper blocks see too
+        (self-conditioned CTC, arXiv:2104.02724)."""
         batch = x.shape[0]
         between = self.queries(torch.tensor([[1, 2]])).expand(batch, 2, -1)
         first, last = self.queries(language.long()).unsqueeze(1), self.queries(text_norm.long()).unsqueeze(1)
@@ -78,13 +81,10 @@ class Recogniser(nn.Module):
         position = torch.arange(hidden.shape[1]).unsqueeze(0)
         keep = (position < (x_length.long() + QUERIES).unsqueeze(1)).to(hidden.dtype).unsqueeze(-1)
         mask = (keep.squeeze(-1)[:, None, None, :].float() - 1) * 1e4
-        middle = hidden
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks[: self.middle]:
             hidden = block(hidden, keep, mask)
-            if i + 1 == self.middle:
-                middle = hidden
-        return hidden, middle
-
-    def syllables(self, middle: Tensor) -> Tensor:
-        """Logits of the auxiliary task, (batch, 4 + time, syllables)."""
-        return self.middle_output(self.middle_norm(middle))
+        sounds = self.middle_output(self.middle_norm(hidden))
+        hidden = hidden + self.feedback(torch.softmax(sounds.float(), -1).to(hidden.dtype))
+        for block in self.blocks[self.middle :]:
+            hidden = block(hidden, keep, mask)
+        return hidden, sounds

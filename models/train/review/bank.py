@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = options.recogniser / "model"
     tokens = Tokens.read(folder / "tokens.txt")
-    model = Recogniser(len(tokens.symbols), Sounds(tokens).size)
+    model = Recogniser(len(tokens.symbols), Sounds().size)
     finished = folder / "model.pt"
     saved = torch.load(finished if finished.exists() else folder / "checkpoint.pt", weights_only=True)
     model.load_state_dict(saved.get("model", saved))
