@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from typing import Literal
 
 import msgspec
 
@@ -32,15 +33,19 @@ class Proposal(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a proposal, as the timeline records it."""
+    """What became of a proposal, as the timeline records it. `by` says whose it was: the review model's, or the rule's
+    that compares sounds."""
 
     source: str = msgspec.field(name="from")
     target: str = msgspec.field(name="to")
     accepted: bool = False
     reason: str = ""
+    by: Literal["model", "rule"] = "model"
 
 
-def apply(text: str, proposals: list[Proposal], glossary: Collection[str]) -> tuple[str, list[Decision]]:
+def apply(
+    text: str, proposals: list[Proposal], glossary: Collection[str], *, by: Literal["model", "rule"] = "model"
+) -> tuple[str, list[Decision]]:
     """The text with the harmless edits, and a decision on every proposal, in order."""
     original, decisions, edited_units = text, [], 0
     total = max(1, len(units(original)))
@@ -53,7 +58,7 @@ def apply(text: str, proposals: list[Proposal], glossary: Collection[str]) -> tu
         if reason is None:
             text = text.replace(proposal.source, proposal.target, 1)
             edited_units += size
-        decisions.append(Decision(proposal.source, proposal.target, reason is None, reason or ""))
+        decisions.append(Decision(proposal.source, proposal.target, reason is None, reason or "", by))
     return text, decisions
 
 

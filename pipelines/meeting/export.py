@@ -55,7 +55,11 @@ def transcript(title: str, seconds: float, reviewed: Review) -> str:
 
 def reviewed_markdown(title: str, seconds: float, reviewed: Review) -> str:
     """The corrected text, a paragraph a speaker's turn."""
-    by = f"Reviewed by {reviewed.reviewer.id}." if reviewed.reviewer else "Not reviewed: no review model was available."
+    by = (
+        f"Reviewed by {reviewed.reviewer.id}."
+        if reviewed.reviewer
+        else "No review model was available: only glossary terms were corrected, by their sound."
+    )
     changed = sum(edit.accepted for item in reviewed.segments for edit in item.edits)
     lines = [f"# {escaped(title)}", "", f"Duration {clock(seconds)}. {by} {changed} corrections.", ""]
     speaker = None

@@ -1,4 +1,6 @@
-"""Stage 5: a language model proposes edits, code decides. Without an engine the raw text stays, and the job says so."""
+"""Stage 5: a language model proposes edits, code decides; then glossary terms that are still misheard are set by their sound.
+
+Without a review model the second part remains, and the job says so."""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from pipelines.clients import Engine, EngineUnavailable, Reviewer
 from pipelines.glossary import Term, parse
 from pipelines.meeting.edits import Decision, Proposal, apply
 from pipelines.meeting.prompts import ask_review, read_review, review_tokens
+from pipelines.meeting.rule import by_sound
 from pipelines.meeting.stages import Context
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,7 @@ class ReviewedSegment(msgspec.Struct, frozen=True):
 
 
 class Review(msgspec.Struct, frozen=True):
-    """`reviewer` is None when nothing was reviewed."""
+    """`reviewer` is None when no model reviewed it."""
 
     reviewer: Reviewer | None
     segments: tuple[ReviewedSegment, ...]
@@ -58,8 +61,8 @@ async def review(context: Context, done: dict[str, str]) -> str:
         named = [(f"s{i:04d}", segment) for i, segment in enumerate(segments, 1)]
         if reviewer is None:
             if problem:
-                context.warn(f"the transcript was not reviewed: {problem}")
-            reviewed = [ReviewedSegment(name, segment, segment.text) for name, segment in named]
+                context.warn(f"the transcript was not reviewed by a model: {problem}")
+            reviewed = [_decided(name, segment, [], terms) for name, segment in named]
         else:
             reviewed = await _windows(context, engine, reviewer, named, terms, base)
     found = Review(reviewer, tuple(reviewed))
@@ -123,5 +126,7 @@ async def _propose(
 
 
 def _decided(name: str, segment: Segment, proposals: list[Proposal], terms: Sequence[Term]) -> ReviewedSegment:
-    text, decisions = apply(segment.text, proposals, {term.text for term in terms})
-    return ReviewedSegment(name, segment, text, tuple(decisions))
+    known = {term.text for term in terms}
+    text, by_model = apply(segment.text, proposals, known)
+    text, by_rule = apply(text, by_sound(text, terms), known, by="rule")
+    return ReviewedSegment(name, segment, text, (*by_model, *by_rule))

@@ -1,6 +1,6 @@
 """Correction without a model: places that sound like a glossary term become that term, if the guard agrees.
 
-The second arm of every measurement, and what a language model has to beat.
+It runs after the review model, for what that left. Measured alone it is what a language model has to beat.
 """
 
 from __future__ import annotations
