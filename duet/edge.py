@@ -6,13 +6,14 @@ since Starlette's BaseHTTPMiddleware hides a client's disconnect from streaming 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import re
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -224,5 +225,15 @@ def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
         server_header=False, timeout_graceful_shutdown=5,
     )  # fmt: skip
     logger.info("listening", extra={"action": "listening", "host": host, "port": listener.getsockname()[1]})
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Ends with our exit code: uvicorn's own raises SIGTERM once more after it has shut down, and the process dies of it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()

@@ -8,6 +8,7 @@ is free: its jobs are taken over by whoever sees that first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -148,14 +149,23 @@ class MeetingClient:
             # The submitter died between making the folder and queueing it: queue it now, nothing is lost.
             await self._enqueue(job_id)
             status = "queued"
-        return Job(folder.request(), status, folder.progress())
+        try:
+            return Job(folder.request(), status, folder.progress())
+        except FileNotFoundError as error:  # deleted meanwhile
+            raise NotFound(f"there is no meeting {job_id!r}", param="id") from error
 
     async def list(self, *, limit: int, offset: int) -> list[Job]:
         """Newest first."""
         root = jobs_folder(self._settings)
-        names = [path.name for path in root.iterdir() if (path / "job.json").is_file()]
-        requests = sorted((JobFolder(root, name).request() for name in names), key=lambda r: (-r.created_at, r.id))
-        return [await self.get(request.id) for request in requests[offset : offset + limit]]
+        requests, jobs = list[Request](), list[Job]()
+        for path in root.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # not complete yet, or deleted meanwhile
+                requests.append(JobFolder(root, path.name).request())
+        requests.sort(key=lambda request: (-request.created_at, request.id))
+        for request in requests[offset : offset + limit]:
+            with contextlib.suppress(NotFound):
+                jobs.append(await self.get(request.id))
+        return jobs
 
     async def events(self, job_id: str) -> AsyncIterator[Job]:
         """The job whenever it changes, from now to its end."""
@@ -182,6 +192,7 @@ class MeetingClient:
         status = await self._status(job_id)
         if status not in ("failed", "cancelled"):
             raise Conflict(f"only a failed or cancelled meeting can be retried; this one is {status}")
+        JobFolder(jobs_folder(self._settings), job_id).forget_runs()
         # An erroneous workflow has its end recorded: a new one under the same id, and the artifacts, go on from there.
         await self._dbos.delete_workflow_async(job_id)
         await self._enqueue(job_id)
@@ -195,9 +206,12 @@ class MeetingClient:
         folder.remove()
 
     async def _wait_until_idle(self, folder: JobFolder) -> None:
-        """A cancelled stage ends at its next await: give it a moment, so that it does not write after the removal."""
+        """A cancelled stage ends at its next await: give it a moment, so that it does not write after the removal. The mark
+        of a worker that was killed stays behind, and is not waited for."""
         deadline = time.monotonic() + 5
-        while folder.path.joinpath("running").exists() and time.monotonic() < deadline:
+        while (executor := folder.running_in()) is not None and time.monotonic() < deadline:
+            if _is_dead(_root(self._settings), executor):
+                return
             await asyncio.sleep(0.05)
 
     async def _status(self, job_id: str) -> Status | None:
@@ -225,7 +239,7 @@ class MeetingWorker:
             "log_level": "WARNING",
         }
         DBOS(config=config)
-        _register(self._settings)
+        _register(self._settings, executor)
         try:
             await asyncio.to_thread(DBOS.launch)
             await DBOS.register_queue_async(
@@ -256,7 +270,7 @@ class MeetingWorker:
                     await DBOS.resume_workflow_async(workflow.workflow_id, queue_name=QUEUE)
 
 
-def _register(settings: Settings) -> None:
+def _register(settings: Settings, executor: str) -> None:
     """The workflow and its steps: one named function a stage, since DBOS knows a step by its name and place."""
     from pipelines.meeting.workflow import run_stage
 
@@ -265,8 +279,7 @@ def _register(settings: Settings) -> None:
     def step_of(name: str) -> Any:
         async def stage(job_id: str, done: dict[str, str]) -> str:
             folder = JobFolder(jobs_folder(settings), job_id)
-            mark = folder.path / "running"
-            mark.touch()
+            folder.mark_running(executor)
             try:
                 return await run_stage(settings, folder, name, done)
             except DuetError as error:
@@ -280,7 +293,7 @@ def _register(settings: Settings) -> None:
                 logger.exception("stage failed", extra={"action": "stage_failed", "stage": name, "job": job_id})
                 raise
             finally:
-                mark.unlink(missing_ok=True)
+                folder.mark_running(None)
 
         stage.__name__ = stage.__qualname__ = f"meeting_{name}"
         return DBOS.step(

@@ -168,6 +168,8 @@ def _shown(job: Job) -> dict[str, Any]:
             for name, times in progress.stages.items()
         ],
         "warnings": progress.warnings,
-        "error": progress.error if job.status == "failed" else None,
+        "error": (progress.error or "it ended without a word; the worker's log says more")
+        if job.status == "failed"
+        else None,
         "outputs": {name: f"/v1/meetings/{request.id}/outputs/{name}" for name in OUTPUTS} if ready else {},
     }

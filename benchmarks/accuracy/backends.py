@@ -135,13 +135,20 @@ class Cache:
     def read(self) -> dict[str, str]:
         if not self.path.exists():
             return {}
-        rows = (line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-        return {row["key"]: row["text"] for row in map(json.loads, rows)}
+        found = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # empty, or cut off when the run before was interrupted
+            found[row["key"]] = row["text"]
+        return found
 
     def add(self, key: str, text: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
+            # A line of its own, whatever the last run left behind.
+            file.write("\n" + json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
 
 
 async def transcripts(

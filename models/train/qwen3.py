@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-KeysValues = tuple[Tensor, Tensor]
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -27,6 +24,14 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Softmax attention of [B, heads, T, head]. In bfloat16 on a CPU, torch's fused one takes 4 to 6 times as long."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        scores = scores + torch.full(scores.shape[-2:], -1e4, dtype=scores.dtype).triu(1)
+    return scores.softmax(-1) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -37,21 +42,14 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(inner, width, bias=False)
         self.q_norm, self.k_norm = RMSNorm(self.head), RMSNorm(self.head)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, before: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """`before` are keys and values [1, heads, P, head] of text that stands before every row."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, _ = x.shape
         shape = (batch, length, self.heads, self.head)
         q = rotated(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), cos, sin)
         k = rotated(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(shape).transpose(1, 2)
-        if before is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            earlier = before[0].shape[2]
-            keys, values = (torch.cat([old.expand(batch, -1, -1, -1), new], 2) for old, new in zip(before, (k, v), strict=True))
-            seen = torch.ones(length, earlier + length, dtype=torch.bool).tril(earlier)
-            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), (k, v)
+        mixed = attention(q, k, v, causal=True)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class MLP(nn.Module):
@@ -71,10 +69,9 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(config), MLP(width, config["intermediate_size"])
         self.input_layernorm, self.post_attention_layernorm = RMSNorm(width), RMSNorm(width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, before: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        mixed, made = self.self_attn(self.input_layernorm(x), cos, sin, before)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), made
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Qwen3(nn.Module):
@@ -94,15 +91,8 @@ class Qwen3(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
         nn.init.normal_(self.embed_tokens.weight, std=0.05)
 
-    def forward(self, ids: Tensor, shared: Tensor | None = None) -> Tensor:
-        """`shared` are ids [P] of a beginning that all rows have in common: it is run once, not B times."""
+    def forward(self, ids: Tensor) -> Tensor:
         x = self.embed_tokens(ids)
-        earlier = 0 if shared is None else len(shared)
-        head = None if shared is None else self.embed_tokens(shared[None])
-        here = slice(earlier, earlier + ids.shape[1])
         for layer in self.layers:
-            made = None
-            if head is not None:
-                head, made = layer(head, self.cos[:earlier], self.sin[:earlier], None)
-            x, _ = layer(x, self.cos[here], self.sin[here], made)
+            x = layer(x, self.cos[: ids.shape[1]], self.sin[: ids.shape[1]])
         return self.norm(x)

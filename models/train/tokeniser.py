@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from models.train import lexicon
@@ -28,8 +28,8 @@ CHAT_TEMPLATE: Final = (
 
 
 def make(prompts: Iterable[str], frames: Iterable[str], characters: Iterable[str]) -> Tokenizer:
-    """Words of `prompts` (fixed texts that every request repeats) become one token each, and so does each of `frames`:
-    pieces of the form of an answer, such as `": "`."""
+    """Each of `prompts` (long texts that every request repeats word for word) becomes one token, and so does each of
+    `frames`: pieces of the form of a request or an answer, such as `": "`."""
     frames = sorted(frames, key=len, reverse=True)
     to_byte_letters = ByteLevel(add_prefix_space=False, use_regex=False)
     letters = sorted(ByteLevel.alphabet())
@@ -44,13 +44,12 @@ def make(prompts: Iterable[str], frames: Iterable[str], characters: Iterable[str
                 merges.append((left, right))
             left += right
 
-    words = sorted({word for prompt in prompts for word in re.findall("[A-Za-z]+", prompt)})
     for pair in _english_merges():
         add(pair)
     for character in characters:
         add(to_byte_letters.pre_tokenize_str(character)[0][0])
-    # A word of the prompts: merged from what the merges before make of it, so that they reach it.
-    for word in [*words, *(to_byte_letters.pre_tokenize_str(frame)[0][0] for frame in frames)]:
+    # A frame: merged from what the merges before make of it, so that they reach it.
+    for word in (to_byte_letters.pre_tokenize_str(frame)[0][0] for frame in frames):
         model = models.BPE({piece: i for i, piece in enumerate([*letters, *(a + b for a, b in merges)])}, list(merges))
         add(token.value for token in model.tokenize(word))
     vocabulary = {piece: i for i, piece in enumerate([*letters, *(left + right for left, right in merges)])}
@@ -60,6 +59,7 @@ def make(prompts: Iterable[str], frames: Iterable[str], characters: Iterable[str
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT, START, END])
+    tokenizer.add_tokens([AddedToken(prompt, normalized=False) for prompt in prompts])
     return tokenizer
 
 

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from duet.errors import InvalidRequest
+
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 STAGES = ("decode", "segment", "diarize", "transcribe", "review", "summarize", "export")
 # Shares of a job's time, for one progress figure: measured on the embedded models, good enough as a guess elsewhere.
@@ -31,6 +33,14 @@ OUTPUTS = {
     "srt": ("subtitles.srt", "application/x-subrip; charset=utf-8"),
     "summary": ("summary.md", "text/markdown; charset=utf-8"),
 }
+
+
+MAX_RUNS = 10
+"""How often a stage may be begun without coming to its end: what takes its worker down each time must not do so for ever."""
+
+
+class GaveUp(InvalidRequest):
+    """The stage was begun too often."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +123,28 @@ class JobFolder:
 
     def write_progress(self, progress: Progress) -> None:
         write_atomically(self.path / "progress.json", msgspec.json.encode(progress), durable=False)
+
+    def mark_running(self, executor: str | None) -> None:
+        """Note which worker is at a stage now; None when the stage has ended."""
+        mark = self.path / "running"
+        if executor is None:
+            mark.unlink(missing_ok=True)
+        else:
+            mark.write_text(executor, encoding="utf-8")
+
+    def running_in(self) -> str | None:
+        """The worker that is at a stage, or was when it was killed."""
+        try:
+            return (self.path / "running").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def forget_runs(self) -> None:
+        """A retry: stages that did not end may be begun as often again."""
+        progress = self.progress()
+        progress.stages = {name: times for name, times in progress.stages.items() if times.finished_at is not None}
+        progress.error = None
+        self.write_progress(progress)
 
     def output(self, name: str) -> Path:
         return self.path / "outputs" / OUTPUTS[name][0]

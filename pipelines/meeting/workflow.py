@@ -9,7 +9,7 @@ from duet.settings import Settings
 from pipelines.meeting.decode import decode
 from pipelines.meeting.diarize import diarize
 from pipelines.meeting.export import export
-from pipelines.meeting.job import STAGES, Artifacts, JobFolder, StageTimes
+from pipelines.meeting.job import MAX_RUNS, STAGES, Artifacts, GaveUp, JobFolder, StageTimes
 from pipelines.meeting.review import review
 from pipelines.meeting.segment import segment
 from pipelines.meeting.stages import Context, Stage
@@ -32,6 +32,10 @@ async def run_stage(settings: Settings, folder: JobFolder, name: str, done: dict
     """Run one stage of a job and return its artifact key; progress is on disk before and after."""
     progress = folder.progress()
     known = progress.stages.get(name)
+    if known is not None and known.finished_at is None and known.runs >= MAX_RUNS:
+        raise GaveUp(
+            f"begun {known.runs} times and never ended: its worker was killed, or died of this recording, each time"
+        )
     progress.stages[name] = StageTimes(time.time(), runs=known.runs + 1 if known else 1)
     progress.stage, progress.done, progress.error = name, 0.0, None
     folder.write_progress(progress)

@@ -223,8 +223,3 @@ def _eos_ids(path: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[in
     for value in [tokenizer.eos_token_id, *(source.get("eos_token_id") for source in sources)]:
         found |= {value} if isinstance(value, int) else set(value or ())
     return frozenset(found)
-
-
-def materialise(model: Any) -> None:
-    """Bring every weight into memory now, not within the first request."""
-    mx.eval(model.parameters())

@@ -19,12 +19,13 @@ from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM, ask_review,
 
 GLOSSARY_TERMS: Final = 8
 """As the model's card says: more only distract so small a model."""
-NEGATIVE_SHARE: Final = 0.5
+NEGATIVE_SHARE, MAX_OTHERS = 0.5, 14
 FRAMES: Final = (
     '{"segments": [', '{"id": "', '", "edits": [', '{"from": "', '", "to": "', '"}', "]}", '{"overview": "', '", "items": [',
     '{"kind": "', '", "text": "', '", "segment_ids": ["', '"], "quote": "',
+    "Glossary:\n- ", "\n- ", "There is no glossary.", "\n\n<transcript>\n[s", "<transcript>\n[s", "\n[s", "] ", "\n</transcript>",
 )  # fmt: skip
-"""Pieces of the answers' form, one token each."""
+"""Pieces of the form of requests and answers, one token each."""
 PROMPTS: Final = (REVIEW_SYSTEM, SUMMARY_SYSTEM)
 
 Task = Literal["review", "summary", "chat"]
@@ -55,10 +56,24 @@ def read_bank(folder: Path) -> list[Pair]:
     return [Pair(row["said"], row["heard"]) for row in rows if row["heard"]]
 
 
-class Author:
-    """Writes examples from `rng`, with pairs of `bank` and simulated ones. `plain` is the share of simulated pairs."""
+@dataclass(frozen=True)
+class Bank:
+    """What a recogniser made of sentences, and the terms in them that it misheard: material for other glossaries."""
 
-    def __init__(self, rng: random.Random, bank: Sequence[Pair], *, simulated: float) -> None:
+    pairs: Sequence[Pair]
+    terms: Sequence[str]
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Bank:
+        rng = random.Random(3)
+        found = (place.said for pair in pairs for place in places(pair.said, pair.heard, rng, wrong=True))
+        return cls(pairs, sorted(filter(held_out.allowed, found)))
+
+
+class Author:
+    """Writes examples from `rng`, a share of them with simulated mistakes, the others with those of the bank."""
+
+    def __init__(self, rng: random.Random, bank: Bank, *, simulated: float) -> None:
         self._rng, self._bank, self._simulated = rng, bank, simulated
         self._writer = Writer(rng)
 
@@ -69,7 +84,7 @@ class Author:
         rng = self._rng
         negative = rng.random() < NEGATIVE_SHARE
         for _ in range(20):
-            pair = self._simulate() if not self._bank or rng.random() < self._simulated else rng.choice(self._bank)
+            pair = self._simulate() if rng.random() < self._simulated else rng.choice(self._bank.pairs)
             wrong = places(pair.said, pair.heard, rng, wrong=True)
             if negative or wrong:
                 break
@@ -77,7 +92,7 @@ class Author:
         chosen = [place for i, place in enumerate(chosen) if place.heard not in [other.heard for other in chosen[:i]]]
         right = places(pair.said, pair.heard, rng, wrong=False) if rng.random() < 0.4 else []
         known = [place.said for place in rng.sample(right, min(len(right), rng.randint(1, 2)))]
-        terms = list(dict.fromkeys([*(place.said for place in chosen), *known, *self._others(rng.randint(0, 24))]))
+        terms = list(dict.fromkeys([*(place.said for place in chosen), *known, *self._others(rng.randint(0, MAX_OTHERS))]))
         if negative and wrong:  # a term that was misheard must not be among them by chance
             terms = [term for term in terms if not any(term in pair.said and term not in pair.heard for term in terms)]
         rng.shuffle(terms)
@@ -102,14 +117,13 @@ class Author:
 
     def _others(self, count: int) -> list[str]:
         """Terms that have nothing to do with the sentence: invented ones, and words of other sentences."""
-        found = []
+        found = list[str]()
         while len(found) < count:
-            if not self._bank or self._rng.random() < 0.5:
-                term = self._writer.term("zh" if self._rng.random() < 0.6 else "en")
+            if self._bank.terms and self._rng.random() < 0.6:
+                term = self._rng.choice(self._bank.terms)
             else:
-                pair = self._rng.choice(self._bank)
-                term = next((place.said for place in places(pair.said, pair.heard, self._rng, wrong=True)), "")
-            if term and held_out.allowed(term):
+                term = self._writer.term("zh" if self._rng.random() < 0.6 else "en")
+            if held_out.allowed(term):
                 found.append(term)
         return found
 

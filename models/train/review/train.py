@@ -2,8 +2,8 @@
 
     python -m models.train.review.bank && python -m models.train.review.train --out models/embedded/duet-tiny-chat
 
-Cross-entropy on the answers alone. The system prompt is long and always the same, so each batch runs it once for all its
-rows. Embeddings of Han characters start as initial + final + tone: what sounds alike starts near.
+Cross-entropy on the answers alone. The system prompts are long and always the same: each is one token. Embeddings of Han
+characters start as initial + final + tone: what sounds alike starts near.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from models.train import lexicon, steps, tokeniser, voices
 from models.train.qwen3 import Qwen3
-from models.train.review.examples import FRAMES, PROMPTS, Author, Example, Pair, Task, read_bank
+from models.train.review.examples import FRAMES, PROMPTS, Author, Bank, Example, Task, read_bank
 
 WORK: Final = Path("build/train/review")
 CONTEXT: Final = 2048
@@ -33,13 +33,14 @@ PEAK_RATE: Final = 1.5e-3
 ROWS: Final[dict[Task, int]] = {"review": 64, "summary": 10, "chat": 48}
 SHARES: Final[dict[Task, float]] = {"review": 0.82, "summary": 0.13, "chat": 0.05}
 MARKED_WEIGHT: Final = 3.0
+DEVELOPMENT_PAIRS: Final = 500
 IGNORED: Final = -100
 
 
 def config(vocabulary: int, end: int) -> dict[str, Any]:
     return {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": vocabulary, "hidden_size": 224,
-        "num_hidden_layers": 5, "intermediate_size": 576, "num_attention_heads": 7, "num_key_value_heads": 7, "head_dim": 32,
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": vocabulary, "hidden_size": 192,
+        "num_hidden_layers": 5, "intermediate_size": 512, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 64,
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
         "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "torch_dtype": "float16", "eos_token_id": end,
     }  # fmt: skip
@@ -47,9 +48,8 @@ def config(vocabulary: int, end: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Batch:
-    """`shared` [P] or None, `ids` [B, T], `targets` [B, T] (`IGNORED` outside of answers), `weights` [B, T]."""
+    """`ids` [B, T], `targets` [B, T] (`IGNORED` outside of answers), `weights` [B, T]."""
 
-    shared: Tensor | None
     ids: Tensor
     targets: Tensor
     weights: Tensor
@@ -61,16 +61,12 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.end = tokenizer.token_to_id(tokeniser.END)
-        self._heads = {prompt: self.ids(_turn("system", prompt)) for prompt in PROMPTS}
 
     def ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def batch(self, examples: list[Example]) -> Batch:
-        """All with the same system prompt of `PROMPTS`, or all with none of them."""
-        system = examples[0].messages[0]["content"]
-        head = self._heads.get(system) if examples[0].messages[0]["role"] == "system" else None
-        rows = [self._row(example, skip=head is not None) for example in examples]
+        rows = [self._row(example) for example in examples]
         longest = max(len(ids) for ids, _, _ in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         targets = torch.full((len(rows), longest), IGNORED)
@@ -79,12 +75,11 @@ class Encoder:
             ids[i, : len(prompt)] = torch.tensor(prompt)
             targets[i, len(prompt) - len(answer) : len(prompt)] = torch.tensor(answer)
             weights[i, len(prompt) - len(answer) : len(prompt)] = torch.tensor(weight)
-        return Batch(None if head is None else torch.tensor(head), ids, targets, weights)
+        return Batch(ids, targets, weights)
 
-    def _row(self, example: Example, *, skip: bool) -> tuple[list[int], list[int], list[float]]:
+    def _row(self, example: Example) -> tuple[list[int], list[int], list[float]]:
         """Ids without the last answer token, the answer's ids (each the target of the position before it), weights."""
-        turns = example.messages[1:] if skip else example.messages
-        prompt = "".join(_turn(turn["role"], turn["content"]) for turn in turns)
+        prompt = "".join(_turn(turn["role"], turn["content"]) for turn in example.messages)
         encoded = self._tokenizer.encode(example.answer, add_special_tokens=False)
         hard = [span for text in example.marked for span in _spans(example.answer, text)]
         weights = [
@@ -109,29 +104,34 @@ def _spans(text: str, part: str) -> list[tuple[int, int]]:
 
 
 class Trainer:
-    def __init__(self, model: Qwen3, encoder: Encoder, bank: list[Pair], total_steps: int) -> None:
+    def __init__(self, model: Qwen3, encoder: Encoder, bank: Bank, total_steps: int) -> None:
         self._model, self._encoder, self._bank, self._total = model, encoder, bank, total_steps
 
     def loss(self, step: int) -> Tensor:
-        rng = random.Random(steps.seed_of_step(step))
-        task = rng.choices(list(SHARES), list(SHARES.values()))[0]
-        simulated = 0.6 - 0.4 * step / self._total
-        author = Author(rng, self._bank, simulated=simulated)
-        batch = self._encoder.batch(_alike([author.example(task) for _ in range(ROWS[task])]))
+        # Rows for two steps at once, the shorter ones first: rows of like length waste no padding.
+        made = self._examples(step // 2)
+        half = len(made) // 2
+        batch = self._encoder.batch(made[:half] if step % 2 == 0 else made[half:])
         logits, targets, weights = answer_logits(self._model, batch)
         return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
 
 
-def _alike(examples: list[Example]) -> list[Example]:
-    """Those whose first turn is of the same kind as the first example's: a batch shares its beginning or has none."""
-    shared = examples[0].messages[0]["content"] in PROMPTS
-    return [example for example in examples if (example.messages[0]["content"] in PROMPTS) == shared]
+    @lru_cache(maxsize=1)  # noqa: B019 - the trainer lives as long as the process
+    def _examples(self, number: int) -> list[Example]:
+        rng = random.Random(steps.seed_of_step(number))
+        task = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        author = Author(rng, self._bank, simulated=0.6 - 0.4 * 2 * number / self._total)
+        return sorted((author.example(task) for _ in range(2 * ROWS[task])), key=_length)
+
+
+def _length(example: Example) -> int:
+    return sum(len(message["content"]) for message in example.messages) + len(example.answer)
 
 
 def answer_logits(model: Qwen3, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, V], targets [N] and weights [N] of all answer tokens of the batch."""
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model(batch.ids, batch.shared)
+        hidden = model(batch.ids)
         chosen = batch.targets != IGNORED
         logits = hidden[chosen] @ model.embed_tokens.weight.T.to(hidden.dtype)
     return logits.float(), batch.targets[chosen], batch.weights[chosen]
@@ -149,7 +149,7 @@ def exact(model: Qwen3, encoder: Encoder, examples: list[Example]) -> list[bool]
     return found
 
 
-def report(model: Qwen3, encoder: Encoder, development: list[Pair]) -> str:
+def report(model: Qwen3, encoder: Encoder, development: Bank) -> str:
     """Exact answers on development data: with a correction, without one, and summaries."""
     author = Author(random.Random(11), development, simulated=0.0)
     reviews = [author.review() for _ in range(240)]
@@ -210,14 +210,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(7)
-    bank = read_bank(options.work / "bank")
-    development, bank = bank[-500:], bank[:-500]
+    pairs = read_bank(options.work / "bank")
+    bank, development = Bank.of(pairs[:-DEVELOPMENT_PAIRS]), Bank.of(pairs[-DEVELOPMENT_PAIRS:])
     tokenizer = tokeniser.make(PROMPTS, FRAMES, tokeniser.characters())
     encoder = Encoder(tokenizer)
     settings = config(tokenizer.get_vocab_size(), encoder.end)
     model = create(tokenizer, settings)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters} parameters, {settings['vocab_size']} tokens, {len(bank)} pairs", flush=True)
+    print(f"{parameters} parameters, {settings['vocab_size']} tokens, {len(bank.pairs)} pairs, {len(bank.terms)} terms", flush=True)
     steps.train(
         model,
         Trainer(model, encoder, bank, options.steps).loss,

@@ -1,0 +1,174 @@
+"""The figures and manifests of `duet bench`, against cases counted by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.accuracy import backends, cer, report
+from benchmarks.accuracy.figures import Scored, figures, term_counts
+from benchmarks.accuracy.manifest import Manifest, ManifestError, Utterance, read, script
+from duet.settings import load_settings
+
+WORDS = st.text(alphabet="我们测试数据库abc ", max_size=12)
+
+
+def scored(reference: str, heard: str, text: str) -> Scored:
+    return Scored(reference, heard, text, ())
+
+
+def test_counts_of_two_utterances() -> None:
+    rows = [scored("今天测试数据库", "今天侧试数据库", "今天测试数据库"), scored("a b c d", "a b c d", "a b x d e")]
+    found = figures(rows, ["数据库", "测试"])
+    assert (found.cer.substitutions, found.cer.insertions, found.cer.deletions, found.cer.units) == (1, 1, 0, 11)
+    assert (found.better, found.worse, found.protected_changed) == (1, 1, 0)
+    assert found.term_recall == 1.0
+    assert found.term_precision == 1.0
+    low, high = found.cer_interval
+    assert 0.0 <= low <= found.cer.rate <= high <= 1.0
+
+
+def test_a_changed_number_or_negation_is_counted() -> None:
+    rows = [
+        scored("三十个人不来", "三十个人不来", "四十个人不来"),
+        scored("他不来", "他不来", "他来"),
+        scored("他来", "她来", "他来"),
+    ]
+    assert figures(rows, []).protected_changed == 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "expected"),
+    [
+        ("用clickhouse存clickhouse", "用click house存", (1, 2, 1)),
+        ("没有术语", "用ClickHouse", (0, 0, 1)),
+        ("幂等，幂等", "幂等幂等幂等", (2, 2, 3)),
+    ],
+)
+def test_terms_are_counted_without_case_and_spaces(reference: str, text: str, expected: tuple[int, int, int]) -> None:
+    assert term_counts(reference, text, ["clickhouse", "幂等"]) == expected
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
+def test_an_arm_that_changes_nothing_differs_in_nothing(pairs: list[tuple[str, str]]) -> None:
+    found = figures([scored(reference, heard, heard) for reference, heard in pairs], [])
+    assert found.difference_interval == (0.0, 0.0)
+    assert (found.better, found.worse, found.protected_changed) == (0, 0, 0)
+
+
+def test_intervals_are_the_same_for_the_same_seed() -> None:
+    rows = [scored("测试数据库", "测试数据裤"[: i + 1], "测试数据库"[: i + 1]) for i in range(5)]
+    assert figures(rows, [], seed=3) == figures(rows, [], seed=3)
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to score"):
+        figures([], [])
+
+
+@pytest.mark.parametrize(("text", "expected"), [("数据库", "zh"), ("a cache", "en"), ("用redis", "mixed"), ("", "en")])
+def test_the_language_of_a_text_is_told_by_its_characters(text: str, expected: str) -> None:
+    assert script(text) == expected
+
+
+def manifest(folder: Path, name: str, content: str) -> Path:
+    (folder / "a.wav").write_bytes(b"")
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_a_meeting_s_turns_are_utterances_and_its_lists_are_kept(tmp_path: Path) -> None:
+    meeting = {
+        "audio": "a.wav", "glossary": ["幂等"], "glossary_absent": ["falcon"],
+        "turns": [{"start": 0, "end": 1.5, "speaker": "A", "text": "接口要幂等"}, {"start": 2, "end": 3, "speaker": "B"}],
+    }  # fmt: skip
+    found = read([manifest(tmp_path, "m.json", json.dumps(meeting))])
+    assert [(one.id, one.terms, one.start, one.end) for one in found.utterances] == [("m/000", ("幂等",), 0.0, 1.5)]
+    assert [turn.speaker for turn in found.meetings[0].turns] == ["A", "B"]
+    assert found.absent == ("falcon",)
+
+
+def test_the_glossary_of_a_list_is_all_its_terms(tmp_path: Path) -> None:
+    lines = [{"audio": "a.wav", "text": "一", "terms": ["幂等"]}, {"audio": "a.wav", "text": "two", "id": "x"}]
+    found = read([manifest(tmp_path, "m.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n")])
+    assert [(one.id, one.language, one.glossary) for one in found.utterances] == [
+        ("m/1", "zh", ("幂等",)),
+        ("x", "en", ("幂等",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("m.jsonl", '{"audio": "a.wav", "text": "x"}\n{"audio": "a.wav"}', "line 2: .*text"),
+        ("m.jsonl", '{"audio": "b.wav", "text": "x"}', "line 1: audio 'b.wav' is not there"),
+        ("m.jsonl", "{broken", "line 1"),
+        ("m.jsonl", '{"audio": "a.wav", "text": 3}', r"line 1: .*\$\.text"),
+        ("m.json", "[]", "m.json"),
+        ("m.json", '{"audio": "a.wav", "turns": [{"start": -1, "end": 1, "speaker": "A"}]}', r"turns.*start"),
+        ("m.json", '{"audio": "a.wav", "turns": [{"start": 2, "end": 1, "speaker": "A"}]}', "ends before it starts"),
+        (
+            "m.json",
+            '{"audio": "a.wav", "glossary_absent": ["a"], "turns": [{"start": 0, "end": 1, "speaker": "A", "text": "a b"}]}',
+            "listed as absent and is said",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_manifest_names_its_line_and_field(tmp_path: Path, name: str, content: str, said: str) -> None:
+    with pytest.raises(ManifestError, match=said):
+        read([manifest(tmp_path, name, content)])
+
+
+class Counting:
+    """A backend at the border: how often it was asked is what is tested."""
+
+    identity = "counting"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def transcribe(self, utterance: Utterance, samples: backends.Samples) -> str:
+        self.asked += 1
+        return f"{utterance.id} {len(samples)}"
+
+    async def close(self) -> None:
+        return
+
+
+def test_what_was_transcribed_once_is_not_transcribed_again(tmp_path: Path) -> None:
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(backends.as_wav(np.zeros(16_000, np.float32)))
+    said = [Utterance("one", audio, "x", "en", (), ()), Utterance("two", audio, "x", "en", (), (), 0.25, 0.5)]
+    cache, ears, seen = backends.Cache(tmp_path / "cache.jsonl"), Counting(), list[int]()
+    first = asyncio.run(backends.transcripts(ears, said, cache, seen.append))
+    with cache.path.open("a", encoding="utf-8") as file:
+        file.write('{"key": "cut of')  # as an interrupted write leaves it
+    again = asyncio.run(backends.transcripts(ears, said, cache, seen.append))
+    assert first == again == ["one 16000", "two 4000"]
+    assert ears.asked == 2
+    assert seen == [1, 2, 1, 2]
+
+
+def test_the_plot_and_the_document_hold_every_arm(tmp_path: Path) -> None:
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(b"x")
+    path = manifest(tmp_path, "m.jsonl", json.dumps({"audio": "a.wav", "text": "接口要幂等", "terms": ["幂等"]}))
+    known = read([path])
+    all_of_it = Manifest(known.files, known.utterances, known.meetings, ("falcon",))
+    review = cer.Review(load_settings({"DUET_HOME": str(tmp_path)}), None)
+    runs = asyncio.run(cer.run(review, all_of_it, ["接口要密等"], ["none", "rule", "lm"], lambda what, done: None))
+    assert [(run.arm, run.glossary) for run in runs] == [("none", "true"), ("rule", "true"), ("rule", "absent")]
+    assert runs[1].texts == ("接口要幂等",)
+    assert runs[1].groups["all"].cer.rate == 0.0
+    drawn = report.plot(runs)
+    assert drawn.count("<rect") == 3 * len(runs[0].groups)
+    found = report.document(all_of_it, {"backend": "x"}, report.cer_result(all_of_it, runs))
+    assert json.loads(json.dumps(found, ensure_ascii=False))["utterances"][0]["rule true"] == "接口要幂等"
+    assert set(found["manifests"]) == {"m.jsonl"}
