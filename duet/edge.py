@@ -94,7 +94,7 @@ class Edge:
             if refusal := self._refusal(scope["path"], headers):
                 await error_response(refusal)(scope, receive, send_marked)
             else:
-                await self._app(scope, self._bounded(receive), send_marked)
+                await self._app(scope, self._bounded(receive, headers), send_marked)
         except Exception as error:
             if isinstance(error, DuetError):
                 fault: DuetError = error
@@ -131,12 +131,15 @@ class Edge:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return InvalidRequest("Content-Length is not a number")
-        return self._too_large() if int(length) > self._max_body_bytes else None
+        return self._too_large(headers) if int(length) > self._max_body_bytes else None
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"the request body is larger than {self._max_body_bytes} bytes")
+    def _too_large(self, headers: Headers) -> PayloadTooLarge:
+        # Of a form's parts only `file` may be large: Starlette bounds each of the others to 1 MiB.
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        message = f"the request body is larger than {self._max_body_bytes} bytes"
+        return PayloadTooLarge(message, param="file" if is_form else None)
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, headers: Headers) -> Receive:
         """A chunked body has no Content-Length: count what comes."""
         taken = 0
 
@@ -145,7 +148,7 @@ class Edge:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self._max_body_bytes:
-                raise self._too_large()
+                raise self._too_large(headers)
             return message
 
         return bounded

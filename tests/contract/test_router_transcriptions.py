@@ -165,7 +165,7 @@ SPEECH = sounds.wav(sounds.pcm(sounds.tone(1.0)))
         (sounds.wav(sounds.pcm(sounds.tone(1.0)), data_bytes=10_000_000), {}, 400, "file"),
         (b"#EXTM3U\nfile:///etc/passwd\n" * 20, {}, 400, "file"),
         (b"\0" * ((1 << 20) + 1), {}, 413, "file"),
-        (b"\0" * (3 << 20), {}, 413, None),
+        (b"\0" * (3 << 20), {}, 413, "file"),
         (SPEECH, {"response_format": "docx"}, 400, "response_format"),
         (SPEECH, {"response_format": "diarized_json"}, 400, "response_format"),
         (SPEECH, {"language": "klingon"}, 400, "language"),

@@ -141,6 +141,19 @@ async def test_a_body_may_have_the_limit_and_not_one_byte_more(client: httpx.Asy
         answer = await client.post("/size", content=content)
         assert answer.status_code == 413
         assert error(answer)["code"] == "payload_too_large"
+        assert error(answer)["param"] is None
+
+
+async def test_a_form_that_is_too_large_names_its_file(client: httpx.AsyncClient) -> None:
+    async def in_pieces() -> AsyncIterator[bytes]:
+        yield b"x" * LIMIT
+        yield b"x"
+
+    for content in (b"x" * (LIMIT + 1), in_pieces()):
+        answer = await client.post(
+            "/size", content=content, headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+        assert (answer.status_code, error(answer)["param"]) == (413, "file")
 
 
 async def test_a_chunked_body_that_a_schema_reads_is_bounded_too(client: httpx.AsyncClient) -> None:
