@@ -27,6 +27,7 @@ from speech.splitter import SAMPLE_RATE, split
 
 MAX_AUDIO_SECONDS = 4 * 3600.0
 AT_ONCE = 4
+RECORDINGS_KEPT = 2
 HTTP_TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
@@ -36,56 +37,93 @@ class BackendError(DuetError):
     """The backend cannot be used, or failed on a recording."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """A transcript, and for the router which of its backends made it. `degraded`: not the one that was asked for."""
+
+    text: str
+    route: str = ""
+    degraded: bool = False
+
+
 class Backend(Protocol):
-    """`identity` names whoever transcribes so exactly that the same identity means the same transcripts."""
+    async def identify(self) -> str:
+        """Whoever transcribes, so exactly that the same answer means the same transcripts. Raises `BackendError`."""
 
-    identity: str
-
-    async def transcribe(self, utterance: Utterance, samples: Samples) -> str: ...
+    async def transcribe(self, utterance: Utterance, samples: Samples) -> Heard:
+        """Raises `DuetError`."""
 
     async def close(self) -> None: ...
 
 
 class SenseVoiceBackend:
+    """A child process of ours, without the router."""
+
     def __init__(self, settings: Settings, model: str | None) -> None:
         folder = Path(model) if model else find_sensevoice(settings)
         if folder is None:
             raise BackendError("no SenseVoice model: set router.sensevoice_dir, or use --embedded")
-        self.identity = f"sensevoice {folder.name} {_digest_of_folder(folder)}"
+        if not folder.is_dir():
+            raise BackendError(f"{folder}: there is no such folder with a SenseVoice model")
+        self._identity = f"sensevoice {folder.name} {digest_of_folder(folder)}"
         self._model = SenseVoice(folder, threads=2)
 
-    async def transcribe(self, utterance: Utterance, samples: Samples) -> str:
+    async def identify(self) -> str:
+        return self._identity
+
+    async def transcribe(self, utterance: Utterance, samples: Samples) -> Heard:
         clips: list[Samples] = [samples]
         if len(samples) > MAX_CLIP_SECONDS * SAMPLE_RATE:
             spans = split(samples, vad.detect(samples))
             clips = [samples[round(span.start * SAMPLE_RATE) : round(span.end * SAMPLE_RATE)] for span in spans]
-        return " ".join(segment.text for segment in await self._model.transcribe(clips)).strip()
+        return Heard(" ".join(segment.text for segment in await self._model.transcribe(clips)).strip())
 
     async def close(self) -> None:
         await self._model.close()
 
 
 class HttpBackend:
-    """The router, or the engine with a speech model: `POST /v1/audio/transcriptions`."""
+    """The router, or the engine with a speech model: `POST /v1/audio/transcriptions`.
 
-    def __init__(self, settings: Settings, url: str, name: str, fields: dict[str, str]) -> None:
-        self.identity = f"{name} {json.dumps(fields, sort_keys=True)}"
-        self._fields = fields
+    Over HTTP a model is known by its name and size only: another one under the same name needs `--fresh`.
+    """
+
+    def __init__(self, settings: Settings, url: str, name: str, shown: str, fields: dict[str, str]) -> None:
+        """`shown` is the path where the service says which models it has."""
+        self._name, self._shown, self._fields = name, shown, fields
         key = {"Authorization": f"Bearer {api_key(settings.home)}"}
         self._client = httpx.AsyncClient(base_url=url, headers=key, timeout=HTTP_TIMEOUT, trust_env=False)
 
-    async def transcribe(self, utterance: Utterance, samples: Samples) -> str:
+    async def identify(self) -> str:
+        answer = (await self._answered("GET", self._shown)).json()
+        found = [
+            [model["id"], {key: model["duet"].get(key) for key in ("backend", "ready", "bytes_on_disk")}]
+            for model in answer.get("data", [answer])
+        ]
+        return f"{self._name} {json.dumps([self._fields, found], sort_keys=True)}"
+
+    async def transcribe(self, utterance: Utterance, samples: Samples) -> Heard:
         files = {"file": ("clip.wav", as_wav(samples), "audio/wav")}
-        try:
-            answer = await self._client.post("/v1/audio/transcriptions", files=files, data=self._fields)
-        except httpx.HTTPError as error:
-            raise BackendError(f"{self._client.base_url}: {type(error).__name__}: is it running?") from error
-        if answer.status_code != 200:
-            raise BackendError(f"{utterance.id}: HTTP {answer.status_code}: {answer.text[:300]}")
-        return str(answer.json()["text"])
+        answer = await self._answered(
+            "POST", "/v1/audio/transcriptions", files=files, data=self._fields, about=f"{utterance.id}: "
+        )
+        return Heard(
+            str(answer.json()["text"]).strip(),
+            answer.headers.get("X-Duet-Route", ""),
+            answer.headers.get("X-Duet-Degraded") == "true",
+        )
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _answered(self, method: str, path: str, *, about: str = "", **options: Any) -> httpx.Response:
+        try:
+            answer = await self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise BackendError(f"{self._client.base_url}: {type(error).__name__}: is it running?") from error
+        if answer.status_code != 200:
+            raise BackendError(f"{about}HTTP {answer.status_code}: {answer.text[:300]}")
+        return answer
 
 
 class Ready:
@@ -94,16 +132,21 @@ class Ready:
     def __init__(self, path: Path) -> None:
         try:
             content = path.read_bytes()
-            rows = [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in content.split(b"\n") if line.strip()]
             self._texts = {str(row["id"]): str(row["text"]) for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BackendError(f"{path}: not a JSONL file of objects with id and text ({error})") from error
-        self.identity = f"hypotheses {path.name} {hashlib.sha256(content).hexdigest()[:16]}"
+        if len(self._texts) < len(rows):
+            raise BackendError(f"{path}: an id is there twice")
+        self._identity = f"hypotheses {path.name} {hashlib.sha256(content).hexdigest()[:16]}"
 
-    async def transcribe(self, utterance: Utterance, samples: Samples) -> str:
+    async def identify(self) -> str:
+        return self._identity
+
+    async def transcribe(self, utterance: Utterance, samples: Samples) -> Heard:
         if utterance.id not in self._texts:
             raise BackendError(f"the hypotheses have no transcript of {utterance.id}")
-        return self._texts[utterance.id]
+        return Heard(self._texts[utterance.id])
 
     async def close(self) -> None:
         return
@@ -117,10 +160,15 @@ BACKENDS: dict[str, Make] = {
         settings,
         f"http://127.0.0.1:{settings.router.port}",
         "router",
+        "/v1/models",
         {"model": model or "auto", "quality": quality, "response_format": "json"},
     ),
     "engine": lambda settings, model, _: HttpBackend(
-        settings, settings.engine_url, "engine", {"model": model or "asr", "response_format": "json"}
+        settings,
+        settings.engine_url,
+        "engine",
+        f"/v1/models/{model or 'asr'}",
+        {"model": model or "asr", "response_format": "json"},
     ),
 }
 """By the name after `--backend`: (settings, --model, --quality)."""
@@ -132,58 +180,51 @@ class Cache:
 
     path: Path
 
-    def read(self) -> dict[str, str]:
+    def read(self) -> dict[str, Heard]:
         if not self.path.exists():
             return {}
         found = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
             except ValueError:
                 continue  # empty, or cut off when the run before was interrupted
-            found[row["key"]] = row["text"]
+            found[row["key"]] = Heard(row["text"], row["route"])
         return found
 
-    def add(self, key: str, text: str) -> None:
+    def add(self, key: str, heard: Heard) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             # A line of its own, whatever the last run left behind.
-            file.write("\n" + json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
+            row = {"key": key, "text": heard.text, "route": heard.route}
+            file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")
 
 
 async def transcripts(
     backend: Backend, utterances: Sequence[Utterance], cache: Cache | None, on_progress: Callable[[int], None]
-) -> list[str]:
-    """What `backend` hears, in order; a few at once. Raises `BackendError` or what the backend raises."""
+) -> list[Heard]:
+    """What `backend` hears, in order; a few at once. A degraded answer is not kept for the next run.
+
+    Raises `DuetError` for a recording that cannot be decoded, and what the backend raises.
+    """
+    identity = await backend.identify()
     known = cache.read() if cache else {}
-    recordings: dict[Path, tuple[str, Samples]] = {}
+    recordings = _Recordings()
     limit, done = asyncio.Semaphore(AT_ONCE), 0
 
-    def opened(path: Path) -> tuple[str, Samples]:
-        if path not in recordings:
-            while len(recordings) >= AT_ONCE:
-                recordings.pop(next(iter(recordings)))
-            recordings[path] = (
-                hashlib.sha256(path.read_bytes()).hexdigest(),
-                decode(path, max_seconds=MAX_AUDIO_SECONDS),
-            )
-        return recordings[path]
-
-    async def one(utterance: Utterance) -> str:
+    async def one(utterance: Utterance) -> Heard:
         nonlocal done
         async with limit:
-            digest, samples = opened(utterance.audio)
-            key = hashlib.sha256(
-                json.dumps([digest, utterance.id, utterance.start, utterance.end, backend.identity]).encode()
-            ).hexdigest()
-            text = known.get(key)
-            if text is None:
-                text = await backend.transcribe(utterance, _cut(samples, utterance))
-                if cache:
-                    cache.add(key, text)
+            place = [recordings.digest(utterance.audio), utterance.id, utterance.start, utterance.end, identity]
+            key = hashlib.sha256(json.dumps(place).encode()).hexdigest()
+            heard = known.get(key)
+            if heard is None:
+                heard = await backend.transcribe(utterance, _cut(recordings.samples(utterance.audio), utterance))
+                if cache and not heard.degraded:
+                    cache.add(key, heard)
             done += 1
             on_progress(done)
-            return text
+            return heard
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -193,9 +234,33 @@ async def transcripts(
     return [task.result() for task in tasks]
 
 
+class _Recordings:
+    """Audio files as samples, the few that were used last, and their hashes."""
+
+    def __init__(self) -> None:
+        self._digests: dict[Path, str] = {}
+        self._samples: dict[Path, Samples] = {}
+
+    def digest(self, path: Path) -> str:
+        if path not in self._digests:
+            with path.open("rb") as file:
+                self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._digests[path]
+
+    def samples(self, path: Path) -> Samples:
+        if path not in self._samples:
+            while len(self._samples) >= RECORDINGS_KEPT:
+                self._samples.pop(next(iter(self._samples)))
+            self._samples[path] = decode(path, max_seconds=MAX_AUDIO_SECONDS)
+        return self._samples[path]
+
+
 def _cut(samples: Samples, utterance: Utterance) -> Samples:
+    """Raises `BackendError` where the recording is over before the utterance begins."""
     first = round((utterance.start or 0.0) * SAMPLE_RATE)
     last = len(samples) if utterance.end is None else round(utterance.end * SAMPLE_RATE)
+    if first >= len(samples):
+        raise BackendError(f"{utterance.id} begins after the end of {utterance.audio}")
     return samples[first:last]
 
 
@@ -209,7 +274,7 @@ def as_wav(samples: Samples) -> bytes:
     return buffer.getvalue()
 
 
-def _digest_of_folder(folder: Path) -> str:
+def digest_of_folder(folder: Path) -> str:
     """Of the names and contents of a model's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):

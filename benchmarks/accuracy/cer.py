@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import groupby
 
 import msgspec
 
 from benchmarks.accuracy.figures import Figures, Scored, figures
-from benchmarks.accuracy.manifest import Manifest, Utterance
+from benchmarks.accuracy.manifest import Manifest
 from duet.errors import DuetError
 from duet.settings import Settings
-from pipelines.clients import Engine, EngineUnavailable, Reviewer
+from pipelines.clients import Engine, Reviewer
 from pipelines.glossary import Term
-from pipelines.meeting.edits import Proposal, apply
-from pipelines.meeting.prompts import ask_review, read_review, review_tokens
-from pipelines.meeting.rule import by_sound
+from pipelines.meeting.edits import Proposal
+from pipelines.meeting.windows import Window, corrected, propose, windows
 
 ARMS = ("none", "rule", "lm", "lm+rule")
 REQUESTS_AT_ONCE = 4
 
-Arm = Callable[[str, Sequence[Term]], Any]
+Proposals = tuple[list[Proposal], ...]
+"""The model's edits, utterance by utterance."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class Run:
 
 
 class Review:
-    """The arms. `lm` is None when the engine or its review model is out of reach; `problem` then says why."""
+    """The review model. `reviewer` is None when the engine or the model is out of reach; `problem` then says why.
+
+    `unreadable` counts windows whose answer had no readable form: no edits, as in a meeting.
+    """
 
     def __init__(self, settings: Settings, model: str | None) -> None:
         self._settings = settings
@@ -51,33 +55,64 @@ class Review:
         self._engine = Engine(self._settings, timeout_seconds=self._settings.meetings.review_timeout_seconds)
         try:
             self.reviewer = await self._engine.reviewer(self._model)
-        except (EngineUnavailable, DuetError) as error:
+        except DuetError as error:
             self.problem = error.message
 
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.__aexit__(None, None, None)
 
-    async def text(self, arm: str, heard: str, terms: Sequence[Term]) -> str:
-        """`heard` after the arm's edits, each checked by the pipeline's guard."""
-        known = {term.text for term in terms}
-        if arm.startswith("lm"):
-            heard, _ = apply(heard, await self._proposals(heard, terms), known)
-        if arm.endswith("rule"):
-            heard, _ = apply(heard, by_sound(heard, terms), known)
-        return heard
+    async def proposals(
+        self, manifest: Manifest, heard: Sequence[str], kind: str, on_progress: Callable[[int], None]
+    ) -> Proposals:
+        """Utterances of one recording are reviewed as a meeting's segments are, in windows with what was said around them;
+        an utterance that is a recording of its own is reviewed alone. Raises `DuetError` when the engine fails."""
+        if self._engine is None or self.reviewer is None:
+            raise ValueError("there is no reviewer")
+        engine, reviewer = self._engine, self.reviewer
+        found: list[list[Proposal]] = [[] for _ in heard]
+        done = 0
 
-    async def _proposals(self, heard: str, terms: Sequence[Term]) -> list[Proposal]:
-        assert self._engine is not None and self.reviewer is not None
-        lines = [("s0001", heard)]
-        messages = ask_review([], lines, [], terms, glossary_terms=self.reviewer.glossary_terms)
-        async with self._limit:
-            answer = await self._engine.chat(self.reviewer.id, messages, max_tokens=review_tokens(lines))
+        async def one(window: Window, first: int, terms: Sequence[Term]) -> None:
+            nonlocal done
+            try:
+                async with self._limit:
+                    answer = await propose(engine, reviewer, window, terms)
+            except (ValueError, msgspec.ValidationError):
+                self.unreadable += 1
+                answer = {}
+            for name, _ in window.lines:
+                found[first + int(name[1:]) - 1] = answer.get(name, [])
+            done += len(window.lines)
+            on_progress(done)
+
         try:
-            return read_review(answer, lines).get("s0001", [])
-        except (ValueError, msgspec.ValidationError):
-            self.unreadable += 1
-            return []
+            async with asyncio.TaskGroup() as group:
+                for first, texts in _recordings(manifest, heard):
+                    lines = [(f"s{i:04d}", text) for i, text in enumerate(texts, 1)]
+                    terms = _terms(manifest, first, kind)
+                    for window in windows(lines, reviewer):
+                        group.create_task(one(window, first, terms))
+        except* DuetError as failures:
+            raise failures.exceptions[0] from None
+        return tuple(found)
+
+
+def _recordings(manifest: Manifest, heard: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """(index of the first utterance, texts) of neighbours that were cut out of the same recording."""
+    result = []
+    paired = zip(manifest.utterances, heard, strict=True)
+    first = 0
+    for _, members in groupby(paired, lambda pair: (pair[0].audio, pair[0].glossary)):
+        texts = [text for _, text in members]
+        result.append((first, texts))
+        first += len(texts)
+    return result
+
+
+def _terms(manifest: Manifest, index: int, kind: str) -> list[Term]:
+    words = manifest.utterances[index].glossary if kind == "true" else manifest.absent
+    return [Term(word) for word in words]
 
 
 async def run(
@@ -87,58 +122,54 @@ async def run(
     arms: Sequence[str],
     on_progress: Callable[[str, int], None],
 ) -> list[Run]:
-    """Every arm with the true glossary, and those that edit with the absent one too, if there is one."""
+    """Every arm with the true glossary, and those that edit with the absent one too, if there is one.
+
+    Arms with a language model are left out when there is none; they share its answers. Raises `DuetError`.
+    """
+    arms = [arm for arm in arms if review.reviewer is not None or not arm.startswith("lm")]
+    asked: dict[str, Proposals] = {}
     found = []
     for arm in arms:
         for kind in ("true", "absent"):
             if kind == "absent" and (arm == "none" or not manifest.absent):
                 continue
-            if arm.startswith("lm") and review.reviewer is None:
-                continue
-            texts = await _texts(review, arm, kind, manifest, heard, on_progress)
-            found.append(Run(arm, kind, grouped(manifest, heard, texts), texts))
+            if arm.startswith("lm") and kind not in asked:
+                told = partial(on_progress, f"review, {kind} glossary")
+                asked[kind] = await review.proposals(manifest, heard, kind, told)
+            texts = _texts(manifest, heard, arm, kind, asked.get(kind))
+            found.append(Run(arm, kind, grouped(manifest, heard, texts, kind), texts))
     return found
 
 
-async def _texts(
-    review: Review,
-    arm: str,
-    kind: str,
-    manifest: Manifest,
-    heard: Sequence[str],
-    on_progress: Callable[[str, int], None],
+def _texts(
+    manifest: Manifest, heard: Sequence[str], arm: str, kind: str, proposals: Proposals | None
 ) -> tuple[str, ...]:
     if arm == "none":
         return tuple(heard)
-    done = 0
-
-    async def one(utterance: Utterance, text: str) -> str:
-        nonlocal done
-        words = utterance.glossary if kind == "true" else manifest.absent
-        result = await review.text(arm, text, [Term(word) for word in words])
-        done += 1
-        on_progress(f"{arm}, {kind} glossary", done)
-        return result
-
-    pairs = zip(manifest.utterances, heard, strict=True)
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(utterance, text)) for utterance, text in pairs]
-    except* DuetError as failures:
-        raise failures.exceptions[0] from None
-    return tuple(task.result() for task in tasks)
+    rule = arm.endswith("rule")
+    return tuple(
+        corrected(
+            text, proposals[i] if arm.startswith("lm") and proposals else [], _terms(manifest, i, kind), rule=rule
+        )[0]
+        for i, text in enumerate(heard)
+    )
 
 
-def grouped(manifest: Manifest, heard: Sequence[str], texts: Sequence[str]) -> dict[str, Figures]:
-    """Figures of all utterances, of each language, and of those with and without glossary terms."""
+def grouped(manifest: Manifest, heard: Sequence[str], texts: Sequence[str], kind: str = "true") -> dict[str, Figures]:
+    """Figures of all utterances, of each language, and of those with and without glossary terms.
+
+    With the absent glossary its terms count too: as nobody says them, each that is written lowers the precision.
+    """
     rows = [
-        Scored(utterance.text, before, after, utterance.terms)
+        Scored(utterance.text, before, after)
         for utterance, before, after in zip(manifest.utterances, heard, texts, strict=True)
     ]
     groups: dict[str, list[Scored]] = {"all": rows}
+    any_terms = any(utterance.terms for utterance in manifest.utterances)
     for utterance, row in zip(manifest.utterances, rows, strict=True):
         groups.setdefault(utterance.language, []).append(row)
-        if any(other.terms for other in manifest.utterances):
+        if any_terms:
             groups.setdefault("with terms" if utterance.terms else "without terms", []).append(row)
-    terms = sorted({term for utterance in manifest.utterances for term in utterance.glossary})
-    return {name: figures(members, terms) for name, members in groups.items()}
+    terms = {term for utterance in manifest.utterances for term in utterance.glossary}
+    counted = sorted(terms | set(manifest.absent) if kind == "absent" else terms)
+    return {name: figures(members, counted) for name, members in groups.items()}

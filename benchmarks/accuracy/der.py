@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.accuracy.manifest import Meeting
+from benchmarks.accuracy.manifest import ManifestError, Meeting
 from speech.decode import decode_to_pcm
 from speech.diarizer import Diarizer
 from speech.metrics import DiarizationErrors, SpeakerTurn, der
@@ -29,7 +29,7 @@ class Diarization:
 async def run(
     diarizer: Diarizer, meetings: tuple[Meeting, ...], collar_seconds: float, on_progress: Callable[[str], None]
 ) -> list[Diarization]:
-    """Every meeting twice. Raises what the diarizer raises."""
+    """Every meeting twice. Raises `ManifestError` for too many speakers, and what decoder and diarizer raise."""
     results = []
     for meeting in meetings:
         with tempfile.TemporaryDirectory(prefix="duet-bench-") as folder:
@@ -40,7 +40,10 @@ async def run(
             for known in (False, True):
                 turns = await diarizer.diarize(pcm, speakers=count if known else None)
                 heard = [SpeakerTurn(turn.start, turn.end, turn.speaker) for turn in turns]
-                errors = der(spoken, heard, collar_seconds=collar_seconds)
+                try:
+                    errors = der(spoken, heard, collar_seconds=collar_seconds)
+                except ValueError as error:
+                    raise ManifestError(f"{meeting.id}: {error}") from error
                 results.append(Diarization(meeting.id, known, errors, count, len({turn.speaker for turn in heard})))
                 on_progress(meeting.id)
     return results

@@ -3,13 +3,17 @@
 Two forms, both with audio paths relative to the file itself:
 
 - `*.jsonl`, one utterance a line: `{"audio": "a.flac", "text": "…", "language": "zh", "terms": ["…"]}`; `id`, `language`
-  (a label that figures are grouped by), `terms` (glossary terms that are said) and `voice` may be left out;
+  (a label that figures are grouped by), `terms` (glossary terms that are said), and `start` and `end` (seconds, for a part
+  of the recording) may be left out;
 - `*.json`, one meeting: `{"audio": "m.flac", "glossary": ["…"], "glossary_absent": ["…"], "turns": [{"start": 0.6,
   "end": 3.7, "speaker": "A", "text": "…"}]}`; for `cer` each turn is an utterance.
+
+Fields of other names are notes for people.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from benchmarks.accuracy.figures import term_counts
 from duet.errors import DuetError
 from speech.normalise import is_han, units
 
@@ -36,6 +41,8 @@ class _Line(msgspec.Struct):
     id: str = ""
     language: str = ""
     terms: tuple[Words, ...] = ()
+    start: Seconds | None = None
+    end: Seconds | None = None
 
 
 class _Turn(msgspec.Struct):
@@ -102,45 +109,52 @@ def read(paths: Sequence[Path]) -> Manifest:
             continue
         found = _decode(path, _content(path), _Meeting, "")
         name, audio = found.id or path.stem, _audio(path, found.audio, "")
-        meetings.append(Meeting(name, audio, tuple(Turn(turn.start, turn.end, turn.speaker) for turn in found.turns)))
-        absent += found.glossary_absent
         for number, turn in enumerate(found.turns):
-            if turn.end <= turn.start:
-                raise ManifestError(f"{path}: turns[{number}] ends before it starts")
-            if turn.text:
-                said = tuple(term for term in found.glossary if term.lower() in turn.text.lower())
-                utterances.append(
-                    Utterance(
-                        f"{name}/{number:03d}",
-                        audio,
-                        turn.text,
-                        script(turn.text),
-                        said,
-                        found.glossary,
-                        turn.start,
-                        turn.end,
-                    )
-                )
-    spoken = "\n".join(utterance.text.lower() for utterance in utterances)
-    if wrong := [term for term in absent if term.lower() in spoken]:
+            _ordered(turn.start, turn.end, path, f": turns[{number}]")
+        meetings.append(Meeting(name, audio, tuple(Turn(turn.start, turn.end, turn.speaker) for turn in found.turns)))
+        utterances += _turns(found, name, audio)
+        absent += found.glossary_absent
+    if repeated := [name for name, times in Counter(utterance.id for utterance in utterances).items() if times > 1]:
+        raise ManifestError(f"{repeated[0]!r} is the id of two utterances")
+    if wrong := [term for term in absent if any(_says(utterance.text, term) for utterance in utterances)]:
         raise ManifestError(f"{wrong[0]!r} is listed as absent and is said")
     return Manifest(tuple(paths), tuple(utterances), tuple(meetings), tuple(dict.fromkeys(absent)))
 
 
+def _turns(meeting: _Meeting, name: str, audio: Path) -> list[Utterance]:
+    """Those of known text."""
+    result = []
+    for number, turn in enumerate(meeting.turns):
+        if turn.text:
+            said = tuple(term for term in meeting.glossary if _says(turn.text, term))
+            place = f"{name}/{number:03d}"
+            language = script(turn.text)
+            result.append(Utterance(place, audio, turn.text, language, said, meeting.glossary, turn.start, turn.end))
+    return result
+
+
 def _lines(path: Path) -> list[Utterance]:
     rows = []
-    for number, line in enumerate(_content(path).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(_content(path).split(b"\n"), 1):
         if line.strip():
             where = f" line {number}"
-            row = _decode(path, line.encode(), _Line, where)
-            rows.append((row, _audio(path, row.audio, where), number))
+            row = _decode(path, line, _Line, where)
+            _ordered(row.start, row.end, path, where)
+            rows.append((row, _audio(path, row.audio, where), row.id or f"{path.stem}/{number}"))
     glossary = tuple(dict.fromkeys(term for row, _, _ in rows for term in row.terms))
     return [
-        Utterance(
-            row.id or f"{path.stem}/{number}", audio, row.text, row.language or script(row.text), row.terms, glossary
-        )
-        for row, audio, number in rows
+        Utterance(name, audio, row.text, row.language or script(row.text), row.terms, glossary, row.start, row.end)
+        for row, audio, name in rows
     ]
+
+
+def _says(text: str, term: str) -> bool:
+    return term_counts(text, "", (term,))[1] > 0
+
+
+def _ordered(start: float | None, end: float | None, path: Path, where: str) -> None:
+    if end is not None and end <= (start or 0.0):
+        raise ManifestError(f"{path}{where} ends before it starts")
 
 
 def script(text: str) -> str:
@@ -160,7 +174,7 @@ def _content(path: Path) -> bytes:
 def _decode(path: Path, content: bytes, form: type[_Form], where: str) -> _Form:
     try:
         return msgspec.json.decode(content, type=form)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}{where}: {error}") from error
 
 

@@ -44,7 +44,7 @@ def cer_table(runs: Sequence[Run], group: str) -> Table:
         "recall",
         "precision",
         "+/-",
-        "protected",
+        "broken",
     ):
         table.add_column(name, justify="left" if name in ("arm", "glossary") else "right", no_wrap=True)
     base = runs[0].groups[group]

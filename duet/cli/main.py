@@ -149,7 +149,9 @@ def cer(
     hypotheses: Annotated[
         Path | None, typer.Option(help="Score these transcripts instead: JSONL of id and text.", exists=True)
     ] = None,
-    arms: Annotated[str, typer.Option(help="Of none, rule, lm, lm+rule; lm needs a running engine.")] = "rule,lm",
+    arms: Annotated[
+        str, typer.Option(help="Of none, rule, lm, lm+rule; lm needs a running engine. Without it: all there is.")
+    ] = "",
     review_model: Annotated[str | None, typer.Option(help="Instead of meetings.review_model.")] = None,
     embedded: _Embedded = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Transcribe again what an earlier run transcribed.")] = False,

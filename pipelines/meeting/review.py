@@ -15,10 +15,9 @@ from duet.errors import DuetError
 from duet.wire import Segment
 from pipelines.clients import Engine, EngineUnavailable, Reviewer
 from pipelines.glossary import Term, parse
-from pipelines.meeting.edits import Decision, Proposal, apply
-from pipelines.meeting.prompts import ask_review, read_review, review_tokens
-from pipelines.meeting.rule import by_sound
+from pipelines.meeting.edits import Decision, Proposal
 from pipelines.meeting.stages import Context
+from pipelines.meeting.windows import Window, corrected, propose, windows
 
 logger = logging.getLogger(__name__)
 
@@ -79,44 +78,36 @@ async def _windows(
     base: Sequence[object],
 ) -> list[ReviewedSegment]:
     """All windows, a few at once, each kept as an artifact when done."""
-    size, beside, limit = reviewer.window_segments, reviewer.context_segments, asyncio.Semaphore(WINDOWS_AT_ONCE)
-    starts = range(0, len(named), size)
+    segments, limit = dict(named), asyncio.Semaphore(WINDOWS_AT_ONCE)
+    asked = windows([(name, segment.text) for name, segment in named], reviewer)
     finished = 0
 
-    async def one(start: int) -> list[ReviewedSegment]:
+    async def one(window: Window) -> list[ReviewedSegment]:
         nonlocal finished
-        window = named[start : start + size]
-        key = context.artifacts.key("review", "window", *base, [[name, segment.text] for name, segment in window])
+        key = context.artifacts.key("review", "window", *base, [list(line) for line in window.lines])
         async with limit:
             known = context.artifacts.read(key, list[ReviewedSegment])
             if known is None:
-                around = named[max(0, start - beside) : start], named[start + size : start + size + beside]
-                proposals = await _propose(context, engine, reviewer, window, around, terms)
-                known = [_decided(name, segment, proposals.get(name, []), terms) for name, segment in window]
+                proposals = await _proposals(context, engine, reviewer, window, terms)
+                known = [_decided(name, segments[name], proposals.get(name, []), terms) for name, _ in window.lines]
                 context.artifacts.write(key, known)
             finished += 1
-            context.report(finished / len(starts))
+            context.report(finished / len(asked))
             return list(known)
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(start)) for start in starts]
+        tasks = [group.create_task(one(window)) for window in asked]
     return [item for task in tasks for item in task.result()]
 
 
-async def _propose(
-    context: Context,
-    engine: Engine,
-    reviewer: Reviewer,
-    window: Sequence[tuple[str, Segment]],
-    around: tuple[Sequence[tuple[str, Segment]], Sequence[tuple[str, Segment]]],
-    terms: Sequence[Term],
+async def _proposals(
+    context: Context, engine: Engine, reviewer: Reviewer, window: Window, terms: Sequence[Term]
 ) -> dict[str, list[Proposal]]:
     """What the model proposes for one window; nothing, with a warning, when it fails or answers in no readable form."""
-    lines, before, after = ([(name, s.text) for name, s in part] for part in (window, around[0], around[1]))
-    where = f"segments {window[0][0]} to {window[-1][0]}" if len(window) > 1 else f"segment {window[0][0]}"
+    first, last = window.lines[0][0], window.lines[-1][0]
+    where = f"segments {first} to {last}" if first != last else f"segment {first}"
     try:
-        messages = ask_review(before, lines, after, terms, glossary_terms=reviewer.glossary_terms)
-        return read_review(await engine.chat(reviewer.id, messages, max_tokens=review_tokens(lines)), lines)
+        return await propose(engine, reviewer, window, terms)
     except DuetError as error:
         context.warn(f"{where} were not reviewed: {error.message}")
     except (ValueError, msgspec.ValidationError) as error:
@@ -126,7 +117,5 @@ async def _propose(
 
 
 def _decided(name: str, segment: Segment, proposals: list[Proposal], terms: Sequence[Term]) -> ReviewedSegment:
-    known = {term.text for term in terms}
-    text, by_model = apply(segment.text, proposals, known)
-    text, by_rule = apply(text, by_sound(text, terms), known, by="rule")
-    return ReviewedSegment(name, segment, text, (*by_model, *by_rule))
+    text, edits = corrected(segment.text, proposals, terms)
+    return ReviewedSegment(name, segment, text, edits)

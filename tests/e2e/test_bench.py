@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,20 @@ pytestmark = pytest.mark.e2e
 DEMO = models.CARDS / "demo"
 
 
-def bench(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(
+    home: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "duet.cli.main", "bench", *arguments]
-    environment = {**os.environ, "DUET_HOME": str(home)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    given = {**os.environ, "DUET_HOME": str(home), **(environment or {})}
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=240)
+
+
+@contextmanager
+def free_port() -> Iterator[int]:
+    """Bound and not listened on: whoever connects is refused, and nobody else can take it meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 def test_cer_of_a_meeting_s_turns_with_and_without_review_by_rule(tmp_path: Path) -> None:
@@ -38,6 +51,26 @@ def test_cer_of_a_meeting_s_turns_with_and_without_review_by_rule(tmp_path: Path
     assert rule["term_recall"] >= none["term_recall"]
     assert rule["protected_changed"] == absent["protected_changed"] == 0
     assert (tmp_path / "out" / "cer.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_ready_transcripts_are_scored_and_a_named_arm_without_its_model_is_an_error(tmp_path: Path) -> None:
+    lines = [{"id": "1", "audio": str(DEMO / "meeting.flac"), "text": "接口要幂等", "terms": ["幂等"]}]
+    manifest, ready = tmp_path / "m.jsonl", tmp_path / "h.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    ready.write_text(json.dumps({"id": "1", "text": "接口要密等"}) + "\n", encoding="utf-8")
+    arguments = ["cer", "--manifest", str(manifest), "--hypotheses", str(ready), "--out", str(tmp_path / "out")]
+    with free_port() as port:
+        environment = {"DUET_ENGINE__PORT": str(port)}
+        done = bench(tmp_path / "home", *arguments, environment=environment)
+        refused = bench(tmp_path / "home", *arguments, "--arms", "lm", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "No arm with a language model" in done.stdout
+    found = json.loads((tmp_path / "out" / "cer.json").read_text(encoding="utf-8"))
+    none, rule = (arm["groups"]["all"]["cer"] for arm in found["arms"])
+    assert (none["substitutions"], none["units"], rule["rate"]) == (1, 5, 0.0)
+    assert found["settings"]["backend"].startswith("hypotheses h.jsonl ")
+    assert refused.returncode == 1
+    assert "out of reach" in refused.stderr
 
 
 def test_der_of_a_meeting(tmp_path: Path) -> None:

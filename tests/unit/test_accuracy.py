@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.accuracy import backends, cer, report
@@ -20,7 +20,7 @@ WORDS = st.text(alphabet="我们测试数据库abc ", max_size=12)
 
 
 def scored(reference: str, heard: str, text: str) -> Scored:
-    return Scored(reference, heard, text, ())
+    return Scored(reference, heard, text)
 
 
 def test_counts_of_two_utterances() -> None:
@@ -49,17 +49,56 @@ def test_a_changed_number_or_negation_is_counted() -> None:
         ("用clickhouse存clickhouse", "用click house存", (1, 2, 1)),
         ("没有术语", "用ClickHouse", (0, 0, 1)),
         ("幂等，幂等", "幂等幂等幂等", (2, 2, 3)),
+        ("二次幂等于四", "clickhouses", (0, 1, 0)),
+        ("Redis和CLICKHOUSE", "redis和clickhouse", (1, 1, 1)),
     ],
 )
-def test_terms_are_counted_without_case_and_spaces(reference: str, text: str, expected: tuple[int, int, int]) -> None:
+def test_terms_are_counted_as_whole_words_without_case_and_spaces(
+    reference: str, text: str, expected: tuple[int, int, int]
+) -> None:
     assert term_counts(reference, text, ["clickhouse", "幂等"]) == expected
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
 def test_an_arm_that_changes_nothing_differs_in_nothing(pairs: list[tuple[str, str]]) -> None:
     found = figures([scored(reference, heard, heard) for reference, heard in pairs], [])
     assert found.difference_interval == (0.0, 0.0)
     assert (found.better, found.worse, found.protected_changed) == (0, 0, 0)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=6), st.integers(0, 5))
+def test_figures_do_not_depend_on_the_arm_compared_with_and_hold_together(
+    triples: list[tuple[str, str, str]], seed: int
+) -> None:
+    rows = [scored(*triple) for triple in triples]
+    found, turned = (
+        figures(rows, ["数据库", "abc"], seed=seed),
+        figures([scored(row.reference, row.text, row.heard) for row in rows], ["数据库", "abc"], seed=seed),
+    )
+    assert (found.better, found.worse) == (turned.worse, turned.better)
+    assert found.protected_changed == turned.protected_changed
+    assert found.better + found.worse <= found.utterances == len(rows)
+    low, high = found.difference_interval
+    assert turned.difference_interval == pytest.approx((-high, -low)) or found.cer.units != turned.cer.units
+    for share in (found.term_recall, found.term_precision):
+        assert share is None or 0.0 <= share <= 1.0
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=12))
+def test_a_text_against_itself_has_no_errors(text: str) -> None:
+    found = figures([scored(text, text, text)], [])
+    assert found.cer.rate == found.mer.rate == 0.0
+    assert found.cer_interval == (0.0, 0.0)
+
+
+def test_the_interval_of_two_utterances_spans_from_the_better_to_the_worse() -> None:
+    found = figures([scored("一二三四", "一二三四", "一二三四"), scored("一二三四", "一二三四", "一二三")], [])
+    assert found.cer.rate == 0.125
+    assert found.cer_interval == (0.0, 0.25)
+    assert found.difference_interval == (0.0, 0.25)
 
 
 def test_intervals_are_the_same_for_the_same_seed() -> None:
@@ -111,6 +150,8 @@ def test_the_glossary_of_a_list_is_all_its_terms(tmp_path: Path) -> None:
         ("m.jsonl", '{"audio": "b.wav", "text": "x"}', "line 1: audio 'b.wav' is not there"),
         ("m.jsonl", "{broken", "line 1"),
         ("m.jsonl", '{"audio": "a.wav", "text": 3}', r"line 1: .*\$\.text"),
+        ("m.jsonl", '{"audio": "a.wav", "text": "x", "start": 3, "end": 2}', "line 1 ends before it starts"),
+        ("m.jsonl", '{"audio": "a.wav", "text": "x", "id": "1"}\n' * 2, "'1' is the id of two utterances"),
         ("m.json", "[]", "m.json"),
         ("m.json", '{"audio": "a.wav", "turns": [{"start": -1, "end": 1, "speaker": "A"}]}', r"turns.*start"),
         ("m.json", '{"audio": "a.wav", "turns": [{"start": 2, "end": 1, "speaker": "A"}]}', "ends before it starts"),
@@ -126,17 +167,32 @@ def test_a_wrong_manifest_names_its_line_and_field(tmp_path: Path, name: str, co
         read([manifest(tmp_path, name, content)])
 
 
+def test_text_that_is_not_utf_8_is_an_error_of_its_line(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "m.jsonl", "")
+    path.write_bytes(b'{"audio": "a.wav", "text": "x"}\n{"audio": "a.wav", "text": "\xc4\xe3"}\n')
+    with pytest.raises(ManifestError, match="line 2"):
+        read([path])
+
+
+def test_an_absent_term_inside_a_word_is_not_said(tmp_path: Path) -> None:
+    turns = [{"start": 0, "end": 1, "speaker": "A", "text": "the shared cache"}]
+    content = json.dumps({"audio": "a.wav", "glossary_absent": ["red"], "turns": turns})
+    assert read([manifest(tmp_path, "m.json", content)]).absent == ("red",)
+
+
 class Counting:
     """A backend at the border: how often it was asked is what is tested."""
 
-    identity = "counting"
-
-    def __init__(self) -> None:
+    def __init__(self, identity: str = "counting", *, degraded: bool = False) -> None:
         self.asked = 0
+        self._identity, self._degraded = identity, degraded
 
-    async def transcribe(self, utterance: Utterance, samples: backends.Samples) -> str:
+    async def identify(self) -> str:
+        return self._identity
+
+    async def transcribe(self, utterance: Utterance, samples: backends.Samples) -> backends.Heard:
         self.asked += 1
-        return f"{utterance.id} {len(samples)}"
+        return backends.Heard(f"{utterance.id} {len(samples)}", "somewhere", self._degraded)
 
     async def close(self) -> None:
         return
@@ -151,9 +207,56 @@ def test_what_was_transcribed_once_is_not_transcribed_again(tmp_path: Path) -> N
     with cache.path.open("a", encoding="utf-8") as file:
         file.write('{"key": "cut of')  # as an interrupted write leaves it
     again = asyncio.run(backends.transcripts(ears, said, cache, seen.append))
-    assert first == again == ["one 16000", "two 4000"]
+    assert first == again == [backends.Heard("one 16000", "somewhere"), backends.Heard("two 4000", "somewhere")]
     assert ears.asked == 2
     assert seen == [1, 2, 1, 2]
+    other = Counting("another model")
+    asyncio.run(backends.transcripts(other, said, cache, seen.append))
+    assert other.asked == 2
+
+
+def test_a_degraded_answer_is_asked_for_again(tmp_path: Path) -> None:
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(backends.as_wav(np.zeros(1_600, np.float32)))
+    said = [Utterance("one", audio, "x", "en", (), ())]
+    cache, ears = backends.Cache(tmp_path / "cache.jsonl"), Counting(degraded=True)
+    for _ in range(2):
+        assert asyncio.run(backends.transcripts(ears, said, cache, lambda done: None))[0].degraded
+    assert ears.asked == 2
+
+
+def test_an_utterance_after_the_end_of_its_recording_is_an_error(tmp_path: Path) -> None:
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(backends.as_wav(np.zeros(1_600, np.float32)))
+    said = [Utterance("late", audio, "x", "en", (), (), 0.5, 1.0)]
+    with pytest.raises(backends.BackendError, match="late begins after the end"):
+        asyncio.run(backends.transcripts(Counting(), said, None, lambda done: None))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"id": "one"}', "id and text"),
+        ('{"id": "one", "text": "a"}\n{"id": "one", "text": "b"}', "an id is there twice"),
+        ("[1]", "id and text"),
+    ],
+)
+def test_hypotheses_of_another_form_are_refused(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(backends.BackendError, match=said):
+        backends.Ready(path)
+
+
+def test_utterances_without_a_hypothesis_are_named(tmp_path: Path) -> None:
+    audio, path = tmp_path / "a.wav", tmp_path / "h.jsonl"
+    audio.write_bytes(backends.as_wav(np.zeros(160, np.float32)))
+    path.write_text('{"id": "one", "text": "a\u2028b"}\n', encoding="utf-8")
+    said = [Utterance(name, audio, "x", "en", (), ()) for name in ("one", "two")]
+    ready = backends.Ready(path)
+    assert asyncio.run(backends.transcripts(ready, said[:1], None, lambda done: None))[0].text == "a\u2028b"
+    with pytest.raises(backends.BackendError, match="no transcript of two"):
+        asyncio.run(backends.transcripts(ready, said, None, lambda done: None))
 
 
 def test_the_plot_and_the_document_hold_every_arm(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""One window of a review: which segments are asked about together, what the model proposes, and what becomes of it.
+
+The pipeline and `duet bench cer` both call these, so that what is measured is what a meeting gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.clients import Engine, Reviewer
+from pipelines.glossary import Term
+from pipelines.meeting.edits import Decision, Proposal, apply
+from pipelines.meeting.prompts import Line, ask_review, read_review, review_tokens
+from pipelines.meeting.rule import by_sound
+
+
+@dataclass(frozen=True)
+class Window:
+    """Segments to correct, and those around them that are only shown."""
+
+    lines: tuple[Line, ...]
+    before: tuple[Line, ...]
+    after: tuple[Line, ...]
+
+
+def windows(lines: Sequence[Line], reviewer: Reviewer) -> list[Window]:
+    """All segments of a meeting, as many at once and with as much around them as the reviewer's card says."""
+    size, beside = reviewer.window_segments, reviewer.context_segments
+    return [
+        Window(
+            tuple(lines[start : start + size]),
+            tuple(lines[max(0, start - beside) : start]),
+            tuple(lines[start + size : start + size + beside]),
+        )
+        for start in range(0, len(lines), size)
+    ]
+
+
+async def propose(
+    engine: Engine, reviewer: Reviewer, window: Window, terms: Sequence[Term]
+) -> dict[str, list[Proposal]]:
+    """The model's edits by segment id.
+
+    Raises `DuetError` when the engine fails, ValueError or `msgspec.ValidationError` for an answer in no readable form.
+    """
+    messages = ask_review(window.before, window.lines, window.after, terms, glossary_terms=reviewer.glossary_terms)
+    answer = await engine.chat(reviewer.id, messages, max_tokens=review_tokens(window.lines))
+    return read_review(answer, window.lines)
+
+
+def corrected(
+    text: str, proposals: list[Proposal], terms: Sequence[Term], *, rule: bool = True
+) -> tuple[str, tuple[Decision, ...]]:
+    """A segment's text after the model's edits and then, with `rule`, those of the sounds, each checked by the guard."""
+    known = {term.text for term in terms}
+    text, by_model = apply(text, proposals, known)
+    if not rule:
+        return text, tuple(by_model)
+    text, by_rule = apply(text, by_sound(text, terms), known, by="rule")
+    return text, (*by_model, *by_rule)

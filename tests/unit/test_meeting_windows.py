@@ -1,0 +1,42 @@
+"""What the pipeline and the benchmark ask about together, and what they make of the answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.clients import Reviewer
+from pipelines.glossary import Term
+from pipelines.meeting.edits import Proposal
+from pipelines.meeting.windows import Window, corrected, windows
+
+LINES = [(f"s{i:04d}", f"text {i}") for i in range(1, 6)]
+
+
+def test_windows_show_what_is_around_them() -> None:
+    found = windows(LINES, Reviewer("m", window_segments=2, context_segments=1))
+    assert found == [
+        Window(tuple(LINES[0:2]), (), (LINES[2],)),
+        Window(tuple(LINES[2:4]), (LINES[1],), (LINES[4],)),
+        Window((LINES[4],), (LINES[3],), ()),
+    ]
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 9))
+def test_every_segment_is_in_one_window(count: int, size: int, beside: int) -> None:
+    lines = [(f"s{i:04d}", "x") for i in range(count)]
+    found = windows(lines, Reviewer("m", window_segments=size, context_segments=beside))
+    assert [line for window in found for line in window.lines] == lines
+    assert all(len(window.before) <= beside and len(window.after) <= beside for window in found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "by"),
+    [(True, "接口要幂等，用grafana。", ["model", "rule"]), (False, "接口要密等，用grafana。", ["model"])],
+)
+def test_the_rule_comes_after_the_model_or_not_at_all(rule: bool, text: str, by: list[str]) -> None:
+    terms = (Term("幂等"), Term("grafana"))
+    found, decisions = corrected("接口要密等，用graphana。", [Proposal("graphana", "grafana")], terms, rule=rule)
+    assert found == text
+    assert [decision.by for decision in decisions if decision.accepted] == by
