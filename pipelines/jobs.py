@@ -13,17 +13,18 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions, run_dbos_database_migrations
 
 from duet.errors import Busy, Conflict, DuetError, InvalidRequest, NotFound
 from duet.settings import Settings
-from pipelines.meeting.job import STAGES, JobFolder, Progress, Request, Status
+from pipelines.meeting.job import STAGES, JobFolder, Progress, Request, Status, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ APPLICATION_VERSION = "duet-meetings-1"
 MAX_EXECUTORS = 64
 POLL_SECONDS = 0.3
 REAP_SECONDS = 3.0
+STOP_SECONDS = 5.0
 
 _STATUS: Final[dict[str, Status]] = {
     "ENQUEUED": "queued",
@@ -82,18 +84,23 @@ def _prepare_database(settings: Settings) -> sa.Engine:
 
 
 class MeetingClient:
-    """Submit, watch, cancel and delete jobs, from any process. Owned by the router; `open` before use."""
+    """Submit, watch, cancel and delete jobs. Owned by the router, one a home; `open` before use.
+
+    What changes a job is done one after the other, so that nothing is queued that is being deleted, and nothing twice.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client: DBOSClient | None = None
         self._engine: sa.Engine | None = None
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
         self._engine = _prepare_database(self._settings)
+        sweep(jobs_folder(self._settings))
         self._client = DBOSClient(
             system_database_url=f"sqlite:///{_root(self._settings) / 'jobs.sqlite'}",
             system_database_engine=self._engine,
@@ -123,14 +130,21 @@ class MeetingClient:
     async def submit(self, request: Request, source: Path) -> bool:
         """Queue a job; False if the same one is known already. Takes `source` over. Raises `Busy`."""
         folder = JobFolder(jobs_folder(self._settings), request.id)
-        if folder.exists and await self._status(request.id) is not None:
-            return False
-        waiting = await self._dbos.list_queued_workflows_async(queue_name=QUEUE, load_input=False)
-        if len(waiting) >= self._settings.meetings.max_queued:
-            raise Busy(f"{len(waiting)} meetings are waiting already", retry_after_seconds=60)
-        folder.create(request, source)
-        await self._enqueue(request.id)
-        return True
+        async with self._lock(request.id):
+            known = await self._status(request.id)
+            if folder.exists and known is not None:
+                return False
+            waiting = await self._dbos.list_queued_workflows_async(queue_name=QUEUE, load_input=False)
+            if len(waiting) >= self._settings.meetings.max_queued:
+                raise Busy(f"{len(waiting)} meetings are waiting already", retry_after_seconds=60)
+            if known is not None:  # a deletion was cut short after the files had gone
+                await self._dbos.delete_workflow_async(request.id)
+            folder.create(request, source)
+            await self._enqueue(request.id)
+            return True
+
+    def _lock(self, job_id: str) -> asyncio.Lock:
+        return self._changing.setdefault(job_id, asyncio.Lock())
 
     async def _enqueue(self, job_id: str) -> None:
         options: EnqueueOptions = {
@@ -147,7 +161,9 @@ class MeetingClient:
         status = await self._status(job_id)
         if status is None:
             # The submitter died between making the folder and queueing it: queue it now, nothing is lost.
-            await self._enqueue(job_id)
+            async with self._lock(job_id):
+                self.folder(job_id)  # deleted meanwhile?
+                await self._enqueue(job_id)
             status = "queued"
         try:
             return Job(folder.request(), status, folder.progress())
@@ -159,8 +175,9 @@ class MeetingClient:
         root = jobs_folder(self._settings)
         requests, jobs = list[Request](), list[Job]()
         for path in root.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # not complete yet, or deleted meanwhile
-                requests.append(JobFolder(root, path.name).request())
+            if path.name.isalnum():  # others are being removed
+                with contextlib.suppress(FileNotFoundError):  # not complete yet, or deleted meanwhile
+                    requests.append(JobFolder(root, path.name).request())
         requests.sort(key=lambda request: (-request.created_at, request.id))
         for request in requests[offset : offset + limit]:
             with contextlib.suppress(NotFound):
@@ -182,37 +199,48 @@ class MeetingClient:
 
     async def cancel(self, job_id: str) -> None:
         """Stop it; finished stages stay for a retry. An ended job stays as it is."""
-        self.folder(job_id)
-        if await self._status(job_id) not in ENDED:
+        async with self._lock(job_id):
+            self.folder(job_id)
+            await self._cancel(job_id)
+
+    async def _cancel(self, job_id: str) -> None:
+        status = await self._status(job_id)
+        if status is None:
+            await self._enqueue(job_id)
+        if status not in ENDED:
             await self._dbos.cancel_workflow_async(job_id)
 
     async def retry(self, job_id: str) -> None:
         """Go on with a failed or cancelled job where it stopped. Raises `Conflict`."""
-        self.folder(job_id)
-        status = await self._status(job_id)
-        if status not in ("failed", "cancelled"):
-            raise Conflict(f"only a failed or cancelled meeting can be retried; this one is {status}")
-        JobFolder(jobs_folder(self._settings), job_id).forget_runs()
-        # An erroneous workflow has its end recorded: a new one under the same id, and the artifacts, go on from there.
-        await self._dbos.delete_workflow_async(job_id)
-        await self._enqueue(job_id)
+        async with self._lock(job_id):
+            folder, status = self.folder(job_id), await self._status(job_id)
+            if status not in ("failed", "cancelled"):
+                raise Conflict(f"only a failed or cancelled meeting can be retried; this one is {status}")
+            if not await self._wait_until_idle(folder):
+                raise Conflict("this meeting is still being stopped: try again in a moment")
+            folder.forget_failures()
+            # An erroneous workflow has its end recorded: a new one under the same id, and the artifacts, go on there.
+            await self._dbos.delete_workflow_async(job_id)
+            await self._enqueue(job_id)
 
     async def delete(self, job_id: str) -> None:
         """Cancel it and remove the recording and everything derived from it."""
-        folder = self.folder(job_id)
-        await self.cancel(job_id)
-        await self._wait_until_idle(folder)
-        await self._dbos.delete_workflow_async(job_id)
-        folder.remove()
+        async with self._lock(job_id):
+            folder = self.folder(job_id)
+            await self._cancel(job_id)
+            await self._wait_until_idle(folder)
+            await asyncio.to_thread(folder.remove)
+            await self._dbos.delete_workflow_async(job_id)
 
-    async def _wait_until_idle(self, folder: JobFolder) -> None:
-        """A cancelled stage ends at its next await: give it a moment, so that it does not write after the removal. The mark
-        of a worker that was killed stays behind, and is not waited for."""
-        deadline = time.monotonic() + 5
-        while (executor := folder.running_in()) is not None and time.monotonic() < deadline:
-            if _is_dead(_root(self._settings), executor):
-                return
+    async def _wait_until_idle(self, folder: JobFolder) -> bool:
+        """A cancelled stage ends at its next await: give it a moment, so that it meets neither the removal nor its own
+        second run."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while folder.is_held:
+            if time.monotonic() > deadline:
+                return False
             await asyncio.sleep(0.05)
+        return True
 
     async def _status(self, job_id: str) -> Status | None:
         found = await self._dbos.list_workflows_async(workflow_ids=[job_id], load_input=False, load_output=False)
@@ -239,7 +267,7 @@ class MeetingWorker:
             "log_level": "WARNING",
         }
         DBOS(config=config)
-        _register(self._settings, executor)
+        _register(self._settings)
         try:
             await asyncio.to_thread(DBOS.launch)
             await DBOS.register_queue_async(
@@ -261,16 +289,23 @@ class MeetingWorker:
         while True:
             await asyncio.sleep(REAP_SECONDS)
             running = await DBOS.list_workflows_async(status="PENDING", load_input=False, load_output=False)
-            for workflow in running:
-                executor = workflow.executor_id or ""
-                if executor != own and _is_dead(root, executor):
-                    logger.warning(
-                        "taking over", extra={"action": "job_reaped", "job": workflow.workflow_id, "of": executor}
-                    )
-                    await DBOS.resume_workflow_async(workflow.workflow_id, queue_name=QUEUE)
+            for executor in {workflow.executor_id for workflow in running} - {own, None}:
+                with _dead(root, executor) as dead:
+                    if dead:
+                        await self._take_over(executor)
+
+    async def _take_over(self, executor: str) -> None:
+        """Its lock is ours: no other worker takes its jobs over, and none starts under its id. So what is listed now as
+        its own is run by nobody."""
+        left = await DBOS.list_workflows_async(
+            status="PENDING", executor_id=executor, load_input=False, load_output=False
+        )
+        for workflow in left:
+            logger.warning("taking over", extra={"action": "job_reaped", "job": workflow.workflow_id, "of": executor})
+            await DBOS.resume_workflow_async(workflow.workflow_id, queue_name=QUEUE)
 
 
-def _register(settings: Settings, executor: str) -> None:
+def _register(settings: Settings) -> None:
     """The workflow and its steps: one named function a stage, since DBOS knows a step by its name and place."""
     from pipelines.meeting.workflow import run_stage
 
@@ -279,21 +314,19 @@ def _register(settings: Settings, executor: str) -> None:
     def step_of(name: str) -> Any:
         async def stage(job_id: str, done: dict[str, str]) -> str:
             folder = JobFolder(jobs_folder(settings), job_id)
-            folder.mark_running(executor)
-            try:
-                return await run_stage(settings, folder, name, done)
-            except DuetError as error:
-                _note_error(folder, name, error.message)
-                raise
-            except BaseExceptionGroup as group:
-                _note_error(folder, name, str(_first(group)))
-                raise _first(group) from group
-            except Exception as error:
-                _note_error(folder, name, f"{type(error).__name__}: {error}")
-                logger.exception("stage failed", extra={"action": "stage_failed", "stage": name, "job": job_id})
-                raise
-            finally:
-                folder.mark_running(None)
+            with folder.held() as worker_died:
+                try:
+                    return await run_stage(settings, folder, name, done, worker_died=worker_died)
+                except DuetError as error:
+                    _note_error(folder, name, error.message)
+                    raise
+                except BaseExceptionGroup as group:
+                    _note_error(folder, name, str(_first(group)))
+                    raise _first(group) from group
+                except Exception as error:
+                    _note_error(folder, name, f"{type(error).__name__}: {error}")
+                    logger.exception("stage failed", extra={"action": "stage_failed", "stage": name, "job": job_id})
+                    raise
 
         stage.__name__ = stage.__qualname__ = f"meeting_{name}"
         return DBOS.step(
@@ -327,9 +360,12 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _note_error(folder: JobFolder, stage: str, message: str) -> None:
     if not folder.exists:
         return  # deleted meanwhile
-    progress = folder.progress()
-    progress.error = f"{stage}: {message}"
-    folder.write_progress(progress)
+    try:
+        progress = folder.progress()
+        progress.error = f"{stage}: {message}"
+        folder.write_progress(progress)
+    except OSError:  # the disk is full, perhaps: what ended the stage must not be hidden by that
+        logger.exception("the error cannot be kept: %s: %s", stage, message, extra={"action": "error_lost"})
 
 
 def _claim_executor(root: Path) -> tuple[str, Any]:
@@ -347,14 +383,13 @@ def _claim_executor(root: Path) -> tuple[str, Any]:
     raise RuntimeError(f"{MAX_EXECUTORS} meeting workers are running already")
 
 
-def _is_dead(root: Path, executor: str) -> bool:
-    """Whether nobody holds the executor's lock."""
-    path = root / f"{executor}.lock"
-    if not path.is_file():
-        return True
-    with path.open() as file:
+@contextlib.contextmanager
+def _dead(root: Path, executor: str) -> Iterator[bool]:
+    """Whether nobody holds the executor's lock. If so we hold it within the block."""
+    with (root / f"{executor}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        return True
+            yield False
+        else:
+            yield True

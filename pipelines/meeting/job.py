@@ -4,23 +4,26 @@ $DUET_HOME/meetings/jobs/<id>/
     job.json         the request; written once
     input            the uploaded file
     progress.json    stage, shares, times, warnings; replaced by rename
+    running          locked by the process that runs a stage; not empty while it does, and after it died in one
     artifacts/       results of stages and batches, by content key
     outputs/         the five files
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from duet.errors import InvalidRequest
+from duet.errors import Conflict, InvalidRequest
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 STAGES = ("decode", "segment", "diarize", "transcribe", "review", "summarize", "export")
@@ -35,12 +38,12 @@ OUTPUTS = {
 }
 
 
-MAX_RUNS = 10
-"""How often a stage may be begun without coming to its end: what takes its worker down each time must not do so for ever."""
+MAX_DEATHS = 3
+"""How often a worker may die in one stage of one job. Fewer than the crashes after which `duet up` gives up the worker."""
 
 
 class GaveUp(InvalidRequest):
-    """The stage was begun too often."""
+    """The stage took its worker down too often."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,11 +67,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageTimes(msgspec.Struct):
-    """Seconds since the epoch; `runs` counts how often the stage was begun."""
+    """Seconds since the epoch; `runs` counts how often the stage was begun, `deaths` how often its worker died in it."""
 
     started_at: float
     finished_at: float | None = None
     runs: int = 1
+    deaths: int = 0
 
 
 class Progress(msgspec.Struct):
@@ -88,6 +92,16 @@ class Progress(msgspec.Struct):
         current = self.stages.get(self.stage or "")
         part = STAGE_SHARES[self.stage] * self.done if self.stage and current and current.finished_at is None else 0.0
         return round(min(1.0, (finished + part) / sum(STAGE_SHARES.values())), 4)
+
+
+DOOMED = ".removed-"
+"""Folders that are being removed."""
+
+
+def sweep(root: Path) -> None:
+    """Remove what a process that was killed while it removed a job has left."""
+    for path in root.glob(f"{DOOMED}*"):
+        shutil.rmtree(path, ignore_errors=True)  # whoever began may still be at it
 
 
 class JobFolder:
@@ -124,23 +138,42 @@ class JobFolder:
     def write_progress(self, progress: Progress) -> None:
         write_atomically(self.path / "progress.json", msgspec.json.encode(progress), durable=False)
 
-    def mark_running(self, executor: str | None) -> None:
-        """Note which worker is at a stage now; None when the stage has ended."""
-        mark = self.path / "running"
-        if executor is None:
-            mark.unlink(missing_ok=True)
-        else:
-            mark.write_text(executor, encoding="utf-8")
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """For as long as a stage runs: a lock that goes with its process. Yields whether the process that held it last
+        died within. Raises `Conflict` when another run of the job has not ended yet."""
+        with self._running.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Conflict("an earlier run of this meeting has not ended yet") from error
+            died = os.fstat(file.fileno()).st_size > 0
+            file.write(b"." * (not died))
+            file.flush()
+            try:
+                yield died
+            finally:
+                file.truncate(0)
 
-    def running_in(self) -> str | None:
-        """The worker that is at a stage, or was when it was killed."""
+    @property
+    def is_held(self) -> bool:
+        """Whether a stage runs now, in any process."""
         try:
-            return (self.path / "running").read_text(encoding="utf-8")
+            with self._running.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
-            return None
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
-    def forget_runs(self) -> None:
-        """A retry: stages that did not end may be begun as often again."""
+    @property
+    def _running(self) -> Path:
+        return self.path / "running"
+
+    def forget_failures(self) -> None:
+        """Before a retry, while no worker is at it: stages that did not end may take as many workers down again."""
+        self._running.unlink(missing_ok=True)
         progress = self.progress()
         progress.stages = {name: times for name, times in progress.stages.items() if times.finished_at is not None}
         progress.error = None
@@ -150,8 +183,16 @@ class JobFolder:
         return self.path / "outputs" / OUTPUTS[name][0]
 
     def remove(self) -> None:
-        """Everything derived from the recording, and the recording."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Everything derived from the recording, and the recording. Raises `OSError` when something stays.
+
+        By rename first: what a stage that has not noticed yet still writes finds no folder, and the id is free at once.
+        """
+        doomed = self.path.with_name(f"{DOOMED}{self.id}.{secrets.token_hex(4)}")
+        try:
+            self.path.rename(doomed)
+        except FileNotFoundError:
+            return  # another one removes it
+        shutil.rmtree(doomed)
 
 
 class Artifacts:

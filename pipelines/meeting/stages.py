@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -10,32 +11,49 @@ from duet.settings import Settings
 from pipelines.meeting.job import Artifacts, JobFolder, Request
 
 
+class StageEnded(Exception):
+    """Raised in a thread that its stage left behind when it was cancelled: there is nobody to work for."""
+
+
 @dataclass
 class Context:
-    """One stage of one job, running. Progress is written at most a few times a second."""
+    """One stage of one job, running. Progress is written at most a few times a second, from any thread of the stage."""
 
     settings: Settings
     folder: JobFolder
     request: Request
     artifacts: Artifacts
     _written_at: float = field(default=0.0, repr=False)
+    _ended: bool = field(default=False, repr=False)
+    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def report(self, share: float) -> None:
-        """`share` of this stage is done, 0 to 1."""
-        now = time.monotonic()
-        if now - self._written_at < 0.2 and share < 1:
-            return
-        self._written_at = now
-        progress = self.folder.progress()
-        progress.done = min(1.0, share)
-        self.folder.write_progress(progress)
+        """`share` of this stage is done, 0 to 1. Raises `StageEnded` when the stage is over."""
+        with self._writing:
+            if self._ended:
+                raise StageEnded
+            now = time.monotonic()
+            if now - self._written_at < 0.2 and share < 1:
+                return
+            self._written_at = now
+            progress = self.folder.progress()
+            progress.done = min(1.0, share)
+            self.folder.write_progress(progress)
 
     def warn(self, message: str) -> None:
-        """Something that the reader of the outputs must know; said once."""
-        progress = self.folder.progress()
-        if message not in progress.warnings:
-            progress.warnings.append(message)
-            self.folder.write_progress(progress)
+        """Something that the reader of the outputs must know; said once. Raises `StageEnded` as `report` does."""
+        with self._writing:
+            if self._ended:
+                raise StageEnded
+            progress = self.folder.progress()
+            if message not in progress.warnings:
+                progress.warnings.append(message)
+                self.folder.write_progress(progress)
+
+    def end(self) -> None:
+        """From here on nothing is written: the next run of the stage, or the next stage, has the file to itself."""
+        with self._writing:
+            self._ended = True
 
 
 Stage = Callable[[Context, dict[str, str]], Awaitable[str]]
