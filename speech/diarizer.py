@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,11 +22,12 @@ from duet.settings import Settings
 from duet.supervise import Service
 from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.splitter import SAMPLE_RATE
+from speech.voice_prints import Voice, agglomerated, mean_print, people
 
 WINDOW_SECONDS, OVERLAP_SECONDS = 720.0, 30.0
 LINK_DISTANCE = 0.5
-"""Cosine distance of voice prints below which speakers of two windows are one: prints of 20 s are steadier than the
-short pieces that the clustering of a window sees."""
+"""Cosine distance of voice prints below which speakers of two windows are one, unless the models' speaker.toml says it:
+prints of 20 s are steadier than the short pieces that the clustering of a window sees."""
 TIMEOUT_SECONDS = 900.0
 _TOUCHING_SECONDS = 0.15
 EMBEDDED_ID = "duet-tiny-speaker"
@@ -52,13 +54,18 @@ def find_diarizer(settings: Settings) -> Path | None:
 
 
 class Diarizer:
-    """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints), and may hold speaker.toml with
-    `threshold` (clustering distance) and `min_turn_seconds`."""
+    """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints), and may hold speaker.toml with `threshold`
+    (clustering distance), `min_turn_seconds`, and `same_voice_distance` with `min_speaker_seconds`: then a window's
+    clusters, found with a `threshold` that rather splits a person than joins two, are joined by their voice prints."""
 
     def __init__(self, model_dir: Path) -> None:
         if missing := [name for name in ("seg.onnx", "spk.onnx") if not (model_dir / name).is_file()]:
             raise Unavailable(f"the speaker models in {model_dir} lack {' and '.join(missing)}")
-        self._min_turn_seconds = _parameter(model_dir, "min_turn_seconds", 0.3)
+        self._rules = Rules(
+            min_turn_seconds=_parameter(model_dir, "min_turn_seconds", 0.3),
+            same_voice_distance=_parameter(model_dir, "same_voice_distance", None),
+            min_speaker_seconds=_parameter(model_dir, "min_speaker_seconds", 0.0),
+        )
         arguments = ["--model-dir", str(model_dir), "--threshold", str(_parameter(model_dir, "threshold", 0.5))]
         self._service: Service[Diarized | DiarizeFailed] = Service(
             "speech.diarizer_child", arguments, Diarized | DiarizeFailed, name="diarizer"
@@ -86,21 +93,61 @@ class Diarizer:
             parts.append((first / SAMPLE_RATE, answer))
             if on_progress:
                 on_progress(last / total if total else 1.0)
-        return await asyncio.to_thread(_joined, parts, speakers, self._min_turn_seconds)
+        return await asyncio.to_thread(joined, parts, self._rules, speakers)
 
     async def close(self) -> None:
         await self._service.close()
 
 
-def _joined(parts: Sequence[tuple[float, Diarized]], speakers: int | None, min_turn_seconds: float) -> list[Turn]:
-    """Flicker goes before voices are counted, and again where windows were joined."""
-    steady = [(offset, _steady(part, min_turn_seconds)) for offset, part in parts]
-    return named(smoothed(linked(steady, threshold=LINK_DISTANCE, speakers=speakers), min_turn_seconds))
+@dataclass(frozen=True)
+class Rules:
+    """How turns become people. `same_voice_distance` None: the clusters of a window are its people."""
+
+    min_turn_seconds: float
+    same_voice_distance: float | None = None
+    min_speaker_seconds: float = 0.0
+
+
+def joined(parts: Sequence[tuple[float, Diarized]], rules: Rules, speakers: int | None) -> list[Turn]:
+    """Turns of all windows, given by their offsets in seconds. Flicker goes before voices are counted, and again where
+    windows were joined."""
+    in_window = speakers if len(parts) == 1 else None
+    steady = [(offset, _counted(_steady(part, rules.min_turn_seconds), rules, in_window)) for offset, part in parts]
+    distance = LINK_DISTANCE if rules.same_voice_distance is None else rules.same_voice_distance
+    return named(smoothed(linked(steady, threshold=distance, speakers=speakers), rules.min_turn_seconds))
 
 
 def _steady(part: Diarized, min_turn_seconds: float) -> Diarized:
     turns = smoothed([(turn.start, turn.end, turn.speaker) for turn in part.turns], min_turn_seconds)
     return Diarized(part.id, tuple(LocalTurn(*turn) for turn in turns), part.voices)
+
+
+def _counted(part: Diarized, rules: Rules, speakers: int | None) -> Diarized:
+    """One window with one voice a person. A turn of a voice too short for a print is of whoever speaks nearest to it."""
+    if rules.same_voice_distance is None:
+        return part
+    seconds = [sum(t.end - t.start for t in part.turns if t.speaker == k) for k in range(len(part.voices))]
+    heard = [Voice(print_ if length else (), length) for print_, length in zip(part.voices, seconds, strict=True)]
+    who = people(
+        heard,
+        same_voice_distance=rules.same_voice_distance,
+        min_speaker_seconds=rules.min_speaker_seconds,
+        count=speakers,
+    )
+    known = [turn for turn in part.turns if who[turn.speaker] is not None]
+    if not known:
+        return part
+    prints: list[tuple[float, ...]] = [()] * len(part.voices)
+    for person in {number for number in who if number is not None}:
+        own = [k for k, number in enumerate(who) if number == person]
+        centre = mean_print(np.array([part.voices[k] for k in own]), np.array([seconds[k] for k in own]))
+        prints[person] = tuple(centre.tolist())
+    turns = []
+    for turn in part.turns:
+        nearest = min(known, key=lambda other: max(other.start - turn.end, turn.start - other.end, 0.0))
+        number = who[nearest.speaker if who[turn.speaker] is None else turn.speaker]
+        turns.append(LocalTurn(turn.start, turn.end, number if number is not None else turn.speaker))
+    return Diarized(part.id, tuple(turns), tuple(prints))
 
 
 def _windows(total: int) -> list[tuple[int, int]]:
@@ -134,33 +181,21 @@ def linked(
 
 
 def _clustered(voices: Sequence[tuple[int, tuple[float, ...]]], *, threshold: float, speakers: int | None) -> list[int]:
-    """A cluster for each (window, voice print): the two nearest are joined until none are nearer than `threshold`, or, with
-    `speakers` given, until so many are left.
+    """A cluster for each (window, voice print), by average cosine distance up to `threshold`, or, with `speakers` given,
+    until so many are left.
 
-    Distance is cosine, averaged over pairs. Two voices of one window are different people as long as the number allows; a
-    voice without a print (too short) stays alone.
+    Two voices of one window are different people as long as the number allows; a voice without a print (too short) stays
+    alone.
     """
-    count = len(voices)
-    distance = np.full((count, count), np.inf)
+    distance = np.full((len(voices), len(voices)), np.inf)
     for i, (window, voice) in enumerate(voices):
         for j, (other_window, other) in enumerate(voices[:i]):
             if voice and other:
                 # Four is more than any cosine distance: such a pair is joined only when nothing else is left to join.
                 apart = 1.0 - float(np.dot(voice, other)) + (4.0 if window == other_window else 0.0)
                 distance[i, j] = distance[j, i] = apart
-    clusters = {i: [i] for i in range(count)}
-    while clusters and (speakers is None or len(clusters) > speakers):
-        kept, gone = sorted(int(place) for place in np.unravel_index(distance.argmin(), distance.shape))
-        if not np.isfinite(distance[kept, gone]) or (speakers is None and distance[kept, gone] > threshold):
-            break
-        sizes = len(clusters[kept]), len(clusters[gone])
-        distance[kept] = (sizes[0] * distance[kept] + sizes[1] * distance[gone]) / sum(sizes)
-        distance[kept, kept] = np.inf
-        distance[:, kept] = distance[kept]
-        distance[gone] = distance[:, gone] = np.inf
-        clusters[kept] += clusters.pop(gone)
-    numbers = {member: number for number, members in clusters.items() for member in members}
-    return [numbers[i] for i in range(count)]
+    limit = threshold if speakers is None else None
+    return agglomerated(distance, [1.0] * len(voices), limit=limit, count=speakers)
 
 
 def smoothed(turns: Sequence[tuple[float, float, int]], min_seconds: float) -> list[tuple[float, float, int]]:
@@ -211,12 +246,16 @@ def named(turns: Sequence[tuple[float, float, int]]) -> list[Turn]:
     return result
 
 
-def _parameter(model_dir: Path, name: str, default: float) -> float:
+_Default = TypeVar("_Default", float, None)
+
+
+def _parameter(model_dir: Path, name: str, default: _Default) -> float | _Default:
     """A number of the models' own speaker.toml, if there is one and it says it."""
     path = model_dir / "speaker.toml"
     if not path.is_file():
         return default
     try:
-        return float(tomllib.loads(path.read_text(encoding="utf-8")).get(name, default))
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get(name)
+        return default if found is None else float(found)
     except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
         raise Unavailable(f"{path}: {name} is no number") from error

@@ -1,22 +1,31 @@
 """Synthetic people and their meetings, for the speaker models.
 
+    python -m models.train.people --out build/train/speaker/development
+
+writes meetings of the development voices as recordings with their truth, in the form that `duet bench der` reads.
+
 A person is an espeak-ng variant at one pitch, speed and size: played slower or faster, a voice is that of a longer or
 shorter vocal tract, so that a few dozen variants make many hundred people. Each speaks Chinese and English.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
+import soundfile
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
 from models.train import voices
 from models.train.sentences import Language, Writer
 
+DEVELOPMENT_MEETINGS: Final = 32
 TRACTS: Final = ((9, 10), (1, 1), (11, 10))
 """Length of the vocal tract against the variant's own."""
 LOUD: Final = 0.005
@@ -64,10 +73,6 @@ class SyntheticMeeting:
     samples: voices.Samples
     turns: tuple[Spoken, ...]
 
-    @property
-    def people(self) -> int:
-        return len({turn.speaker for turn in self.turns})
-
 
 def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
     """Two to five people, 30 to 180 s, who speak in turn with pauses: each at one loudness, in one room, over one noise.
@@ -93,7 +98,7 @@ def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
         pause = np.zeros(int(rng.uniform(0.2, 1.4) * voices.RATE), np.float32)
         pieces += [said, pause]
         spoken += len(said) + len(pause)
-    return SyntheticMeeting(f"development {number}", surrounded(np.concatenate(pieces), rng), tuple(turns))
+    return SyntheticMeeting(f"meeting{number:02d}", surrounded(np.concatenate(pieces), rng), tuple(turns))
 
 
 def surrounded(samples: voices.Samples, rng: random.Random) -> voices.Samples:
@@ -109,3 +114,30 @@ def surrounded(samples: voices.Samples, rng: random.Random) -> voices.Samples:
     level = speech / np.sqrt(np.mean(added**2)) * 10 ** (-rng.uniform(12, 45) / 20)
     samples = samples + (added * level).astype(np.float32)
     return (samples / np.abs(samples).max() * rng.uniform(0.2, 0.9)).astype(np.float32)
+
+
+def write(number: int, variants: Sequence[str], folder: Path) -> Path:
+    """One meeting as FLAC, and its truth beside it; not made again if it is there. Returns the truth's path."""
+    truth = folder / f"meeting{number:02d}.json"
+    if not truth.exists():
+        made = meeting(number, variants)
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{made.name}.flac", made.samples, voices.RATE, subtype="PCM_16")
+        turns = [asdict(turn) for turn in made.turns]
+        truth.write_text(
+            json.dumps({"id": made.name, "audio": f"{made.name}.flac", "turns": turns}) + "\n", encoding="utf-8"
+        )
+    return truth
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=DEVELOPMENT_MEETINGS)
+    options = parser.parse_args()
+    for number in range(options.count):
+        print(write(number, voices.DEVELOPMENT_VARIANTS, options.out), flush=True)
+
+
+if __name__ == "__main__":
+    main()

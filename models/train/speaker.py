@@ -11,6 +11,7 @@ of voices that were not trained on. Seeded; an interrupted run goes on where it 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import time
@@ -28,7 +29,7 @@ from scipy.ndimage import binary_closing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.train import people, steps, voices
+from models.train import evaluate_speaker, people, steps, voices
 from models.train.sentences import Writer
 
 WORK: Final = Path("build/train/speaker")
@@ -38,6 +39,8 @@ MARGIN, SCALE = 0.2, 30.0
 WINDOW: Final = 24_000
 """Samples that the detector hears at a time: also the shortest stretch that a voice print is made of."""
 HOP: Final = 160
+CLUSTER_DISTANCE: Final = 1.0
+"""Of 0.7 and 1.0, what split four development meetings into fewer pieces with the same purity."""
 Features = NDArray[np.float32]
 
 
@@ -180,7 +183,8 @@ class Detector(nn.Module):
         super().__init__()
         self.register_buffer("bank", _band_filters(bands))
         self.layers = nn.ModuleList(
-            nn.Conv1d(i, width, 7, padding=3 * apart, dilation=apart) for i, apart in ((2 * bands, 1), (width, 2), (width, 4))
+            nn.Conv1d(i, width, 7, padding=3 * apart, dilation=apart)
+            for i, apart in ((2 * bands, 1), (width, 2), (width, 4))
         )
         self.out = nn.Conv1d(width, 2, 1)
 
@@ -215,7 +219,10 @@ def detector_batch(speech: list[NDArray[np.int16]], rng: random.Random) -> tuple
             said = rng.choice(speech)
             first = rng.randrange(max(1, len(said) - voices.RATE))
             said = said[first : first + int(rng.uniform(0.6, 4) * voices.RATE)].astype(np.float32) / 32767
-            pieces += [said * 10 ** (rng.uniform(-10, 0) / 20), np.zeros(int(rng.uniform(0.1, 2.5) * voices.RATE), np.float32)]
+            pieces += [
+                said * 10 ** (rng.uniform(-10, 0) / 20),
+                np.zeros(int(rng.uniform(0.1, 2.5) * voices.RATE), np.float32),
+            ]
         clean = np.concatenate(pieces)
         spoken = speaks(clean)
         heard = people.surrounded(clean, rng)
@@ -251,14 +258,18 @@ def train_detector(paths: list[Path], work: Path, count_of_steps: int) -> Detect
         windows, labels = detector_batch(speech, random.Random(steps.seed_of_step(step)))
         return F.nll_loss(model(windows)[:, : labels.shape[1]].flatten(0, 1), labels.flatten())
 
-    steps.train(model, loss_of_step, steps=count_of_steps, checkpoint=work / "detector.pt", peak_rate=3e-3, every=50, warm_up=30)
+    steps.train(
+        model, loss_of_step, steps=count_of_steps, checkpoint=work / "detector.pt", peak_rate=3e-3, every=50, warm_up=30
+    )
     return model
 
 
 # Export
 
 
-def export(network: nn.Module, example: Tensor, path: Path, names: tuple[str, str], metadata: Mapping[str, Any]) -> None:
+def export(
+    network: nn.Module, example: Tensor, path: Path, names: tuple[str, str], metadata: Mapping[str, Any]
+) -> None:
     """As ONNX with free batch and length, and the metadata that sherpa-onnx reads."""
     axes = {"N": 0, "T": 2 if example.dim() == 3 and example.shape[1] == 1 else 1}
     half = path.with_suffix(".half")
@@ -290,6 +301,28 @@ def export_both(detector: Detector, prints: VoicePrint, out: Path) -> None:
     )  # fmt: skip
 
 
+def choose_rules(meetings: Path, out: Path) -> None:
+    """Write speaker.toml: how voices become people, with the least error on meetings of the development voices."""
+    for number in range(people.DEVELOPMENT_MEETINGS):
+        people.write(number, voices.DEVELOPMENT_VARIANTS, meetings)
+    rules, found = evaluate_speaker.choose(out, CLUSTER_DISTANCE, list(evaluate_speaker.read(meetings)))
+    print(json.dumps(found), flush=True)
+    lines = (
+        f"# Chosen on {found['meetings']} synthetic meetings of 2 to 5 voices that were not trained on:",
+        f"# DER {found['der']:.1%} (0.25 s collar), number of people right in {found['number_right']}.",
+        "",
+        "# Clusters of 1.5 s pieces: near enough to rather split a person than join two.",
+        f"threshold = {CLUSTER_DISTANCE}",
+        "# Clusters whose voice prints (up to 20 s) are nearer than this are one person.",
+        f"same_voice_distance = {rules.same_voice_distance}",
+        "# A voice that speaks less is one of the others: its print is too unsteady.",
+        f"min_speaker_seconds = {rules.min_speaker_seconds}",
+        "# The model hears 1.5 s at a time: shorter changes of speaker within speech are noise.",
+        f"min_turn_seconds = {rules.min_turn_seconds}",
+    )
+    (out / "speaker.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -303,10 +336,13 @@ def main() -> None:
     paths = []
     for variant in voices.TRAIN_VARIANTS:
         paths.append(make_variant(options.work / "voices", variant))
-        print(f"{len(paths)}/{len(voices.TRAIN_VARIANTS)} variants, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+        print(
+            f"{len(paths)}/{len(voices.TRAIN_VARIANTS)} variants, {(time.monotonic() - began) / 60:.1f} min", flush=True
+        )
     detector = train_detector(paths, options.work, options.detector_steps)
     prints = train_prints(paths, options.work, options.steps)
     export_both(detector, prints, options.out)
+    choose_rules(options.work / "development", options.out)
     print(f"{options.out}: {sum(f.stat().st_size for f in options.out.glob('*.onnx')) / 1e6:.2f} MB", flush=True)
 
 
