@@ -1,0 +1,3 @@
+from models.train.vision.train import main
+
+main()
