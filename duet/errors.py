@@ -88,7 +88,8 @@ class WorkerLost(Unavailable):
 
 
 def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:
-    found = {root.code: root}
+    """Classes by their code. A subclass without a code of its own is for our eyes: on the wire it is its parent."""
+    found = {root.code: root} if "code" in vars(root) else {}
     for child in root.__subclasses__():
         found.update(_tree(child))
     return found
