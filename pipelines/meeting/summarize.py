@@ -66,7 +66,7 @@ async def summarize(context: Context, done: dict[str, str]) -> str:
 async def _summary(context: Context, reviewed: Review) -> Summary:
     if not reviewed.segments:
         return Summary("empty", None, "", ())
-    if reviewed.reviewer is not None:
+    if reviewed.reviewer is not None and reviewed.reviewer.prompt == "instruction":
         overviews, items, usable = [], list[Item](), False
         async with Engine(context.settings, timeout_seconds=context.settings.meetings.review_timeout_seconds) as engine:
             for window in windows(reviewed.segments, reviewed.reviewer.summary_characters):

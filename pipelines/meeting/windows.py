@@ -13,6 +13,7 @@ from pipelines.glossary import Term
 from pipelines.meeting.edits import Decision, Proposal, apply
 from pipelines.meeting.prompts import Line, ask_review, read_review, review_tokens
 from pipelines.meeting.rule import by_sound
+from pipelines.meeting.tiny import MAX_TOKENS, ask_tiny, read_tiny
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ async def propose(
 
     Raises `DuetError` when the engine fails, ValueError or `msgspec.ValidationError` for an answer in no readable form.
     """
+    if reviewer.prompt == "duet-tiny":
+        (line,) = window.lines
+        messages = ask_tiny(line, terms, glossary_terms=reviewer.glossary_terms)
+        return read_tiny(await engine.chat(reviewer.id, messages, max_tokens=MAX_TOKENS), line, terms)
     messages = ask_review(window.before, window.lines, window.after, terms, glossary_terms=reviewer.glossary_terms)
     answer = await engine.chat(reviewer.id, messages, max_tokens=review_tokens(window.lines))
     return read_review(answer, window.lines)

@@ -24,16 +24,15 @@ from torch.nn import functional as F
 
 from models.train import lexicon, steps, tokeniser, voices
 from models.train.qwen3 import Qwen3
-from models.train.review.examples import FRAMES, PROMPTS, Author, Bank, Example, Task, read_bank
+from models.train.review.examples import DEVELOPMENT_PAIRS, FRAMES, PROMPTS, Author, Bank, Example, Task, read_bank
 
 WORK: Final = Path("build/train/review")
 CONTEXT: Final = 2048
 STEPS: Final = 9_000
 PEAK_RATE: Final = 1.5e-3
-ROWS: Final[dict[Task, int]] = {"review": 64, "summary": 10, "chat": 48}
+ROWS: Final[dict[Task, int]] = {"review": 48, "summary": 8, "chat": 32}
 SHARES: Final[dict[Task, float]] = {"review": 0.82, "summary": 0.13, "chat": 0.05}
 MARKED_WEIGHT: Final = 3.0
-DEVELOPMENT_PAIRS: Final = 500
 IGNORED: Final = -100
 
 
