@@ -20,6 +20,8 @@ from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM, ask_review,
 GLOSSARY_TERMS: Final = 8
 """As the model's card says: more only distract so small a model."""
 NEGATIVE_SHARE, MAX_OTHERS = 0.5, 14
+DEVELOPMENT_PAIRS: Final = 500
+"""The last of a bank, which nothing is trained on."""
 FRAMES: Final = (
     '{"segments": [', '{"id": "', '", "edits": [', '{"from": "', '", "to": "', '"}', "]}", '{"overview": "', '", "items": [',
     '{"kind": "', '", "text": "', '", "segment_ids": ["', '"], "quote": "',
