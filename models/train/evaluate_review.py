@@ -31,6 +31,7 @@ from benchmarks.accuracy import cer
 from benchmarks.accuracy.figures import Figures
 from benchmarks.accuracy.manifest import Manifest, Utterance
 from benchmarks.stack import running
+from duet.errors import DuetError
 from duet.settings import Settings, load_settings
 from models.train.review.examples import DEVELOPMENT_PAIRS, Bank, Pair, read_bank
 from models.train.review.misheard import places
@@ -71,7 +72,7 @@ LINES: Final = (
 @dataclass(frozen=True)
 class Found:
     """Items of summaries: those with the right kind and segment, all that were written, all there are, and those whose
-    quote stands in a segment they name; and answers that could not be read."""
+    quote stands in a segment they name; and answers that there are not or that cannot be read."""
 
     right: int
     written: int
@@ -131,7 +132,7 @@ def _shown(group: Figures) -> dict[str, Any]:
 
 
 async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> Found:
-    """Parts of five lines of one language. Raises `DuetError` when the engine fails."""
+    """Parts of five lines of one language. An answer that the engine refuses to give counts as unreadable."""
     right = written = expected = quoted = unreadable = 0
     async with Engine(settings, timeout_seconds=settings.meetings.review_timeout_seconds) as engine:
         for number in range(parts):
@@ -143,7 +144,7 @@ async def summarised(settings: Settings, rng: random.Random, parts: int = 20) ->
             try:
                 answer = json_object(await engine.chat(MODEL, asked, max_tokens=SUMMARY_TOKENS))
                 items = msgspec.convert(answer.get("items", []), list[RawItem])
-            except (ValueError, msgspec.ValidationError):
+            except (DuetError, ValueError, msgspec.ValidationError):
                 unreadable += 1
                 continue
             texts = {name: text for name, _, text in part}
