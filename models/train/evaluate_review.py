@@ -41,7 +41,7 @@ from pipelines.meeting.summarize import RawItem
 
 MODEL: Final = "duet-tiny-chat"
 GROUP, ABSENT = 5, 12
-"""Sentences that share a glossary, and terms of the absent one: words written backwards, which sound like Chinese or English."""
+"""Sentences that share a glossary, and terms of the absent one."""
 QUESTIONS: Final = {
     "demonstration": (
         "hello there", "so who are you?", "what can you do?", "tell me what you are", "could you write a song?", "how far is the moon?",
@@ -81,11 +81,11 @@ class Found:
     unreadable: int
 
 
-def manifest(pairs: Sequence[Pair], rng: random.Random) -> Manifest:
-    """The pairs as utterances of a manifest, each a recording of its own."""
+def manifest(pairs: Sequence[Pair], elsewhere: Sequence[str], rng: random.Random) -> Manifest:
+    """The pairs as utterances of a manifest, each a recording of its own. `elsewhere` are terms for the absent glossary."""
     others = Bank.of(pairs).terms
     said = "\n".join(pair.said for pair in pairs)
-    absent = tuple(term[::-1] for term in rng.sample(others, len(others)) if term[::-1] not in said)[:ABSENT]
+    absent = tuple(term for term in rng.sample(elsewhere, len(elsewhere)) if term not in said)[:ABSENT]
     utterances: list[Utterance] = []
     for start in range(0, len(pairs), GROUP):
         group = pairs[start : start + GROUP]
@@ -106,13 +106,15 @@ def _term(pair: Pair, rng: random.Random) -> str | None:
     return rng.choice(found).said if found else None
 
 
-async def reviewed(settings: Settings, pairs: Sequence[Pair], rng: random.Random) -> dict[str, Any]:
+async def reviewed(
+    settings: Settings, pairs: Sequence[Pair], elsewhere: Sequence[str], rng: random.Random
+) -> dict[str, Any]:
     """Figures by arm, glossary and group. Raises `DuetError` when the engine fails."""
     review = cer.Review(settings, MODEL)
     await review.open()
     if review.reviewer is None:
         raise SystemExit(review.problem)
-    found = manifest(pairs, rng)
+    found = manifest(pairs, elsewhere, rng)
     try:
         runs = await cer.run(review, found, [pair.heard for pair in pairs], cer.ARMS, lambda _what, _done: None)
     finally:
@@ -167,9 +169,9 @@ async def answered(settings: Settings) -> dict[str, str]:
         }
 
 
-async def evaluate(settings: Settings, pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
+async def evaluate(settings: Settings, pairs: Sequence[Pair], elsewhere: Sequence[str], seed: int) -> dict[str, Any]:
     began = time.monotonic()
-    review = await reviewed(settings, pairs, random.Random(seed))
+    review = await reviewed(settings, pairs, elsewhere, random.Random(seed))
     seconds = time.monotonic() - began
     summary = await summarised(settings, random.Random(seed))
     answers = await answered(settings)
@@ -190,11 +192,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    pairs = read_bank(options.bank)[-DEVELOPMENT_PAIRS:][: options.pairs]
+    bank = read_bank(options.bank)
+    pairs, elsewhere = bank[-DEVELOPMENT_PAIRS:][: options.pairs], Bank.of(bank[:DEVELOPMENT_PAIRS]).terms
     with running() as stack:
         port = int(stack.engine_url.rsplit(":", 1)[1])
         settings = load_settings({"DUET_HOME": str(stack.home), "DUET_ENGINE__PORT": str(port)})
-        found = asyncio.run(evaluate(settings, pairs, options.seed))
+        found = asyncio.run(evaluate(settings, pairs, elsewhere, options.seed))
     text = json.dumps(found, ensure_ascii=False, indent=1)
     print(text)
     if options.json:
