@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import wave
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +13,7 @@ from duet.errors import DuetError, Unavailable
 from duet.keys import api_key
 from duet.settings import Settings
 from duet.wire import Segment
+from speech.wav import as_wav
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,10 @@ class Engine:
         self, model: str, clip: np.ndarray[Any, np.dtype[np.int16]], *, language: str | None, hotwords: list[str]
     ) -> Segment:
         """One clip of 16-bit audio, times from its start."""
-        buffer = io.BytesIO()
-        with wave.open(buffer, "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16_000)
-            file.writeframes(np.asarray(clip, dtype="<i2").tobytes())
         data: dict[str, Any] = {"model": model, "response_format": "verbose_json", "keywords[]": hotwords}
         if language:
             data["language"] = language
-        files = {"file": ("clip.wav", buffer.getvalue(), "audio/wav")}
+        files = {"file": ("clip.wav", as_wav(clip), "audio/wav")}
         answer = await self._send("POST", "/v1/audio/transcriptions", data=data, files=files)
         doubts = [part["low_confidence"] for part in answer.get("segments", []) if part.get("low_confidence")]
         return Segment(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import time
-import wave
 from typing import Any
 
 import httpx
@@ -18,6 +16,7 @@ from duet.wire import Segment, Transcript
 from speech import vad
 from speech.splitter import SAMPLE_RATE, Span, split
 from speech.text import join
+from speech.wav import as_wav
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Qwen3AsrBackend:
             fields["prompt"] = options.prompt
         if options.keywords:
             fields["keywords[]"] = list(options.keywords)
-        clip = _wav(pcm[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)])
+        clip = as_wav(pcm[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)])
         try:
             answer = await self._client.post(
                 "/v1/audio/transcriptions", data=fields, files={"file": ("piece.wav", clip, "audio/wav")}
@@ -155,13 +154,3 @@ def _error(answer: httpx.Response) -> DuetError:
 
 def _pieces(pcm: Pcm) -> list[Span]:
     return split(pcm, vad.detect(pcm), max_seconds=PIECE_SECONDS)
-
-
-def _wav(clip: Pcm) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(clip.astype("<i2", copy=False).tobytes())
-    return buffer.getvalue()

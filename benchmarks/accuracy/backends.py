@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import json
 import os
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from speech import vad
 from speech.decode import decode
 from speech.sensevoice import MAX_CLIP_SECONDS, SenseVoice, find_sensevoice
 from speech.splitter import SAMPLE_RATE, split
+from speech.wav import as_wav
 
 MAX_AUDIO_SECONDS = 4 * 3600.0
 AT_ONCE = 4
@@ -262,16 +261,6 @@ def _cut(samples: Samples, utterance: Utterance) -> Samples:
     if first >= len(samples):
         raise BackendError(f"{utterance.id} begins after the end of {utterance.audio}")
     return samples[first:last]
-
-
-def as_wav(samples: Samples) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-    return buffer.getvalue()
 
 
 def digest_of_folder(folder: Path) -> str:

@@ -16,6 +16,7 @@ from benchmarks.accuracy import backends, cer, report
 from benchmarks.accuracy.figures import Scored, figures, term_counts
 from benchmarks.accuracy.manifest import Manifest, ManifestError, Utterance, read, script
 from duet.settings import load_settings
+from speech.wav import as_wav
 
 WORDS = st.text(alphabet="我们测试数据库abc ", max_size=12)
 
@@ -201,7 +202,7 @@ class Counting:
 
 def test_what_was_transcribed_once_is_not_transcribed_again(tmp_path: Path) -> None:
     audio = tmp_path / "a.wav"
-    audio.write_bytes(backends.as_wav(np.zeros(16_000, np.float32)))
+    audio.write_bytes(as_wav(np.zeros(16_000, np.float32)))
     said = [Utterance("one", audio, "x", "en", (), ()), Utterance("two", audio, "x", "en", (), (), 0.25, 0.5)]
     cache, ears, seen = backends.Cache(tmp_path / "cache.jsonl"), Counting(), list[int]()
     first = asyncio.run(backends.transcripts(ears, said, cache, seen.append))
@@ -218,7 +219,7 @@ def test_what_was_transcribed_once_is_not_transcribed_again(tmp_path: Path) -> N
 
 def test_a_degraded_answer_is_asked_for_again(tmp_path: Path) -> None:
     audio = tmp_path / "a.wav"
-    audio.write_bytes(backends.as_wav(np.zeros(1_600, np.float32)))
+    audio.write_bytes(as_wav(np.zeros(1_600, np.float32)))
     said = [Utterance("one", audio, "x", "en", (), ())]
     cache, ears = backends.Cache(tmp_path / "cache.jsonl"), Counting(degraded=True)
     for _ in range(2):
@@ -228,7 +229,7 @@ def test_a_degraded_answer_is_asked_for_again(tmp_path: Path) -> None:
 
 def test_an_utterance_after_the_end_of_its_recording_is_an_error(tmp_path: Path) -> None:
     audio = tmp_path / "a.wav"
-    audio.write_bytes(backends.as_wav(np.zeros(1_600, np.float32)))
+    audio.write_bytes(as_wav(np.zeros(1_600, np.float32)))
     said = [Utterance("late", audio, "x", "en", (), (), 0.5, 1.0)]
     with pytest.raises(backends.BackendError, match="late begins after the end"):
         asyncio.run(backends.transcripts(Counting(), said, None, lambda done: None))
@@ -251,7 +252,7 @@ def test_hypotheses_of_another_form_are_refused(tmp_path: Path, content: str, sa
 
 def test_utterances_without_a_hypothesis_are_named(tmp_path: Path) -> None:
     audio, path = tmp_path / "a.wav", tmp_path / "h.jsonl"
-    audio.write_bytes(backends.as_wav(np.zeros(160, np.float32)))
+    audio.write_bytes(as_wav(np.zeros(160, np.float32)))
     path.write_text('{"id": "one", "text": "a\u2028b"}\n', encoding="utf-8")
     said = [Utterance(name, audio, "x", "en", (), ()) for name in ("one", "two")]
     ready = backends.Ready(path)
