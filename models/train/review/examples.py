@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from models.train import held_out
+from models.train import held_out, lexicon
 from models.train.review import talk
 from models.train.review.misheard import Place, garbled, places, respelt
-from models.train.sentences import Writer
+from models.train.sentences import Writer, tidy
 from pipelines.glossary import Term
 from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM, ask_review, ask_summary
 
-GLOSSARY_TERMS: Final = 8
+GLOSSARY_TERMS: Final = 6
 """As the model's card says: more only distract so small a model."""
-NEGATIVE_SHARE, MAX_OTHERS = 0.5, 14
+NEGATIVE_SHARE, MAX_OTHERS = 0.5, 9
 DEVELOPMENT_PAIRS: Final = 500
 """The last of a bank, which nothing is trained on."""
 FRAMES: Final = (
@@ -30,7 +30,7 @@ FRAMES: Final = (
 """Pieces of the form of requests and answers, one token each."""
 PROMPTS: Final = (REVIEW_SYSTEM, SUMMARY_SYSTEM)
 
-Task = Literal["review", "summary", "chat"]
+Task = Literal["drill", "review", "summary", "chat"]
 Messages = list[dict[str, str]]
 
 
@@ -80,7 +80,36 @@ class Author:
         self._writer = Writer(rng)
 
     def example(self, task: Task) -> Example:
-        return {"review": self.review, "summary": self.summary, "chat": self.chat}[task]()
+        return {"drill": self.drill, "review": self.review, "summary": self.summary, "chat": self.chat}[task]()
+
+    def drill(self) -> Example:
+        """Comparing and copying, and nothing else: misheard terms among unrelated words, all of them to be corrected.
+
+        Half of the answers are edits as in a review; the other half, asked without the system prompt, are the whole
+        text corrected, where every token teaches to copy."""
+        rng = self._rng
+        pieces: list[tuple[str, str]] = []
+        chosen: list[Place] = []
+        for _ in range(rng.randint(1, 3)):
+            filler = self._filler()
+            term = self._writer.term("zh" if rng.random() < 0.75 else "en")
+            place = Place(term, respelt(term, rng) if term.isascii() else garbled(term, rng, 0.6))
+            pieces += [(filler, filler), (place.said, place.heard)]
+            if place.said != place.heard and place not in chosen and held_out.allowed(term):
+                chosen.append(place)
+        said, heard = (tidy(" ".join(piece[side] for piece in pieces)) for side in (0, 1))
+        chosen = [place for place in chosen if place.heard in heard]
+        terms = [*(place.said for place in chosen), *self._others(rng.randint(0, 2))]
+        rng.shuffle(terms)
+        name = f"s{rng.randint(1, 400):04d}"
+        messages = ask_review([], [(name, heard)], [], [Term(term) for term in terms], glossary_terms=GLOSSARY_TERMS)
+        if rng.random() < 0.5:
+            return _answered(messages, name, heard, chosen)
+        return Example(messages[1:], said, tuple(place.said for place in chosen))
+
+    def _filler(self) -> str:
+        words = lexicon.chinese_words()["*"] if self._rng.random() < 0.75 else lexicon.english_words()
+        return " ".join(words.draw(self._rng.random()) for _ in range(self._rng.randint(1, 3)))
 
     def review(self) -> Example:
         rng = self._rng
@@ -106,16 +135,16 @@ class Author:
 
     def _simulate(self) -> Pair:
         sentence = self._writer.sentence()
-        text = sentence.text
+        text, elsewhere = sentence.text, self._rng.choice((0.02, 0.1, 0.25))
         if sentence.language == "zh" and self._rng.random() < 0.8:
             first = self._rng.randrange(max(1, len(text) - 4))
             last = first + self._rng.randint(2, 5)
-            heard = garbled(text[:first], self._rng, 0.03) + garbled(text[first:last], self._rng, 0.6)
-            return Pair(text, heard + garbled(text[last:], self._rng, 0.03))
+            heard = garbled(text[:first], self._rng, elsewhere) + garbled(text[first:last], self._rng, 0.6)
+            return Pair(text, heard + garbled(text[last:], self._rng, elsewhere))
         words = text.split(" ")
         place = self._rng.randrange(len(words))
         words[place] = re.sub("[a-z]{3,}", lambda match: respelt(match[0], self._rng), words[place])
-        return Pair(text, garbled(" ".join(words), self._rng, 0.05))
+        return Pair(text, garbled(" ".join(words), self._rng, elsewhere))
 
     def _others(self, count: int) -> list[str]:
         """Terms that have nothing to do with the sentence: invented ones, and words of other sentences."""
