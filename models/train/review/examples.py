@@ -124,8 +124,9 @@ class Author:
         right = places(pair.said, pair.heard, rng, wrong=False) if rng.random() < 0.4 else []
         known = [place.said for place in rng.sample(right, min(len(right), rng.randint(1, 2)))]
         terms = list(dict.fromkeys([*(place.said for place in chosen), *known, *self._others(rng.randint(0, MAX_OTHERS))]))
-        if negative and wrong:  # a term that was misheard must not be among them by chance
-            terms = [term for term in terms if not any(term in pair.said and term not in pair.heard for term in terms)]
+        # A term that was misheard and is not to be corrected must not be among them by chance.
+        wanted = {place.said for place in chosen}
+        terms = [term for term in terms if term in wanted or term not in pair.said or term in pair.heard]
         rng.shuffle(terms)
         name = f"s{rng.randint(1, 400):04d}"
         glossary = [Term(term, self._aliases(term)) for term in terms]
@@ -161,7 +162,8 @@ class Author:
     def _aliases(self, term: str) -> tuple[str, ...]:
         if self._rng.random() > 0.04:
             return ()
-        return (respelt(term, self._rng) if term.isascii() else garbled(term, self._rng, 0.5),)
+        alias = respelt(term, self._rng) if term.isascii() else garbled(term, self._rng, 0.5)
+        return (alias,) if alias != term else ()
 
     def summary(self) -> Example:
         """A part of a meeting, whose decisions, tasks and questions are known because frames made them."""
