@@ -100,7 +100,11 @@ async def measure(model: Path, meetings: Sequence[Truth]) -> dict[str, Any]:
                 audio_seconds += pcm.stat().st_size / 2 / 16_000
     finally:
         await diarizer.close()
-    return {**report(scores), "audio_seconds": round(audio_seconds), "real_time_factor": round(spent / audio_seconds, 4)}
+    return {
+        **report(scores),
+        "audio_seconds": round(audio_seconds),
+        "real_time_factor": round(spent / audio_seconds, 4),
+    }
 
 
 def listen(model: Path, threshold: float, meeting: Truth) -> Diarized:

@@ -49,12 +49,19 @@ def chinese_frequencies() -> dict[str, float]:
 
 
 @cache
-def characters() -> tuple[str, ...]:
-    """The `CHARACTERS` most common ones, in the order of code points."""
+def character_shares() -> dict[str, float]:
+    """How often each Han character is in running text, against words."""
     counted: dict[str, float] = defaultdict(float)
     for word, share in chinese_frequencies().items():
         for character in word:
             counted[character] += share
+    return dict(counted)
+
+
+@cache
+def characters() -> tuple[str, ...]:
+    """The `CHARACTERS` most common ones, in the order of code points."""
+    counted = character_shares()
     return tuple(sorted(sorted(counted, key=lambda c: (-counted[c], c))[:CHARACTERS]))
 
 
@@ -80,12 +87,8 @@ def chinese_words(power: float = 0.6) -> dict[str, Weighted]:
 
 @cache
 def common_characters(power: float = 0.5) -> Weighted:
-    counted: dict[str, float] = defaultdict(float)
-    for word, share in chinese_frequencies().items():
-        for character in word:
-            counted[character] += share
     chosen = list(characters())
-    return Weighted(chosen, [counted[c] for c in chosen], power)
+    return Weighted(chosen, [character_shares()[c] for c in chosen], power)
 
 
 @cache

@@ -111,7 +111,12 @@ def test_parameters_of_the_models_are_checked(tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("models")
     for name in ("seg.onnx", "spk.onnx"):
         (folder / name).touch()
-    for text, name in (('threshold = "low"', "threshold"), ("min_turn_seconds = [1]", "min_turn_seconds")):
+    for text, name in (
+        ('threshold = "low"', "threshold"),
+        ("min_turn_seconds = [1]", "min_turn_seconds"),
+        ('same_voice_distance = "near"', "same_voice_distance"),
+        ("min_speaker_seconds = {}", "min_speaker_seconds"),
+    ):
         (folder / "speaker.toml").write_text(text)
         with pytest.raises(Unavailable, match=f"{name} is no number"):
             Diarizer(folder)
