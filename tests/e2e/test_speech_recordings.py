@@ -64,4 +64,4 @@ async def test_a_conversation_is_diarized_near_its_reference(path: Path, tmp_pat
     finally:
         await diarizer.close()
     heard = [SpeakerTurn(turn.start, turn.end, turn.speaker) for turn in turns]
-    assert der(reference, heard) < 1.0  # the tiny models were made for synthetic voices
+    assert der(reference, heard).rate < 1.0  # the tiny models were made for synthetic voices
