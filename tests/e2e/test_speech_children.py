@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from duet.errors import Unavailable, WorkerLost
 from duet.wire import Segment
 from speech.decode import decode, decode_to_pcm
 from speech.diarizer import Diarizer
+from speech.metrics import SpeakerTurn, der
 from speech.sensevoice import SenseVoice
 from speech.splitter import SAMPLE_RATE
 from tests import sounds
@@ -170,6 +172,19 @@ async def test_turns_are_labelled_by_appearance_and_inside_the_audio(meeting: Pa
     assert [turn.start for turn in turns] == sorted(turn.start for turn in turns)
     assert all(0 <= turn.start < turn.end <= meeting.stat().st_size / 2 / SAMPLE_RATE + 0.1 for turn in turns)
     assert seen == [1.0]
+
+
+async def test_the_people_of_the_demo_s_meeting_are_counted_and_told_apart(meeting: Path) -> None:
+    truth = json.loads((DEMO / "meeting.json").read_text(encoding="utf-8"))["turns"]
+    diarizer = Diarizer(SPEAKER)
+    try:
+        turns = await diarizer.diarize(meeting)
+    finally:
+        await diarizer.close()
+    spoken = [SpeakerTurn(turn["start"], turn["end"], turn["speaker"]) for turn in truth]
+    heard = [SpeakerTurn(turn.start, turn.end, turn.speaker) for turn in turns]
+    assert len({turn.speaker for turn in heard}) == len({turn.speaker for turn in spoken})
+    assert der(spoken, heard).rate < 0.15
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 3.0])
