@@ -19,7 +19,7 @@ from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM, ask_review,
 
 GLOSSARY_TERMS: Final = 6
 """As the model's card says: more only distract so small a model."""
-NEGATIVE_SHARE, MAX_OTHERS = 0.5, 9
+NEGATIVE_SHARE, MAX_OTHERS = 0.5, 7
 DEVELOPMENT_PAIRS: Final = 500
 """The last of a bank, which nothing is trained on."""
 FRAMES: Final = (

@@ -36,6 +36,8 @@ SHARES: Final[dict[Task, float]] = {"review": 0.83, "summary": 0.12, "chat": 0.0
 DRILLED_UNTIL: Final = 0.5
 """The share of all steps in which reviews are partly drills: first nearly all of them, in the end none."""
 MARKED_WEIGHT: Final = 3.0
+STEPS_OF_A_MAKE: Final = 4
+"""Examples are made for two steps and used twice: to make one takes as long as to learn from it."""
 IGNORED: Final = -100
 
 
@@ -110,22 +112,21 @@ class Trainer:
         self._model, self._encoder, self._bank, self._total = model, encoder, bank, total_steps
 
     def loss(self, step: int) -> Tensor:
-        # Rows for two steps at once, the shorter ones first: rows of like length waste no padding.
-        made = self._examples(step // 2)
-        half = len(made) // 2
-        batch = self._encoder.batch(made[:half] if step % 2 == 0 else made[half:])
+        batch = self._batches(step // STEPS_OF_A_MAKE)[step % 2]
         logits, targets, weights = answer_logits(self._model, batch)
         return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
 
     @lru_cache(maxsize=1)  # noqa: B019 - the trainer lives as long as the process
-    def _examples(self, number: int) -> list[Example]:
+    def _batches(self, number: int) -> tuple[Batch, Batch]:
+        """Two batches of a task, the shorter examples and the longer ones: rows of like length waste no padding."""
         rng = random.Random(steps.seed_of_step(number))
-        done = 2 * number / self._total
+        done = STEPS_OF_A_MAKE * number / self._total
         task = rng.choices(list(SHARES), list(SHARES.values()))[0]
         if task == "review" and rng.random() < 0.9 * (1 - done / DRILLED_UNTIL):
             task = "drill"
         author = Author(rng, self._bank, simulated=0.6 - 0.4 * done)
-        return sorted((author.example(task) for _ in range(2 * ROWS[task])), key=_length)
+        made = sorted((author.example(task) for _ in range(2 * ROWS[task])), key=_length)
+        return self._encoder.batch(made[: ROWS[task]]), self._encoder.batch(made[ROWS[task] :])
 
 
 def _length(example: Example) -> int:
