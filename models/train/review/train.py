@@ -130,7 +130,8 @@ class Trainer:
 
 
 def _length(example: Example) -> int:
-    return sum(len(message["content"]) for message in example.messages) + len(example.answer)
+    """Of the request alone: with the answer, batches of nothing to correct would come apart, and outweigh the others."""
+    return sum(len(message["content"]) for message in example.messages)
 
 
 def answer_logits(model: Qwen3, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
