@@ -26,8 +26,9 @@ FRAMES: Final = (
     '{"segments": [', '{"id": "', '", "edits": [', '{"from": "', '", "to": "', '"}', "]}", '{"overview": "', '", "items": [',
     '{"kind": "', '", "text": "', '", "segment_ids": ["', '"], "quote": "',
     "Glossary:\n- ", "\n- ", "There is no glossary.", "\n\n<transcript>\n[s", "<transcript>\n[s", "\n[s", "] ", "\n</transcript>",
+    *(f"{number:02d}" for number in range(100)),
 )  # fmt: skip
-"""Pieces of the form of requests and answers, one token each."""
+"""Pieces of the form of requests and answers, one token each. Digits in pairs: in an id like s0007, 0 follows 0 and 7 too."""
 PROMPTS: Final = (REVIEW_SYSTEM, SUMMARY_SYSTEM)
 
 Task = Literal["drill", "review", "summary", "chat"]
