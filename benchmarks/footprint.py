@@ -59,17 +59,17 @@ def warm(stack: Stack) -> None:
 
 def measure(stack: Stack, loaded: list[str]) -> dict[str, Any]:
     """The stack's processes with their memory now; megabytes are millions of bytes."""
-    table = _processes()
-    processes: list[dict[str, Any]] = [
+    table = processes()
+    found: list[dict[str, Any]] = [
         {"pid": pid, "command": command, "rss_mb": rss_megabytes, "pss_mb": _pss_megabytes(pid)}
         for pid, (_, rss_megabytes, command) in table.items()
-        if _descends(pid, stack.pid, {child: parent for child, (parent, _, _) in table.items()})
+        if descends(pid, stack.pid, {child: parent for child, (parent, _, _) in table.items()})
     ]
     weights = sum(file.stat().st_size for name in loaded for file in (models.EMBEDDED / name).glob("model*")) / 1e6
-    rss = sum(entry["rss_mb"] for entry in processes)
-    shared = [entry["pss_mb"] for entry in processes]
+    rss = sum(entry["rss_mb"] for entry in found)
+    shared = [entry["pss_mb"] for entry in found]
     return {
-        "processes": processes,
+        "processes": found,
         "rss_mb": round(rss, 1),
         "pss_mb": round(sum(shared), 1) if None not in shared else None,
         "weights_mb": round(weights, 1),
@@ -77,7 +77,7 @@ def measure(stack: Stack, loaded: list[str]) -> dict[str, Any]:
     }
 
 
-def _processes() -> dict[int, tuple[int, float, str]]:
+def processes() -> dict[int, tuple[int, float, str]]:
     """(parent, RSS in megabytes, command) of every process, by ps, which macOS and Linux both have."""
     table = subprocess.run(["ps", "-axo", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True).stdout
     found = {}
@@ -88,7 +88,8 @@ def _processes() -> dict[int, tuple[int, float, str]]:
     return found
 
 
-def _descends(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
+def descends(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
+    """Whether a process is the ancestor or came from it."""
     while pid > 1:
         if pid == ancestor:
             return True

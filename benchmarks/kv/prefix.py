@@ -1,0 +1,177 @@
+"""Time to the first text of a long prefix with another suffix: from memory, after a restart, after being pushed out.
+
+    make bench-kv        (python -m benchmarks.kv.prefix [--prefixes N] [--place system])
+
+All servers are up at once and asked in turn, so that a slow minute of the machine hits all of them. For each fresh prefix:
+
+| phase        | what was done before                                        |
+|--------------|-------------------------------------------------------------|
+| `cold`       | nothing: the prefix was never seen                          |
+| `second`     | the cold request, with another suffix                       |
+| `third`      | the second request, with another suffix                     |
+| `restarted`  | SIGTERM, start in the same home, an unrelated short request |
+| `pushed_out` | six other prompts of that length; memory holds about four   |
+
+Ratios are to the same server's cold request of the same prefix, medians over the prefixes. Answers of the first
+`--references` prefixes are compared with those of the same server without any cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kv.checkpoints import CONFIGS, checkpoint, state_bytes, token_bytes
+from benchmarks.kv.client import Answer, Client, Messages, Texts, message, side_by_side
+from benchmarks.kv.report import parser, table, write
+from benchmarks.kv.servers import NOTHING, Budget
+
+PHASES = ("cold", "second", "third", "restarted", "pushed_out")
+SUFFIX_TOKENS, ANSWER_TOKENS = 16, 16
+HELD_PREFIXES, OTHER_PREFIXES = 4, 6
+STATES_PER_PREFIX = 3
+
+Answers = dict[str, dict[str, list[Answer]]]
+"""Server -> phase -> one answer for each prefix, in order."""
+
+
+def main() -> int:
+    options = parser(__doc__, "kv-prefix.json", "nano,hybrid")
+    options.add_argument("--prefixes", type=int, default=2, help="fresh prefixes, of which the figures are medians")
+    options.add_argument("--references", type=int, default=1, help="prefixes whose answers are checked")
+    options.add_argument("--tokens", type=int, default=2048, help="of a prefix; fewer to try the script out")
+    options.add_argument("--place", choices=("user", "system"), default="user", help="where the prefix stands")
+    arguments = options.parse_args()
+    begun = time.monotonic()
+    found = {name: measure(name, arguments) for name in arguments.checkpoints}
+    for name, servers in found.items():
+        print(f"\n{name}: seconds to the first text, and ratio to the same server's cold request\n{shown(servers)}")
+    write(arguments.json, arguments, begun, {"checkpoints": found})
+    return 0
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All phases of one checkpoint on all servers."""
+    folder = checkpoint(name)
+    texts = Texts(folder)
+    stamp = f"{time.time_ns():x}"  # no two runs share a prefix
+    prefixes = [texts.make(arguments.tokens, f"{stamp} {i}") for i in range(arguments.prefixes)]
+    others = [texts.make(arguments.tokens, f"{stamp} other {i}") for i in range(OTHER_PREFIXES)]
+
+    def asked(prefix: str, phase: str) -> Messages:
+        suffix = texts.make(SUFFIX_TOKENS, f"question {PHASES.index(phase)}")
+        if arguments.place == "system":
+            return [message("system", prefix), message("user", suffix)]
+        return [message("user", f"{prefix}\n\n{suffix}")]
+
+    budget = budget_for(CONFIGS[name], arguments.tokens)
+    with side_by_side(arguments.servers, folder, budget, peers=arguments.peers, core=arguments.core) as clients:
+        answers = run_phases(clients, prefixes, others, asked)
+        options = {server: dict(client.server.recipe.options) for server, client in clients.items()}
+    changed = changed_answers(answers, folder, prefixes[: arguments.references], asked, arguments)
+    return {
+        server: {"options": options[server], **figures(phases), "answers_changed": changed[server]}
+        for server, phases in answers.items()
+    }
+
+
+def budget_for(config: dict[str, Any], tokens: int) -> Budget:
+    """Memory for about `HELD_PREFIXES` prefixes of so many tokens with their suffixes and states."""
+    prompt = (tokens + 2 * SUFFIX_TOKENS + ANSWER_TOKENS) * token_bytes(config)
+    return Budget(HELD_PREFIXES * (prompt + STATES_PER_PREFIX * state_bytes(config)))
+
+
+def run_phases(
+    clients: Mapping[str, Client],
+    prefixes: Sequence[str],
+    others: Sequence[str],
+    asked: Callable[[str, str], Messages],
+) -> Answers:
+    """Ask every server for every prefix in every phase, the servers in turn and beginning with another one each time."""
+    answers: Answers = {name: defaultdict(list) for name in clients}
+    turn = 0
+
+    def ask_all(prefix: str, phase: str) -> None:
+        nonlocal turn
+        names = list(clients)
+        for name in rotated(names, turn):
+            answers[name][phase].append(clients[name].ask(asked(prefix, phase), max_tokens=ANSWER_TOKENS))
+        turn += 1
+        seconds = "  ".join(f"{name} {answers[name][phase][-1].first_text_seconds:.3f}" for name in names)
+        print(f"{phase:10} {seconds}", file=sys.stderr)
+
+    for prefix in prefixes:
+        for phase in PHASES[:3]:
+            ask_all(prefix, phase)
+    for client in clients.values():
+        client.restart()
+    for prefix in prefixes:
+        ask_all(prefix, "restarted")
+    for other in others:
+        for client in clients.values():
+            client.ask(asked(other, "cold"), max_tokens=1)
+    for prefix in prefixes:
+        ask_all(prefix, "pushed_out")
+    return answers
+
+
+def rotated(names: Sequence[str], turn: int) -> list[str]:
+    start = turn % len(names)
+    return [*names[start:], *names[:start]]
+
+
+def changed_answers(
+    answers: Answers,
+    folder: Path,
+    prefixes: Sequence[str],
+    asked: Callable[[str, str], Messages],
+    arguments: argparse.Namespace,
+) -> dict[str, list[str]]:
+    """By server, the phases in which an answer differs from the one without a cache."""
+    found: dict[str, list[str]] = {name: [] for name in answers}
+    if not prefixes:
+        return found
+    with side_by_side(arguments.servers, folder, NOTHING, peers=arguments.peers, core=arguments.core) as clients:
+        for name, client in clients.items():
+            for i, prefix in enumerate(prefixes):
+                for phase in PHASES[1:]:
+                    expected = client.ask(asked(prefix, phase), max_tokens=ANSWER_TOKENS)
+                    if expected.cached_tokens >= arguments.tokens // 2:
+                        raise AssertionError(f"{name} without a cache reports {expected.cached_tokens} cached tokens")
+                    if expected.text != answers[name][phase][i].text:
+                        found[name].append(phase)
+    return found
+
+
+def figures(phases: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """Medians over the prefixes; ratios are of each prefix to its own cold request."""
+    cold = [answer.first_text_seconds for answer in phases["cold"]]
+    found = {}
+    for phase, answers in phases.items():
+        seconds = [answer.first_text_seconds for answer in answers]
+        found[phase] = {
+            "seconds": round(statistics.median(seconds), 4),
+            "ratio": round(statistics.median(one / base for one, base in zip(seconds, cold, strict=True)), 4),
+            "all_seconds": [round(one, 4) for one in seconds],
+            "cached_tokens": [answer.cached_tokens for answer in answers],
+        }
+    return {"prompt_tokens": phases["cold"][0].prompt_tokens, "phases": found}
+
+
+def shown(servers: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in servers.items():
+        cells = [f"{entry['seconds']:.3f} {entry['ratio']:.3f}" for entry in found["phases"].values()]
+        cached = "/".join(str(min(entry["cached_tokens"])) for entry in found["phases"].values())
+        rows.append([name, *cells, cached, ", ".join(found["answers_changed"]) or "none"])
+    return table(["server", *PHASES, "tokens cached (least)", "answers changed"], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What the cache's benchmarks share: their arguments, the record they leave, and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kv.servers import MAKERS, PEERS, pinning
+
+RESULTS = Path("benchmarks/results")
+
+
+def parser(description: str | None, result: str, checkpoints: str) -> argparse.ArgumentParser:
+    """The arguments of every benchmark here. `result` names its file, `checkpoints` are measured by default."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--checkpoints", type=_names, default=checkpoints, help="names, separated by commas")
+    found.add_argument("--servers", type=_names, default=",".join(MAKERS), help="names, separated by commas")
+    found.add_argument("--peers", type=Path, default=PEERS, help="the environment of the other servers")
+    found.add_argument("--core", type=int, default=0, help="the core that all servers share, where there is taskset")
+    found.add_argument("--json", type=Path, default=RESULTS / result, help="write the figures to this file")
+    return found
+
+
+def _names(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def write(file: Path, arguments: argparse.Namespace, begun: float, found: Mapping[str, Any]) -> None:
+    """The record of one run. `begun` is `time.monotonic()` of its start."""
+    settings = {
+        name: value for name, value in vars(arguments).items() if not isinstance(value, Path) and name != "core"
+    }
+    record = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "pinned_to_one_core": bool(pinning(arguments.core)),
+        "versions": {"duet": version("mlx-duet"), **peer_versions(arguments.peers)},
+        "settings": settings,
+        "run_seconds": round(time.monotonic() - begun),
+        **found,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {file} after {record['run_seconds']} s")
+
+
+def peer_versions(peers: Path) -> dict[str, str]:
+    """Versions of the MLX packages in an environment, by the names of their installation records."""
+    found = {}
+    for folder in sorted(peers.glob("lib/python3*/site-packages/mlx*.dist-info")):
+        name, _, number = folder.name.removesuffix(".dist-info").partition("-")
+        found[name] = number
+    return found
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, figures to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""How fast a 200 MB prefix comes back from disk, against reading the same files.
+
+    make bench-kv        (python -m benchmarks.kv.restore [--rounds N])
+
+The checkpoint `wide` has few weights and the keys and values of a large model: 1,024 tokens are 201 MB. After a cold request,
+a second and a third one (the third is the time from memory), each round stops the server, asks the kernel to forget the cache's
+files, reads them one after the other (the floor), has them forgotten again, starts the server, and asks again. The same is then
+done without forgetting, which shows what the page cache gives: after a restart of the server alone, and not of the machine, the
+files are usually still in it.
+
+    restore seconds = time to the first text after the restart - time to the first text from memory
+    throughput      = keys and values of the cached tokens / restore seconds
+
+Time from memory contains the suffix, the answer's first token, and the copy from the memory tier, which a restore does not make:
+the difference is slightly smaller than a restore. The gross throughput, over the whole time to the first text, is given too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from typing import Any
+
+from benchmarks.kv.checkpoints import CONFIGS, checkpoint, token_bytes
+from benchmarks.kv.client import Client, Messages, Texts, message, side_by_side
+from benchmarks.kv.disk import drop_from_page_cache, files_below, sequential_read
+from benchmarks.kv.report import parser, table, write
+from benchmarks.kv.servers import ROOMY
+
+GOAL = 0.6
+SUFFIX_TOKENS, ANSWER_TOKENS = 8, 4
+
+
+def main() -> int:
+    options = parser(__doc__, "kv-restore.json", "wide")
+    options.add_argument("--rounds", type=int, default=3, help="restarts with and without the page cache")
+    options.add_argument("--tokens", type=int, default=1024, help="of the prefix; fewer to try the script out")
+    options.set_defaults(servers=["duet", "mlx_vlm"])  # the others keep nothing on disk
+    arguments = options.parse_args()
+    begun = time.monotonic()
+    found = {name: measure(name, arguments) for name in arguments.checkpoints}
+    for name, servers in found.items():
+        print(f"\n{name}: a prefix from disk; of the disk's sequential read (goal: {GOAL})\n{shown(servers)}")
+    write(arguments.json, arguments, begun, {"checkpoints": found})
+    return 0
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One checkpoint on all servers that keep prompts on disk."""
+    folder, found = checkpoint(name), {}
+    texts, stamp = Texts(folder), f"{time.time_ns():x}"
+    prefix = texts.make(arguments.tokens, stamp)
+    with side_by_side(arguments.servers, folder, ROOMY, peers=arguments.peers, core=arguments.core) as clients:
+        for server, client in clients.items():
+            if client.server.recipe.cache is not None:
+                measured = _restores(client, texts, prefix, arguments.rounds, token_bytes(CONFIGS[name]))
+                found[server] = {"options": dict(client.server.recipe.options), **measured}
+    return found
+
+
+def _restores(client: Client, texts: Texts, prefix: str, rounds: int, bytes_a_token: int) -> dict[str, Any]:
+    def asked(suffix: str) -> Messages:
+        return [message("user", f"{prefix}\n\n{texts.make(SUFFIX_TOKENS, suffix)}")]
+
+    cold, _, warm = (client.ask(asked(f"question {i}"), max_tokens=ANSWER_TOKENS) for i in range(3))
+    found: dict[str, Any] = {
+        "cold_seconds": round(cold.first_text_seconds, 4),
+        "memory_seconds": round(warm.first_text_seconds, 4),
+    }
+    for forgotten in (True, False):
+        runs = [_round(client, asked(f"question {forgotten} {i}"), forgotten=forgotten) for i in range(rounds)]
+        found["page_cache_dropped" if forgotten else "page_cache_kept"] = summary(
+            runs, warm.first_text_seconds, bytes_a_token
+        )
+    return found
+
+
+def _round(client: Client, messages: Messages, *, forgotten: bool) -> dict[str, Any]:
+    """One restart: what the files' sequential read took, then the time to the first text."""
+    client.close()
+    client.server.stop()
+    assert client.server.recipe.cache is not None
+    files = files_below(client.server.recipe.cache)
+    dropped = forgotten and drop_from_page_cache(files)
+    read_bytes, read_seconds = sequential_read(files)
+    if forgotten:
+        drop_from_page_cache(files)
+    client.restart()
+    answer = client.ask(messages, max_tokens=ANSWER_TOKENS)
+    return {
+        "dropped": dropped,
+        "read_bytes": read_bytes,
+        "read_seconds": read_seconds,
+        "seconds": answer.first_text_seconds,
+        "cached_tokens": answer.cached_tokens,
+    }
+
+
+def summary(runs: list[dict[str, Any]], memory_seconds: float, bytes_a_token: int) -> dict[str, Any]:
+    """Medians over the rounds. Without a restored token, or where a restore took no longer than memory, there is no
+    throughput to give."""
+    seconds = statistics.median(run["seconds"] for run in runs)
+    restored = min(run["cached_tokens"] for run in runs) * bytes_a_token
+    floors = [run["read_bytes"] / run["read_seconds"] for run in runs if run["read_bytes"]]
+    floor = statistics.median(floors) if floors else None
+    net = restored / (seconds - memory_seconds) if restored and seconds > memory_seconds else None
+    return {
+        "dropped": all(run["dropped"] for run in runs),
+        "first_text_seconds": round(seconds, 4),
+        "restored_bytes": restored,
+        "bytes_on_disk": max(run["read_bytes"] for run in runs),
+        "floor_bytes_per_second": floor and round(floor),
+        "restore_bytes_per_second": net and round(net),
+        "gross_bytes_per_second": round(restored / seconds),
+        "of_floor": round(net / floor, 3) if net and floor else None,
+        "gross_of_floor": round(restored / seconds / floor, 3) if floor else None,
+    }
+
+
+def shown(servers: dict[str, Any]) -> str:
+    rows = []
+    for name, found in servers.items():
+        for state in ("page_cache_dropped", "page_cache_kept"):
+            entry = found[state]
+            cells = [entry["restored_bytes"], entry["floor_bytes_per_second"], entry["restore_bytes_per_second"]]
+            megabytes = ["-" if cell is None else f"{cell / 1e6:.0f}" for cell in cells]
+            shares = ["-" if entry[key] is None else f"{entry[key]:.2f}" for key in ("of_floor", "gross_of_floor")]
+            seconds = [
+                f"{value:.3f}"
+                for value in (found["cold_seconds"], found["memory_seconds"], entry["first_text_seconds"])
+            ]
+            rows.append([f"{name}, {state.replace('_', ' ')}", *seconds, *megabytes, *shares])
+    head = ["server", "cold s", "memory s", "disk s", "restored MB", "floor MB/s", "restore MB/s", "of floor", "gross"]
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Servers under measurement, as real processes: ours, `mlx_vlm.server` and `mlx_lm.server`.
+
+Each has a home of its own, a free port, and on Linux one core. The others come from PyPI into an environment of their own
+(`make bench-kv`, benchmarks/peers.txt) and run with those of their cache options that keep most.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import httpx
+
+from benchmarks.stack import free_ports
+from duet.keys import api_key
+from duet.settings import EngineSettings
+
+PEERS = Path("build/bench/venv")
+START_SECONDS, STOP_SECONDS = 120.0, 30.0
+# Sizes of the engine's cache tiers, in bytes: `engine.<name>` of the settings.
+RAM_SETTING, DISK_SETTING = "kv_ram_bytes", "kv_disk_bytes"
+FOLDER_OF_OURS = "kv"
+# Other programs' variables that would reach into a measurement.
+_FOREIGN = ("DUET_", "APC_", "MLX_", "HF_", "KV_", "XDG_")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a server may keep of prompts, in bytes."""
+
+    ram_bytes: int
+    disk_bytes: int = 20 << 30
+
+
+NOTHING = Budget(0, 0)
+"""No cache at all: how a prompt is answered that was never seen."""
+ROOMY = Budget(1 << 30)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a server is started: on `port`, serving as `model`, keeping prompts on disk below `cache` (None: it cannot).
+
+    `options` are the cache options among arguments and environment, for the record.
+    """
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    port: int
+    model: str
+    ready_path: str
+    cache: Path | None
+    options: Mapping[str, str]
+    key: str = "none"
+
+
+Maker = Callable[[Path, Path, Budget, Path], Recipe]
+"""(home, checkpoint, budget, environment of the peers) -> recipe."""
+
+
+def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
+    (port,) = free_ports(1)
+    sizes = {RAM_SETTING: budget.ram_bytes, DISK_SETTING: budget.disk_bytes}
+    # An engine from before there was a store is measured too: it refuses settings that it does not know.
+    options = {
+        f"DUET_ENGINE__{name.upper()}": str(size) for name, size in sizes.items() if name in EngineSettings.model_fields
+    }
+    environment = {
+        **options,
+        "DUET_HOME": str(home),
+        "DUET_ENGINE__PORT": str(port),
+        "DUET_ENGINE__HUB": "false",
+        "DUET_ENGINE__MODEL_DIRS": str(checkpoint.parent),
+    }
+    arguments = [sys.executable, "-P", "-m", "engine"]
+    cache = home / FOLDER_OF_OURS
+    return Recipe(arguments, environment, port, checkpoint.name, "/ready", cache, options, api_key(home))
+
+
+def _mlx_vlm(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
+    """Automatic prefix caching with its disk tier. Checkpoints of hybrid models are closer together and more than by
+    default (2,048 tokens, 2 entries), and free memory does not keep it from reading its disk."""
+    (port,) = free_ports(1)
+    cache = home / "apc"
+    options = {"APC_ENABLED": "0"}
+    if budget != NOTHING:
+        options = {
+            "APC_ENABLED": "1",
+            "APC_DISK_PATH": str(cache),
+            "APC_DISK_MAX_GB": str(budget.disk_bytes / (1 << 30)),
+            "APC_MEMORY_MAX_GB": str(budget.ram_bytes / (1 << 30)),
+            "APC_NUM_BLOCKS": "16384",
+            "APC_CHECKPOINT_ENTRIES": "64",
+            "APC_CHECKPOINT_INTERVAL_TOKENS": "256",
+            "APC_DISK_MIN_FREE_RAM_GB": "0",
+        }
+    arguments = [
+        str(_python(peers)), "-P", "-m", "mlx_vlm.server", "--model", str(checkpoint), "--host", "127.0.0.1",
+        "--port", str(port),
+    ]  # fmt: skip
+    environment = {**options, "MLX_VLM_CACHE_HOME": str(home / "mlx-vlm")}
+    return Recipe(arguments, environment, port, str(checkpoint), "/v1/models", cache, _named(options, home))
+
+
+def _mlx_lm(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
+    """Its prompt cache: in memory only, with more entries than by default (10)."""
+    (port,) = free_ports(1)
+    options = {"--prompt-cache-size": "256", "--prompt-cache-bytes": str(budget.ram_bytes)}
+    if budget == NOTHING:
+        options = {"--prompt-cache-size": "0"}
+    arguments = [
+        str(_python(peers)), "-P", "-m", "mlx_lm", "server", "--model", str(checkpoint), "--host", "127.0.0.1",
+        "--port", str(port), *(part for option in options.items() for part in option),
+    ]  # fmt: skip
+    return Recipe(arguments, {}, port, str(checkpoint), "/v1/models", None, options)
+
+
+MAKERS: dict[str, Maker] = {"duet": _duet, "mlx_vlm": _mlx_vlm, "mlx_lm": _mlx_lm}
+
+
+class ServerFailed(Exception):
+    """It did not come up. The message ends with the log's last lines."""
+
+
+@dataclass
+class Server:
+    """One server, up between `with` and its end. `restart` keeps its home, and so what it has on disk."""
+
+    name: str
+    home: Path
+    checkpoint: Path
+    budget: Budget
+    peers: Path = PEERS
+    core: int | None = 0
+    recipe: Recipe = field(init=False)
+    _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.recipe = MAKERS[self.name](self.home, self.checkpoint, self.budget, self.peers)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.recipe.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        return self.home / "server.log"
+
+    def __enter__(self) -> Server:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()  # an interrupted start has no other end
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> float:
+        """Start it and wait until it answers. Returns the seconds it took. Raises `ServerFailed`."""
+        begun = time.monotonic()
+        with self.log.open("ab") as output:
+            self._process = self._spawn(output)
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() - begun > START_SECONDS:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+                raise ServerFailed(f"{self.name} did not become ready; its log ends:\n{tail}")
+            time.sleep(0.05)
+        return time.monotonic() - begun
+
+    def _spawn(self, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        inherited = {name: value for name, value in _environment().items() if not name.startswith(_FOREIGN)}
+        own = {"HOME": str(self.home), "HF_HUB_OFFLINE": "1", **self.recipe.environment}
+        return subprocess.Popen(
+            [*pinning(self.core), *self.recipe.arguments], cwd=self.home, env={**inherited, **own}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def _ready(self) -> bool:
+        headers = {"Authorization": f"Bearer {self.recipe.key}"}
+        try:
+            answer = httpx.get(self.url + self.recipe.ready_path, headers=headers, timeout=2.0, trust_env=False)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 200
+
+    def stop(self) -> None:
+        """End it as an operator does: SIGTERM, so that it may write what it has. Past the deadline its group is killed."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{self.name} had to be killed after {STOP_SECONDS:.0f} s", file=sys.stderr)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def restart(self) -> float:
+        self.stop()
+        return self.start()
+
+
+def pinning(core: int | None) -> list[str]:
+    """The words before a command that keep it on one core; none where there is no `taskset`, as on macOS."""
+    return ["taskset", "-c", str(core)] if core is not None and shutil.which("taskset") else []
+
+
+def _python(peers: Path) -> Path:
+    python = peers.absolute() / "bin" / "python"
+    if not python.exists():
+        raise ServerFailed(f"{python} is not there: `make bench-kv` makes the environment of the other servers")
+    return python
+
+
+def _named(options: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Options without the path of a home that is gone when somebody reads them."""
+    return {name: value.replace(str(home), "<home>") for name, value in options.items()}
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ)  # noqa: TID251 - handed to the child, not read
