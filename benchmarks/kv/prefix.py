@@ -32,6 +32,7 @@ from benchmarks.kv.client import Answer, Client, Messages, Texts, message, side_
 from benchmarks.kv.report import parser, table, write
 from benchmarks.kv.servers import NOTHING, Budget
 
+OURS = "duet"
 PHASES = ("cold", "second", "third", "restarted", "pushed_out")
 SUFFIX_TOKENS, ANSWER_TOKENS = 16, 16
 HELD_PREFIXES, OTHER_PREFIXES = 4, 6
@@ -50,9 +51,12 @@ def main() -> int:
     arguments = options.parse_args()
     begun = time.monotonic()
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
+    compared = {name: against_peers(servers) for name, servers in found.items()}
     for name, servers in found.items():
         print(f"\n{name}: seconds to the first text, and ratio to the same server's cold request\n{shown(servers)}")
-    write(arguments.json, arguments, begun, {"checkpoints": found})
+        cells = ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in compared[name].items())
+        print(f"{OURS}'s seconds over those of the better other server: {cells or 'not measured'}")
+    write(arguments.json, arguments, begun, {"checkpoints": found, "of_better_peer": compared})
     return 0
 
 
@@ -162,6 +166,19 @@ def figures(phases: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
             "cached_tokens": [answer.cached_tokens for answer in answers],
         }
     return {"prompt_tokens": phases["cold"][0].prompt_tokens, "phases": found}
+
+
+def against_peers(servers: Mapping[str, Any]) -> dict[str, float]:
+    """By phase, our seconds over those of the fastest other server; empty when there is nothing to compare."""
+    others = [name for name in servers if name != OURS]
+    if OURS not in servers or not others:
+        return {}
+    seconds = {
+        name: {phase: one["seconds"] for phase, one in found["phases"].items()} for name, found in servers.items()
+    }
+    return {
+        phase: round(ours / min(seconds[name][phase] for name in others), 3) for phase, ours in seconds[OURS].items()
+    }
 
 
 def shown(servers: Mapping[str, Any]) -> str:

@@ -22,13 +22,9 @@ import httpx
 
 from benchmarks.stack import free_ports
 from duet.keys import api_key
-from duet.settings import EngineSettings
 
 PEERS = Path("build/bench/venv")
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
-# Sizes of the engine's cache tiers, in bytes: `engine.<name>` of the settings.
-RAM_SETTING, DISK_SETTING = "kv_ram_bytes", "kv_disk_bytes"
-FOLDER_OF_OURS = "kv"
 # Other programs' variables that would reach into a measurement.
 _FOREIGN = ("DUET_", "APC_", "MLX_", "HF_", "KV_", "XDG_")
 
@@ -69,10 +65,9 @@ Maker = Callable[[Path, Path, Budget, Path], Recipe]
 
 def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
     (port,) = free_ports(1)
-    sizes = {RAM_SETTING: budget.ram_bytes, DISK_SETTING: budget.disk_bytes}
-    # An engine from before there was a store is measured too: it refuses settings that it does not know.
     options = {
-        f"DUET_ENGINE__{name.upper()}": str(size) for name, size in sizes.items() if name in EngineSettings.model_fields
+        "DUET_ENGINE__KV_RAM_BYTES": str(budget.ram_bytes),
+        "DUET_ENGINE__KV_DISK_BYTES": str(budget.disk_bytes),
     }
     environment = {
         **options,
@@ -82,7 +77,7 @@ def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
         "DUET_ENGINE__MODEL_DIRS": str(checkpoint.parent),
     }
     arguments = [sys.executable, "-P", "-m", "engine"]
-    cache = home / FOLDER_OF_OURS
+    cache = home / "kv"
     return Recipe(arguments, environment, port, checkpoint.name, "/ready", cache, options, api_key(home))
 
 

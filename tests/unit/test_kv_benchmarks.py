@@ -10,7 +10,7 @@ from benchmarks.kv.agents import share, turns_of, unique_bytes, worst_excess
 from benchmarks.kv.checkpoints import CONFIGS, is_plain, state_bytes, token_bytes
 from benchmarks.kv.client import Answer, event_text, read_event
 from benchmarks.kv.disk import Seen, WriteLedger, drop_from_page_cache, files_below, sequential_read, written_between
-from benchmarks.kv.prefix import PHASES, budget_for, figures, rotated
+from benchmarks.kv.prefix import PHASES, against_peers, budget_for, figures, rotated
 from benchmarks.kv.report import peer_versions, table
 from benchmarks.kv.restore import summary
 
@@ -81,6 +81,15 @@ def test_ratios_are_of_each_prefix_to_its_own_cold_request() -> None:
     found = figures(phases)["phases"]
     assert found["cold"]["ratio"] == 1.0
     assert (found["second"]["seconds"], found["second"]["ratio"]) == (0.4, 0.2)
+
+
+def test_we_are_compared_with_the_better_other_server_of_each_phase() -> None:
+    def server(cold: float, second: float) -> dict[str, dict[str, dict[str, float]]]:
+        return {"phases": {"cold": {"seconds": cold}, "second": {"seconds": second}}}
+
+    servers = {"duet": server(2.0, 0.1), "mlx_vlm": server(4.0, 0.4), "mlx_lm": server(5.0, 0.05)}
+    assert against_peers(servers) == {"cold": 0.5, "second": 2.0}
+    assert against_peers({"duet": server(1.0, 1.0)}) == {}
 
 
 def test_each_server_begins_in_turn() -> None:
