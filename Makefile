@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fix bench serve footprint train wheel lock clean
+.PHONY: help demo test prove check fix bench bench-kv serve footprint train evaluate wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 RUN := $(BIN)/python -P
+PEERS := build/bench/venv
 # Real recordings for the ring that needs them; not in the repository.
 DUET_TEST_AUDIO ?= $(wildcard ../shared/audio)
 DUET_TEST_EVAL ?= $(wildcard ../shared/eval)
@@ -18,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 export UV_SYSTEM_CERTS ?= 1
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
 
 demo: $(READY) ## start everything with the embedded models and show it: chat, embeddings, a transcription, a meeting
 	$(RUN) -m benchmarks.demo
@@ -43,6 +44,17 @@ fix: $(READY) ## format and mend what can be mended
 bench: $(READY) ## decode speed of the worker against the bare loop
 	$(RUN) -m benchmarks.decode
 
+bench-kv: $(READY) $(PEERS)/.ready ## the prefix cache beside mlx_vlm.server and mlx_lm.server: a quarter of an hour
+	$(RUN) -m benchmarks.kv.prefix
+	$(RUN) -m benchmarks.kv.restore
+	$(RUN) -m benchmarks.kv.agents
+
+# The other servers in an environment of their own: mlx-lm is no dependency of ours.
+$(PEERS)/.ready: benchmarks/peers.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python ">=3.11" $(PEERS)
+	$(UV) pip install --quiet --python $(PEERS)/bin/python -r benchmarks/peers.txt
+	@touch $@
+
 footprint: $(READY) ## memory of all processes, less the weights
 	$(RUN) -m benchmarks.footprint
 
@@ -51,6 +63,10 @@ train: $(UV) ## make the embedded models anew: hours on two cores; needs espeak-
 	$(UV) venv --quiet --allow-existing --python ">=3.11" build/train/venv
 	$(UV) pip install --quiet --python build/train/venv/bin/python -r models/train/requirements.txt
 	build/train/venv/bin/python -m models.train
+	$(MAKE) --no-print-directory evaluate
+
+evaluate: $(READY) ## measure the embedded models as they lie there and write their README
+	$(RUN) -m models.train.evaluate $(if $(DUET_TEST_EVAL),--eval "$(DUET_TEST_EVAL)")
 
 serve: $(READY) ## engine, router and meeting worker in the foreground, with the embedded models
 	$(BIN)/duet up --embedded

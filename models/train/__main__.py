@@ -1,10 +1,12 @@
-"""Retrain every embedded model: data, training, export, evaluation, in order.
+"""Retrain every embedded model: data, training, export, in order.
 
     make train                                  # or, with an environment of your own:
     python -m models.train [STAGE …] [--list]
 
 Each stage goes on where it was interrupted, and one that is finished is not done again (delete its folder under
-`build/train` to make it anew). Needs espeak-ng, a word list and WordNet: `apt-get install espeak-ng wamerican wordnet-base`.
+`build/train` to make it anew). `make train` then measures the models with `models.train.evaluate`, which runs in the project's
+own environment: that of the training has no services. Needs espeak-ng, a word list and WordNet:
+`apt-get install espeak-ng wamerican wordnet-base`.
 """
 
 from __future__ import annotations

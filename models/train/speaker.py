@@ -8,7 +8,7 @@ and three convolutions in the format of pyannote's segmentation, for one speaker
 of voices that were not trained on. Seeded; an interrupted run goes on where it was. Measured on one core of two busy ones:
 2.5 minutes for the people, 0.6 for the detector, 9 for the voice prints, 2 for the meetings.
 
-Write to another folder than the shipped one and compare with `evaluate_speaker` before replacing it.
+Write to another folder than the shipped one and compare with `evaluate.speaker` before replacing it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from scipy.ndimage import binary_closing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.train import evaluate_speaker, people, steps, voices
+from models.train import people, steps, voices
+from models.train.evaluate import speaker as evaluate_speaker
 from models.train.sentences import Writer
 
 WORK: Final = Path("build/train/speaker")

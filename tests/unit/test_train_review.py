@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import models
-from models.train import evaluate_review, held_out
+from models.train import held_out
+from models.train.evaluate import review as evaluate_review
 from models.train.review import examples, talk
 from models.train.review.misheard import Place, places, respelt
 from pipelines.clients import Reviewer

@@ -1,11 +1,11 @@
 """How well `duet-tiny-embed` finds what means the same, on 100 meanings that no training text was made from.
 
-    python -m models.train.evaluate_embedding [--model models/embedded/duet-tiny-embed]
+    python -m models.train.evaluate.embedding [--model models/embedded/duet-tiny-embed]
 
-`paraphrases.txt` has a meaning a line, twice in Chinese and twice in English, written by hand: free sentences of daily life
-and work, no templates. The words of most are in the training dictionaries, the sentences and their wording in nothing that
-was trained on. Each sentence is a query, and all hundred of the other wording are the candidates. Prints figures as JSON.
-Runs the code that the engine's worker runs; needs no torch.
+`models/train/paraphrases.txt` has a meaning a line, twice in Chinese and twice in English, written by hand: free sentences of
+daily life and work, no templates. The words of most are in the training dictionaries, the sentences and their wording in
+nothing that was trained on. Each sentence is a query, and all hundred of the other wording are the candidates. Prints
+figures as JSON. Runs the code that the engine's worker runs; needs no torch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from engine.types import EmbeddingRequest
 from engine.worker.runtime.families.embedding import start_embedding
 from engine.worker.runtime.loader import Loaded, load
 
-PARAPHRASES: Final = Path(__file__).with_name("paraphrases.txt")
+PARAPHRASES: Final = models.CARDS / "train" / "paraphrases.txt"
 COLUMNS: Final = ("zh", "zh", "en", "en")
+SAMPLES, SEED = 2_000, 7
+"""Draws of the bootstrap."""
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
+Ranks = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def read(path: Path = PARAPHRASES) -> list[tuple[str, ...]]:
@@ -43,36 +46,41 @@ def embed(loaded: Loaded, texts: list[str]) -> Vectors:
     return np.frombuffer(result.vectors, "<f4").reshape(len(texts), result.dimensions)
 
 
-def ranks(queries: Vectors, candidates: Vectors) -> np.ndarray[Any, np.dtype[np.int64]]:
+def ranks(queries: Vectors, candidates: Vectors) -> Ranks:
     """For query i, how many candidates are nearer than candidate i."""
     scores = queries @ candidates.T
-    found: np.ndarray[Any, np.dtype[np.int64]] = (scores > np.diag(scores)[:, None]).sum(1)
+    found: Ranks = (scores > np.diag(scores)[:, None]).sum(1)
     return found
 
 
 def evaluate(loaded: Loaded, rows: list[tuple[str, ...]]) -> dict[str, Any]:
-    """Top-1 and top-5 by direction, and over the same language, over two languages, and over all."""
+    """Top-1 and top-5 by direction, and over the same language, over two languages, and over all. `interval`: of top-1."""
     vectors = [embed(loaded, [row[column] for row in rows]) for column in range(len(COLUMNS))]
-    by_direction: dict[str, list[int]] = {}
+    by_direction: dict[str, list[Ranks]] = {}
     for asked, queries in enumerate(vectors):
         for answered, candidates in enumerate(vectors):
             if asked != answered:
                 direction = f"{COLUMNS[asked]} to {COLUMNS[answered]}"
-                by_direction.setdefault(direction, []).extend(ranks(queries, candidates).tolist())
+                by_direction.setdefault(direction, []).append(ranks(queries, candidates))
     groups = {
         "same language": by_direction["zh to zh"] + by_direction["en to en"],
         "across languages": by_direction["zh to en"] + by_direction["en to zh"],
-        "all": [rank for found in by_direction.values() for rank in found],
+        "all": [found for several in by_direction.values() for found in several],
     }
-    return {"candidates": len(rows), **{name: _share(found) for name, found in {**by_direction, **groups}.items()}}
+    return {"candidates": len(rows), **{name: _shares(found) for name, found in {**by_direction, **groups}.items()}}
 
 
-def _share(found: list[int]) -> dict[str, float]:
-    count = len(found)
+def _shares(found: list[Ranks]) -> dict[str, Any]:
+    """`interval`: 95% percentile bootstrap over meanings, since the queries of one meaning succeed and fail together."""
+    table = np.stack(found)  # [directions, meanings]
+    hits = (table == 0).mean(0)
+    chosen = np.random.default_rng(SEED).integers(0, len(hits), (SAMPLES, len(hits)))
+    low, high = np.percentile(hits[chosen].mean(1), [2.5, 97.5])
     return {
-        "queries": count,
-        "top_1": sum(rank == 0 for rank in found) / count,
-        "top_5": sum(rank < 5 for rank in found) / count,
+        "queries": table.size,
+        "top_1": float(hits.mean()),
+        "interval": [float(low), float(high)],
+        "top_5": float((table < 5).mean()),
     }
 
 

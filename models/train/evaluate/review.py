@@ -1,6 +1,6 @@
 """How `duet-tiny-chat` does its three tasks, on sentences and mistakes of a recogniser that it was not trained on.
 
-    .venv/bin/python -m models.train.evaluate_review --bank build/train/review/bank [--json FILE]
+    .venv/bin/python -m models.train.evaluate.review --bank build/train/review/bank [--json FILE]
 
 Asked as anybody asks, through the engine of a running stack, by the code of the pipeline and of `duet bench cer`:
 
@@ -27,12 +27,13 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.accuracy import cer
-from benchmarks.accuracy.figures import Figures
+from benchmarks.accuracy import cer, report
+from benchmarks.accuracy.backends import BackendError
 from benchmarks.accuracy.manifest import Manifest, Utterance
 from benchmarks.stack import running
 from duet.errors import DuetError
 from duet.settings import Settings, load_settings
+from models.train.evaluate import document
 from models.train.review.examples import DEVELOPMENT_PAIRS, Bank, Pair, read_bank
 from models.train.review.misheard import places
 from pipelines.clients import Engine
@@ -44,11 +45,14 @@ GROUP, ABSENT = 5, 12
 """Sentences that share a glossary, and terms of the absent one."""
 QUESTIONS: Final = {
     "demonstration": (
-        "hello there", "so who are you?", "what can you do?", "tell me what you are", "could you write a song?", "how far is the moon?",
+        "hello there", "so who are you?", "what can you do?", "tell me what you are",
+        "could you write a song?", "how far is the moon?",
     ),
     "演示": ("你好呀", "请问你是谁？", "你都能做些什么？", "你是什么东西", "给我写一首歌", "月亮有多远？"),
 }  # fmt: skip
 """By the word that an honest answer has: that this is a model for demonstrations."""
+WHO: Final = ("so who are you?", "请问你是谁？")
+"""Of the questions, those whose answers are shown."""
 
 
 LINES: Final = (
@@ -72,8 +76,9 @@ LINES: Final = (
 @dataclass(frozen=True)
 class Found:
     """Items of summaries: those with the right kind and segment, all that were written, all there are, and those whose
-    quote stands in a segment they name; and answers that there are not or that cannot be read."""
+    quote stands in a segment they name; and answers that there are not or that cannot be read. `parts` were asked about."""
 
+    parts: int
     right: int
     written: int
     expected: int
@@ -109,28 +114,19 @@ def _term(pair: Pair, rng: random.Random) -> str | None:
 async def reviewed(
     settings: Settings, pairs: Sequence[Pair], elsewhere: Sequence[str], rng: random.Random
 ) -> dict[str, Any]:
-    """Figures by arm, glossary and group. Raises `DuetError` when the engine fails."""
+    """Figures by arm, glossary and group. Raises `DuetError` when the engine fails or has no such model."""
     review = cer.Review(settings, MODEL)
     await review.open()
     if review.reviewer is None:
-        raise SystemExit(review.problem)
+        await review.close()
+        raise BackendError(review.problem)
     found = manifest(pairs, elsewhere, rng)
     try:
         runs = await cer.run(review, found, [pair.heard for pair in pairs], cer.ARMS, lambda _what, _done: None)
     finally:
         await review.close()
-    shown = {
-        f"{run.arm}, {run.glossary} glossary": {name: _shown(group) for name, group in run.groups.items()}
-        for run in runs
-    }
-    return {"pairs": len(pairs), "unreadable": review.unreadable, "arms": shown}
-
-
-def _shown(group: Figures) -> dict[str, Any]:
-    return {
-        "cer": round(group.cer.rate, 4), "term_recall": group.term_recall, "term_precision": group.term_precision,
-        "better": group.better, "worse": group.worse, "numbers_or_negations_changed": group.protected_changed,
-    }  # fmt: skip
+    arms = document.cer_arms(report.cer_result(found, runs)["arms"])
+    return {"pairs": len(pairs), "unreadable": review.unreadable, "arms": arms}
 
 
 async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> Found:
@@ -156,7 +152,7 @@ async def summarised(settings: Settings, rng: random.Random, parts: int = 20) ->
                 bool(item.quote) and any(item.quote in texts.get(name, "") for name in item.segment_ids)
                 for item in items
             )
-    return Found(right, written, expected, quoted, unreadable)
+    return Found(parts, right, written, expected, quoted, unreadable)
 
 
 async def answered(settings: Settings) -> dict[str, str]:
@@ -185,6 +181,12 @@ async def evaluate(settings: Settings, pairs: Sequence[Pair], elsewhere: Sequenc
     }
 
 
+def read(folder: Path, count: int = DEVELOPMENT_PAIRS) -> tuple[list[Pair], Sequence[str]]:
+    """The first `count` of a bank's held-out pairs, and terms of its first pairs, which are none of those."""
+    bank = read_bank(folder)
+    return bank[-DEVELOPMENT_PAIRS:][:count], Bank.of(bank[:-DEVELOPMENT_PAIRS][:DEVELOPMENT_PAIRS]).terms
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", type=Path, default=Path("build/train/review/bank"))
@@ -192,8 +194,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    bank = read_bank(options.bank)
-    pairs, elsewhere = bank[-DEVELOPMENT_PAIRS:][: options.pairs], Bank.of(bank[:DEVELOPMENT_PAIRS]).terms
+    pairs, elsewhere = read(options.bank, options.pairs)
     with running() as stack:
         port = int(stack.engine_url.rsplit(":", 1)[1])
         settings = load_settings({"DUET_HOME": str(stack.home), "DUET_ENGINE__PORT": str(port)})

@@ -1,6 +1,6 @@
 """Who speaks when with `duet-tiny-speaker`, on meetings with an unknown number of people.
 
-    python -m models.train.evaluate_speaker FOLDER [--model models/embedded/duet-tiny-speaker]
+    python -m models.train.evaluate.speaker FOLDER [--model models/embedded/duet-tiny-speaker]
 
 FOLDER has meetings in the form that `duet bench der` reads (`python -m models.train.people` makes such ones). Prints figures
 as JSON: the diarization error rate with a collar of 0.25 s over all meetings together, its parts, and how often the number
