@@ -199,7 +199,7 @@ def test_what_lacks_its_inputs_or_fails_leaves_the_other_figures(
         "speaker/frozen": Measured({"duet-tiny-speaker": "another"}, {}, "old", {}),
     }
     document.write(given.json, Document({}, old))
-    assert not command.measure(given, {"recogniser", "embedding", "vision"})
+    assert not command.measure(given, {"recogniser/frozen", "recogniser/spoken", "embedding", "vision"})
     found = document.read(given.json)
     assert sorted(found.measured) == [one, "recogniser/frozen"]
     assert found.measured[one].digests == {"duet-tiny-embed": digests["duet-tiny-embed"]}

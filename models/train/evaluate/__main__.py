@@ -1,7 +1,7 @@
 """Measure the embedded models as they lie there, and write `models/embedded/README.md`.
 
     .venv/bin/python -m models.train.evaluate --eval FOLDER --bank FOLDER       # or `make evaluate`
-    .venv/bin/python -m models.train.evaluate --only vision,speaker --eval FOLDER
+    .venv/bin/python -m models.train.evaluate --only vision,review/frozen --eval FOLDER
     .venv/bin/python -m models.train.evaluate --render                          # only write the page anew
 
 In the project's own environment (no torch): the models answer as they do in the product. The figures go to
@@ -36,7 +36,9 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", default="", metavar="GROUP,…", help="recogniser, review, speaker, embedding, vision")
+    parser.add_argument(
+        "--only", default="", metavar="NAME,…", help="such as recogniser, or of it only recogniser/frozen"
+    )
     parser.add_argument("--eval", type=Path, metavar="FOLDER", help="the frozen set")
     parser.add_argument("--bank", type=Path, metavar="FOLDER", default=Path("build/train/review/bank"))
     parser.add_argument("--work", type=Path, default=WORK, help="for what is made on the way")
@@ -51,23 +53,26 @@ def main() -> int:
     if not options.render:
         from models.train.evaluate.measures import MEASURES
 
-        known = {name.partition("/")[0] for name in MEASURES}
-        groups = {name.strip() for name in options.only.split(",") if name.strip()} or known
-        if unknown := groups - known:
+        known = {*MEASURES, *(name.partition("/")[0] for name in MEASURES)}
+        wanted = {name.strip() for name in options.only.split(",") if name.strip()} or known
+        if unknown := wanted - known:
             parser.error(f"--only: unknown {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-        failed = not measure(options, groups)
+        failed = not measure(options, wanted)
     options.readme.write_text(page.render(document.read(options.json), page.read_prose()), encoding="utf-8")
     print(f"written: {options.json}, {options.readme}", flush=True)
     return 1 if failed else 0
 
 
-def measure(options: argparse.Namespace, groups: Collection[str]) -> bool:
-    """Measure the groups and write each into the figures at once. Whether none failed; one without its inputs did not."""
+def measure(options: argparse.Namespace, wanted: Collection[str]) -> bool:
+    """Take the measures of these names or groups, and write each into the figures at once.
+
+    Returns whether none failed; one that lacks its inputs did not.
+    """
     from models.train.evaluate.measures import MEASURES
     from models.train.evaluate.session import Inputs, Unmeasured, session
 
     found = opened(options.json)
-    chosen = {name: one for name, one in MEASURES.items() if name.partition("/")[0] in groups}
+    chosen = {name: one for name, one in MEASURES.items() if {name, name.partition("/")[0]} & set(wanted)}
     problems: dict[str, str] = {}
     failed = False
     with session(Inputs(options.work, options.eval, options.bank)) as running:

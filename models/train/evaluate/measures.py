@@ -204,4 +204,4 @@ MEASURES: Final = {
         (VISION,), f"python -m models.train.vision.evaluate --count {VISION_LINES}", vision_lines
     ),
 }  # fmt: skip
-"""By group/data: `--only` names groups."""
+"""By group and data: `--only` takes either."""
