@@ -148,23 +148,34 @@ def test_a_sequential_read_reads_all(tmp_path: Path) -> None:
     assert seconds > 0
 
 
+def restored(disk_seconds: float, memory_seconds: float, tokens: int = 10, read_bytes: int = 400) -> dict[str, float]:
+    return {
+        "dropped": True, "read_bytes": read_bytes, "read_seconds": 2.0, "disk_seconds": disk_seconds,
+        "memory_seconds": memory_seconds, "disk_tokens": tokens, "memory_tokens": tokens,
+    }  # fmt: skip
+
+
 def test_throughput_is_of_the_time_beyond_that_from_memory() -> None:
-    run = {"dropped": True, "read_bytes": 400, "read_seconds": 2.0, "seconds": 3.0, "cached_tokens": 10}
-    found = summary([run], memory_seconds=1.0, bytes_a_token=20)
+    found = summary([restored(3.0, 1.0), restored(4.0, 1.5), restored(2.5, 1.0)], bytes_a_token=20)
     assert (found["restored_bytes"], found["floor_bytes_per_second"], found["restore_bytes_per_second"]) == (
         200,
         200,
         100,
     )
-    assert (found["of_floor"], found["gross_of_floor"]) == (0.5, 0.333)
+    assert (found["restore_seconds"], found["of_floor"], found["gross_of_floor"]) == (2.0, 0.5, 0.333)
 
 
-def test_without_a_restore_there_is_no_throughput() -> None:
-    run = {"dropped": False, "read_bytes": 0, "read_seconds": 0.0, "seconds": 3.0, "cached_tokens": 0}
-    found = summary([run], memory_seconds=1.0, bytes_a_token=20)
+@pytest.mark.parametrize("run", [restored(3.0, 1.0, tokens=0), restored(1.0, 1.0)])
+def test_without_a_restore_there_is_no_throughput(run: dict[str, float]) -> None:
+    found = summary([run], bytes_a_token=20)
     assert found["restore_bytes_per_second"] is None
     assert found["of_floor"] is None
+
+
+def test_without_files_there_is_no_floor() -> None:
+    found = summary([restored(3.0, 1.0, read_bytes=0)], bytes_a_token=20)
     assert found["floor_bytes_per_second"] is None
+    assert found["of_floor"] is None
 
 
 def test_versions_come_from_the_records_of_an_environment(tmp_path: Path) -> None:
