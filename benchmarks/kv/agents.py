@@ -46,7 +46,7 @@ def main() -> int:
     arguments = options.parse_args()
     parts, begun = arguments.parts.split(","), time.monotonic()
     found: dict[str, Any] = {}
-    for name in arguments.checkpoints:
+    for name in arguments.checkpoints if {"shares", "chat"} & set(parts) else ():
         found[name] = measure(name, parts, arguments)
         print(f"\n{name}\n{shown(found[name])}")
     written = {}
