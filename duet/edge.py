@@ -29,6 +29,8 @@ from duet.errors import DuetError, ForbiddenHost, Internal, InvalidRequest, NotF
 logger = logging.getLogger(__name__)
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "host.docker.internal"})
+TENANT = "primary"
+"""Requests of different tenants share nothing that was derived from their content."""
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -91,6 +93,8 @@ class Edge:
             await send(message)
 
         try:
+            # Whose data this is: the primary key is the only one yet.
+            scope["state"]["tenant"] = TENANT
             if refusal := self._refusal(scope["path"], headers):
                 await error_response(refusal)(scope, receive, send_marked)
             else:

@@ -52,6 +52,19 @@ class EngineSettings(_Section):
     max_rows: int = Field(16, gt=0)
     """Sequences decoded together in one worker."""
     prefill_chunk_tokens: int = Field(256, gt=0)
+    kv_ram_bytes: int | None = Field(None, ge=0)
+    """KV of earlier prompts that each model keeps in memory; by default a sixteenth of the machine's, 4 GB at most. 0: none
+    is kept anywhere."""
+    kv_disk_bytes: int = Field(20 << 30, ge=0)
+    """KV of all models under $DUET_HOME/kv, at most. 0: it stays in memory."""
+    kv_write_bytes_a_day: int = Field(40 << 30, ge=0)
+    """Bytes of KV written to the SSD a day, at most: SSDs wear."""
+    kv_free_bytes: int = Field(10 << 30, ge=0)
+    """What KV must leave free on its disk."""
+    kv_age_days: float = Field(30.0, gt=0)
+    """KV unused for longer goes."""
+    kv_flush_seconds: float = Field(6.0, ge=0, le=60)
+    """Time that a model may take, when it is unloaded, to write KV that is only in memory."""
 
     @field_validator("model_dirs", mode="before")
     @classmethod

@@ -250,7 +250,7 @@ LIFELINE = "DUET_LIFELINE"
 """Set for a program whose standard input stays open as long as `duet up` lives."""
 
 
-def end_with_parent(grace_seconds: float = 15.0) -> None:
+def end_with_parent(grace_seconds: float = 25.0) -> None:
     """Called once by a program at its start: it ends, as SIGTERM ends it, when the `duet up` that started it is gone.
 
     `duet up` ends its programs itself; this is for when it was killed, or its terminal closed. A program started by
@@ -330,7 +330,7 @@ async def _keep_running(program: Program) -> int:
     raise AssertionError("unreachable")
 
 
-async def _end(program: Program, process: asyncio.subprocess.Process, grace_seconds: float = 10.0) -> None:
+async def _end(program: Program, process: asyncio.subprocess.Process, grace_seconds: float = 20.0) -> None:
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from duet.docs import install_docs
 from duet.edge import OPEN_PATHS, install_edge
 from duet.settings import Settings
-from engine.api import audio, chat, embeddings, models
+from engine.api import admin, audio, chat, embeddings, metrics, models
 from engine.api.sse import ClientGone
 from engine.types import Backend
 
@@ -53,7 +53,7 @@ def create_app(
     )
     app.add_exception_handler(ClientGone, _on_client_gone)
     install_docs(app)
-    for module in (chat, embeddings, audio, models):
+    for module in (chat, embeddings, audio, models, admin, metrics):
         app.include_router(module.router)
     return app
 

@@ -41,7 +41,8 @@ class Card:
     """One model. `path` is its folder when it is here, `repo` where it can be fetched from when it is not.
 
     `memory_bytes` is an estimate from the card or the size of the weights. `defaults` are sampling parameters for
-    requests that name none. `preferred` roles are those that a preset gives to this model.
+    requests that name none. With `kv_bits` (4 or 8) its KV is quantised.
+    `preferred` roles are those that a preset gives to this model.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Card:
     ocr_prompt: str | None = None
     stops: tuple[str, ...] = ()
     max_tokens: int | None = None
+    kv_bits: int | None = None
 
     @property
     def worker_role(self) -> WorkerRole:
@@ -75,7 +77,7 @@ def read_card(path: Path) -> Card:
     """A card from its TOML file. Raises `CardError` naming file and key."""
     known = {
         "id", "aliases", "roles", "repo", "revision", "memory_bytes", "context", "demonstration", "description",
-        "sampling", "review", "presets", "ocr",
+        "sampling", "review", "presets", "ocr", "kv_bits",
     }  # fmt: skip
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -92,6 +94,8 @@ def read_card(path: Path) -> Card:
     ):
         if bad := set(table) - allowed:
             raise CardError(f"{path}: unknown {', '.join(sorted(bad))}; known: {', '.join(sorted(allowed))}")
+    if values.get("kv_bits") not in (None, 4, 8):
+        raise CardError(f"{path}: kv_bits is 4 or 8")
     folder = path.parent / values["id"]
     here = folder.is_dir()
     return Card(
@@ -112,6 +116,7 @@ def read_card(path: Path) -> Card:
         ocr_prompt=ocr.get("prompt"),
         stops=tuple(ocr.get("stops", ())),
         max_tokens=ocr.get("max_tokens"),
+        kv_bits=values.get("kv_bits"),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,11 +19,15 @@ from duet.settings import Settings
 from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card, Catalogue, classify
 from engine.downloads import Downloads
+from engine.kvstore.directory import clear
+from engine.kvstore.leases import FOLDER, Caps, Leases
 from engine.types import (
     EmbeddingRequest,
     EmbeddingResult,
     Event,
     GenerationRequest,
+    KvDirectory,
+    KvStatus,
     ModelInfo,
     TranscriptionRequest,
     TranscriptionResult,
@@ -69,8 +74,12 @@ class Pool:
         self._slots: dict[str, _Slot] = {}
         self._waiting = 0
         self._sweeper: asyncio.Task[None] | None = None
+        self._leases = _leases(settings)
+        self._leasing = asyncio.Lock()
 
     async def open(self) -> None:
+        async with self._leasing:
+            await asyncio.to_thread(self._leases.trim)
         self._sweeper = asyncio.create_task(self._sweep(), name="idle-sweeper")
 
     async def close(self) -> None:
@@ -116,6 +125,27 @@ class Pool:
         """What a request for this model waits for, in words; "" when it waits for nothing."""
         slot = self._slots.get(model)
         return slot.progress if slot else ""
+
+    async def kv(self) -> KvStatus:
+        """KV on this machine: directories under the home, and what loaded models hold."""
+        async with self._leasing:
+            found = await asyncio.to_thread(self._leases.reports)
+        workers = {model: slot.worker.kv for model, slot in self._slots.items() if slot.worker and slot.worker.alive}
+        directories = tuple(
+            KvDirectory(item.path.name, item.model, item.owned, item.contents.bytes, item.contents.entries,
+                        item.contents.written_today)
+            for item in found
+        )  # fmt: skip
+        return KvStatus(self._leases.caps.disk_bytes, self._leases.caps.write_bytes_a_day, directories, workers)
+
+    async def clear_kv(self, model: str | None) -> int:
+        """Forget the KV of one model or of all, loaded or not. Returns the number of entries that lay on disk."""
+        wanted = None if model is None else self._catalogue.resolve(model).id
+        for name, slot in self._slots.items():
+            if slot.worker and slot.worker.alive and wanted in (None, name):
+                await slot.worker.clear_kv()
+        async with self._leasing:
+            return await asyncio.to_thread(clear, self._leases.root, wanted)
 
     # Slots -------------------------------------------------------------------------------------------------------
 
@@ -190,6 +220,7 @@ class Pool:
 
     def _note_death(self, slot: _Slot, worker: WorkerHandle) -> None:
         """A worker that ended by itself. One that had lived for long does not count as failing in a row."""
+        self._leases.give_back(worker.model)
         slot.worker, slot.state = None, "unloaded"
         if time.monotonic() - worker.started_at > HEALTHY_SECONDS:
             slot.failures = 0
@@ -204,16 +235,26 @@ class Pool:
         slot.state, slot.progress = "loading", f"loading {card.id} ({card.memory_bytes / 1e9:.1f} GB)"
         started_at = time.monotonic()
         async with slot.moving:
-            worker = await WorkerHandle.start(
-                self._worker_module,
-                model=card.id,
-                path=path,
-                role=role,
-                max_rows=self._settings.engine.max_rows,
-                chunk_tokens=self._settings.engine.prefill_chunk_tokens,
-                log_level=self._settings.log_level,
-                timeout_seconds=self._settings.engine.load_timeout_seconds,
-            )
+            lease = None
+            if role == "chat":
+                async with self._leasing:
+                    lease = await asyncio.to_thread(self._leases.grant, card.id)
+            try:
+                worker = await WorkerHandle.start(
+                    self._worker_module,
+                    model=card.id,
+                    path=path,
+                    role=role,
+                    max_rows=self._settings.engine.max_rows,
+                    chunk_tokens=self._settings.engine.prefill_chunk_tokens,
+                    log_level=self._settings.log_level,
+                    timeout_seconds=self._settings.engine.load_timeout_seconds,
+                    lease=lease,
+                    kv_bits=card.kv_bits,
+                )
+            except BaseException:
+                self._leases.give_back(card.id)
+                raise
         seconds = round(time.monotonic() - started_at, 1)
         extra = {
             "action": "model_loaded",
@@ -251,7 +292,17 @@ class Pool:
                     slot.worker, slot.state, slot.failures = None, "unloaded", 0
                     async with slot.moving:
                         await worker.stop()
+                        self._leases.give_back(model)
                     logger.info("model unloaded", extra={"action": "model_unloaded", "model": model})
+
+
+def _leases(settings: Settings) -> Leases:
+    engine = settings.engine
+    memory = engine.kv_ram_bytes
+    if memory is None:
+        memory = min(4 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
+    caps = Caps(engine.kv_disk_bytes, engine.kv_write_bytes_a_day, engine.kv_free_bytes, engine.kv_age_days * 86_400)
+    return Leases(settings.home / FOLDER, caps, memory_bytes=memory, flush_seconds=engine.kv_flush_seconds)
 
 
 def _reporter(repo: str, slot: _Slot) -> Callable[[int, int], None]:

@@ -55,7 +55,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     """One answer to one conversation. `id` is unique among the live requests of a worker (`n` answers are n requests).
 
     `max_tokens` None means up to the context's end. `stop` are strings; the answer ends before the first of them.
-    `template_options` reach the chat template (`enable_thinking` for instance).
+    `template_options` reach the chat template (`enable_thinking` for instance). KV is shared within a `tenant` only;
+    without `store` nothing of the request is kept for later ones.
     """
 
     id: str
@@ -65,6 +66,17 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     template_options: dict[str, Any] = {}
+    tenant: str = ""
+    store: bool = True
+
+
+class CacheNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the KV cache had of a prompt: `tokens`, from `tier` ("ram", "ssd" or ""), and why no more: "" when that is all,
+    else `cold`, `diverged_at(token, role)`, `evicted`, `layout`, `quota`, `corrupt` or `disabled`."""
+
+    tokens: int = 0
+    tier: str = ""
+    reason: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -80,6 +92,7 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
 
     id: str
     prompt_tokens: int
+    cache: CacheNote = CacheNote()
 
 
 class TextDelta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
@@ -149,6 +162,45 @@ class TranscriptionResult(msgspec.Struct, frozen=True, tag="transcribed"):
     transcript: Transcript
 
 
+class KvReport(msgspec.Struct, omit_defaults=True, tag="kv"):
+    """One worker's KV cache: bytes and entries now, the rest counted since it started, but `written_today`. `off` says why
+    nothing goes to SSD, "" when it does. Messages of a worker carry copies."""
+
+    memory_bytes: int = 0
+    memory_entries: int = 0
+    disk_bytes: int = 0
+    disk_entries: int = 0
+    written_today: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    restored_tokens: int = 0
+    checkpoints: int = 0
+    refused: int = 0
+    corrupt: int = 0
+    spilled_away: int = 0
+    off: str = ""
+
+
+class KvDirectory(msgspec.Struct, frozen=True):
+    """KV of one model on disk. `owned`: a worker uses it now."""
+
+    name: str
+    model: str
+    owned: bool
+    bytes: int
+    entries: int
+    written_today: int
+
+
+class KvStatus(msgspec.Struct, frozen=True):
+    """All KV of this machine: the caps, the directories, and what each loaded model reports."""
+
+    disk_bytes_cap: int
+    write_bytes_a_day_cap: int
+    directories: tuple[KvDirectory, ...]
+    workers: dict[str, KvReport]
+
+
 Request = GenerationRequest | EmbeddingRequest | TranscriptionRequest
 
 Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
@@ -201,6 +253,12 @@ class Backend(Protocol):
     async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult: ...
 
     def models(self) -> list[ModelInfo]: ...
+
+    async def kv(self) -> KvStatus: ...
+
+    async def clear_kv(self, model: str | None) -> int:
+        """Forget the KV of a model or of all. Returns how many entries lay on disk without a worker. Raises `ModelNotFound`."""
+        ...
 
     def progress(self, model: str) -> str:
         """What a request for this model waits for, in words ("loading …"); "" when nothing."""

@@ -49,7 +49,7 @@ def plist(service: Service) -> bytes:
             "RunAtLoad": True,
             "KeepAlive": {"SuccessfulExit": False},
             "ThrottleInterval": 30,
-            "ExitTimeOut": 15,
+            "ExitTimeOut": 25,
             "ProcessType": "Interactive",
             "StandardOutPath": str(service.log),
             "StandardErrorPath": str(service.log),
@@ -76,7 +76,7 @@ ExecStart={" ".join(_quoted(argument).replace("$", "$$") for argument in service
 Restart=on-failure
 RestartSec=2
 RestartPreventExitStatus=2 78
-TimeoutStopSec=15
+TimeoutStopSec=25
 UMask=0077
 StandardOutput=append:{_path(service.log)}
 StandardError=append:{_path(service.log)}

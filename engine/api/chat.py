@@ -15,13 +15,15 @@ from fastapi import APIRouter, Request, Response
 
 from duet.errors import DuetError, Internal, InvalidRequest, from_code
 from duet.wire import Usage
-from engine.api.dependencies import BackendDep, answer_headers
+from engine.api.dependencies import BackendDep, answer_headers, cache_header, tenant_of
 from engine.api.images import load_image
+from engine.api.metrics import note_answer
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
 from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
 from engine.types import (
     Accepted,
     Backend,
+    CacheNote,
     Event,
     Failed,
     Finished,
@@ -49,14 +51,19 @@ _encode = msgspec.json.encode
 async def chat_completions(body: ChatCompletionRequest, request: Request, backend: BackendDep) -> Response:
     """Chat with text and images, whole or streamed. Fields without effect are named in the header X-Duet-Ignored."""
     model = backend.resolve(body.model)
-    asked = await unless_gone(request, to_requests(body, model))
+    asked = await unless_gone(request, to_requests(body, model, tenant_of(request)))
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)
     headers = answer_headers(model, ignored_fields(body))
     if not body.stream:
         choices = await unless_gone(request, _collect_all(backend, asked))
+        headers |= cache_header(choices[0].cache)
+        for choice in choices:
+            note_answer(model.id, choice.cache, choice.usage)
         return Response(answer.complete(choices), media_type="application/json", headers=headers)
     events = fan_in(backend, asked)
     first = await _first_event(events)
+    if first is not None and isinstance(first[1], Accepted):
+        headers |= cache_header(first[1].cache)
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     frames = answer.frames(first, events, backend, len(asked), include_usage=include_usage)
     return EventStream(frames, headers)
@@ -65,7 +72,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
 # The request ------------------------------------------------------------------------------------------------------
 
 
-async def to_requests(body: ChatCompletionRequest, model: ModelInfo) -> list[GenerationRequest]:
+async def to_requests(body: ChatCompletionRequest, model: ModelInfo, tenant: str) -> list[GenerationRequest]:
     """One `GenerationRequest` a choice. `n` choices of one seed get seeds in a row."""
     messages = with_ocr_prompt(await _messages(body), model.ocr_prompt)
     sampling = _sampling(body, model)
@@ -84,6 +91,8 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo) -> list[Gen
             max_tokens=body.max_completion_tokens or body.max_tokens or model.max_tokens,
             stop=(*(body.stop or ()), *model.stops),
             template_options=options,
+            tenant=tenant,
+            store=body.store is not False,
         )
         for i in range(body.n or 1)
     ]
@@ -228,6 +237,7 @@ class Choice:
     logprobs: list[TextDelta] = field(default_factory=list)
     reason: str | None = None
     usage: Usage = field(default_factory=Usage)
+    cache: CacheNote = field(default_factory=CacheNote)
 
 
 async def _collect_all(backend: Backend, asked: list[GenerationRequest]) -> list[Choice]:
@@ -254,7 +264,9 @@ def _book(choice: Choice, event: Event | DuetError) -> None:
         case Finished():
             choice.text.append(event.text)
             choice.reason, choice.usage = event.reason, event.usage
-        case Accepted() | Failed() | DuetError():
+        case Accepted():
+            choice.cache = event.cache
+        case Failed() | DuetError():
             pass
         case _:
             assert_never(event)
@@ -295,6 +307,7 @@ class Answer:
     ) -> AsyncIterator[bytes]:
         """SSE frames: per choice the role, its tokens, its end; then the usage if asked for; then [DONE]."""
         usages: list[Usage] = []
+        notes: dict[int, CacheNote] = {}
         tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         try:
             for i in range(count):
@@ -306,6 +319,8 @@ class Answer:
                 index, event = item
                 raise_failure(event)
                 match event:
+                    case Accepted():
+                        notes[index] = event.cache
                     case TextDelta() if event.text or event.logprob is not None:
                         yield self._token(event, index, tail)
                     case Finished():
@@ -313,6 +328,7 @@ class Answer:
                             yield self._frame({"content": event.text}, index, tail)
                         yield self._frame({}, index, tail, reason=event.reason)
                         usages.append(event.usage)
+                        note_answer(self._head["model"], notes.get(index, CacheNote()), event.usage)
                     case _:
                         pass
             if include_usage:

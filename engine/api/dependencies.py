@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from engine.types import Backend, ModelInfo
+from engine.types import Backend, CacheNote, ModelInfo
 
 
 def _backend(request: Request) -> Backend:
@@ -24,3 +24,17 @@ def answer_headers(model: ModelInfo, ignored: Iterable[str] = ()) -> dict[str, s
     headers = {"X-Duet-Demonstration": "true"} if model.demonstration else {}
     names = [name if name.isascii() and name.isprintable() else ascii(name) for name in ignored][:32]
     return headers | ({"X-Duet-Ignored": ", ".join(name[:64] for name in names)} if names else {})
+
+
+def cache_header(note: CacheNote) -> dict[str, str]:
+    """`X-Duet-Cache: tokens=606; tier=ram; miss=diverged_at(606, user)`: what the lookup found of the prompt, and why no
+    more. `usage` has what was really restored, which may be more when another request had the same beginning meanwhile."""
+    parts = [f"tokens={note.tokens}"]
+    parts += [f"tier={note.tier}"] if note.tier else []
+    parts += [f"miss={note.reason}"] if note.reason else []
+    return {"X-Duet-Cache": "; ".join(parts)}
+
+
+def tenant_of(request: Request) -> str:
+    """Whose request this is, by its key."""
+    return str(request.scope["state"]["tenant"])

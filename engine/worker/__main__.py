@@ -8,14 +8,18 @@ import queue
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.logs import configure_logs
 from engine.workers.protocol import LoadFailed, Ready, ToWorker
+
+if TYPE_CHECKING:
+    from engine.worker.loop import MakeCache
 
 
 def main() -> int:
@@ -35,8 +39,19 @@ def main() -> int:
     memory.configure()
     try:
         loaded = load(arguments.path, arguments.role)
-        loop = Loop(loaded, channel, mailbox, max_rows=arguments.max_rows, chunk_tokens=arguments.prefill_chunk)
+        loop = Loop(
+            loaded,
+            channel,
+            mailbox,
+            max_rows=arguments.max_rows,
+            chunk_tokens=arguments.prefill_chunk,
+            kv_bits=arguments.kv_bits,
+            make_cache=_cache_maker(arguments),
+            flush_seconds=arguments.kv_flush_seconds,
+        )
         loaded_event.set()
+        # From here on the loop ends in order: what is only in memory goes to SSD.
+        signal.signal(signal.SIGTERM, lambda *_: mailbox.put(None))
         channel.send(Ready(loaded.capabilities, loaded.context, loaded.weight_bytes, loaded.vocabulary))
     except LoadError as error:
         channel.send(LoadFailed(str(error)))
@@ -55,8 +70,47 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--role", choices=("chat", "embedding", "asr"), default="chat")
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--prefill-chunk", type=int, default=256, help="prompt tokens between two decode steps")
+    parser.add_argument(
+        "--kv-bits", type=int, choices=(4, 8), help="quantise plain KV; rows then run one after another"
+    )
+    parser.add_argument("--kv-memory-bytes", type=int, default=0, help="KV kept in memory; 0 keeps none anywhere")
+    parser.add_argument(
+        "--kv-root", type=Path, help="folder of KV directories, one a model; without it KV stays in memory"
+    )
+    parser.add_argument("--kv-disk-bytes", type=int, default=0, help="what this model's directory may take")
+    parser.add_argument("--kv-write-bytes", type=int, default=0, help="what may be written to it a day")
+    parser.add_argument("--kv-free-bytes", type=int, default=0, help="what must stay free on the disk")
+    parser.add_argument("--kv-age-seconds", type=float, default=30 * 86_400.0, help="entries unused for longer go")
+    parser.add_argument(
+        "--kv-flush-seconds", type=float, default=10.0, help="time to write what is only in memory at the end"
+    )
     parser.add_argument("--log-level", default="info")
     return parser.parse_args()
+
+
+def _cache_maker(arguments: argparse.Namespace) -> MakeCache | None:
+    """How the worker's KV cache is made; None when it shall keep nothing."""
+    if not arguments.kv_memory_bytes:
+        return None
+
+    from engine.kvstore.directory import Directory, Limits
+    from engine.worker.kvcache.cache import Identity, PrefixCache
+    from engine.worker.kvcache.fingerprint import fingerprint
+
+    identity = Identity(fingerprint(arguments.path), quantisation=f"{arguments.kv_bits or 'no'} bits")
+    limits = Limits(
+        arguments.kv_disk_bytes, arguments.kv_write_bytes, arguments.kv_free_bytes, arguments.kv_age_seconds
+    )
+
+    def open_directory() -> Directory:
+        return Directory(arguments.kv_root / identity.fingerprint[:32], limits, {"model": arguments.model})
+
+    return partial(
+        PrefixCache,
+        identity=identity,
+        memory_bytes=arguments.kv_memory_bytes,
+        open_directory=open_directory if arguments.kv_root is not None and limits.disk_bytes else None,
+    )
 
 
 def _receive(channel: BlockingChannel[ToWorker], mailbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:

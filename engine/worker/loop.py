@@ -1,47 +1,80 @@
-"""The worker's one loop: mailbox → plan → execute → apply → emit.
+"""The worker's one loop: mailbox → restore → plan → execute → apply → emit.
 
-Owned by the main thread, which alone touches the model. A second thread only puts messages into the mailbox.
+Owned by the main thread, which alone touches the model. Other threads only put messages into the mailbox: the gateway's, and
+what the KV cache's thread has read or written.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections import deque
-from typing import assert_never
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, assert_never
+
+import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import DuetError, Internal, InvalidRequest
+from engine.kvstore.index import Media
 from engine.types import (
     Accepted,
+    CacheNote,
     EmbeddingRequest,
     EmbeddingResult,
     Failed,
     Finished,
     GenerationRequest,
+    KvReport,
     TextDelta,
     TranscriptionRequest,
     TranscriptionResult,
 )
+from engine.worker.kvcache.cache import PrefixCache
+from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Saved
+from engine.worker.kvcache.records import Unsupported
+from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.output import Output, TokenText
 from engine.worker.runtime import memory
 from engine.worker.runtime.families.audio import start_transcription
 from engine.worker.runtime.families.embedding import start_embedding
 from engine.worker.runtime.families.job import Job
-from engine.worker.runtime.families.text import prepare_generation
+from engine.worker.runtime.families.text import Prepared, media_of, prepare_generation
 from engine.worker.runtime.loader import Loaded
 from engine.worker.runtime.runner import Runner, StepResult
-from engine.worker.scheduler.policy import Scheduler
-from engine.workers.protocol import Cancel, Events, Shutdown, ToWorker
+from engine.worker.scheduler.policy import Plan, Scheduler
+from engine.worker.scheduler.sequence import Phase
+from engine.workers.protocol import Cancel, ClearKv, Events, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
-Mailbox = queue.SimpleQueue[ToWorker | Exception | None]
+Mailbox = queue.SimpleQueue[ToWorker | Answer | Exception | None]
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
+REPORT_SECONDS = 1.0
+
+
+class MakeCache(Protocol):
+    """Makes the KV cache of a model: see `PrefixCache`."""
+
+    def __call__(self, *, new_cache: Callable[[], list[Any]], post: Callable[[Answer], None]) -> PrefixCache: ...
 
 
 class Stop(Exception):
     """The gateway closed the channel or asked to end."""
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """What the KV cache is asked for one request."""
+
+    tenant: str
+    store: bool
+    media: tuple[Media, ...]
+    cuts: Cuts
+    role_at: Callable[[int], str]
 
 
 class Loop:
@@ -51,16 +84,31 @@ class Loop:
     """
 
     def __init__(
-        self, loaded: Loaded, channel: BlockingChannel[ToWorker], mailbox: Mailbox, *, max_rows: int, chunk_tokens: int
+        self,
+        loaded: Loaded,
+        channel: BlockingChannel[ToWorker],
+        mailbox: Mailbox,
+        *,
+        max_rows: int,
+        chunk_tokens: int,
+        kv_bits: int | None = None,
+        make_cache: MakeCache | None = None,
+        flush_seconds: float = 10.0,
     ) -> None:
         self._loaded, self._channel, self._mailbox = loaded, channel, mailbox
-        self._runner = Runner(loaded) if "chat" in loaded.capabilities else None
+        self._flush_seconds = flush_seconds
+        self._runner = Runner(loaded, kv_bits=kv_bits) if "chat" in loaded.capabilities else None
+        self._kv = self._made(make_cache)
         if self._runner is not None and not self._runner.batches and max_rows > 1:
             logger.warning("this model's requests run one after another", extra={"action": "batching_off"})
             max_rows = 1
         self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=chunk_tokens)
         self._tokens = TokenText(loaded.tokenizer) if self._runner else None
         self._outputs: dict[str, Output] = {}
+        self._lookups: dict[str, _Lookup] = {}
+        self._looking_up: dict[str, int] = {}
+        self._reported = KvReport()
+        self._reported_at = 0.0
         self._jobs: deque[Job] = deque()
         self._events: list[Accepted | TextDelta | Finished | Failed] = []
 
@@ -74,7 +122,7 @@ class Loop:
             while True:
                 self.tick()
         except (Stop, ChannelClosed):
-            return
+            self._flush()
         except Exception:
             self._fail_all("the worker met an unexpected error and restarts")
             raise
@@ -82,10 +130,15 @@ class Loop:
     def tick(self) -> None:
         self._drain()
         if self._runner is not None:
+            self._restore(self._runner)
             plan = self._scheduler.plan()
             result = self._runner.execute(plan)
             self._scheduler.apply(plan)
             self._collect(result)
+            if self._kv is not None:
+                self._after_leaving(self._kv, self._runner, plan)
+                self._kv.tend(busy=self._runner.busy)
+                self._report(self._kv)
         if self._jobs:
             self._step(self._jobs[0])
         self._emit()
@@ -95,11 +148,18 @@ class Loop:
         if self.idle and self._mailbox.empty():
             self._scheduler.check()
             memory.release()
-            self._handle(self._mailbox.get())
+            wake = None
+            if self._kv is not None:
+                wake = self._kv.tend(busy=False)
+                self._report(self._kv, now=True)
+            try:
+                self._handle(self._mailbox.get(timeout=wake))
+            except queue.Empty:
+                return
         while not self._mailbox.empty():
             self._handle(self._mailbox.get())
 
-    def _handle(self, message: ToWorker | Exception | None) -> None:
+    def _handle(self, message: ToWorker | Answer | Exception | None) -> None:
         match message:
             case None | Shutdown():
                 raise Stop
@@ -108,6 +168,11 @@ class Loop:
             case Cancel(request_id):
                 self._end(request_id)
                 self._jobs = deque(job for job in self._jobs if job.id != request_id)
+            case Found() | Saved() | Cleared():
+                self._take_in(message)
+            case ClearKv():
+                if self._kv is not None:
+                    self._kv.clear()
             case GenerationRequest() | EmbeddingRequest() | TranscriptionRequest():
                 try:
                     self._start(message)
@@ -130,8 +195,13 @@ class Loop:
                 prepared = prepare_generation(self._loaded, self._tokens, request)
                 self._outputs[request.id] = prepared.output
                 self._runner.add(prepared.row)
+                ready = self._look_up(request, prepared)
+                if not ready:
+                    prepared.sequence.phase = Phase.FETCHING
+                self._looking_up[request.id] = prepared.sequence.prompt_tokens
                 self._scheduler.add(prepared.sequence)
-                self._events.append(Accepted(request.id, prepared.sequence.prompt_tokens))
+                if ready:
+                    self._accept(request.id)
             case EmbeddingRequest():
                 self._jobs.append(start_embedding(self._loaded, request))
             case TranscriptionRequest():
@@ -172,9 +242,121 @@ class Loop:
 
     def _end(self, request_id: str) -> None:
         self._outputs.pop(request_id, None)
-        self._scheduler.end(request_id)
+        self._looking_up.pop(request_id, None)
+        self._lookups.pop(request_id, None)
+        leaves_by_plan = self._scheduler.end(request_id)
         if self._runner is not None:
             self._runner.drop(request_id)
+        if self._kv is not None and not leaves_by_plan:
+            self._kv.close(request_id)
+
+    # The KV cache ----------------------------------------------------------------------------------------------------
+
+    def _made(self, make_cache: MakeCache | None) -> PrefixCache | None:
+        if make_cache is None or self._runner is None:
+            return None
+        try:
+            kv = make_cache(new_cache=self._runner.new_cache, post=self._mailbox.put)
+        except Unsupported as error:
+            logger.warning("this model's KV is not kept: %s", error, extra={"action": "kv_off"})
+            return None
+        self._runner.keeper = kv
+        return kv
+
+    def _look_up(self, request: GenerationRequest, prepared: Prepared) -> bool:
+        """Ask for what is known of the prompt. False: it is being fetched."""
+        row, text = prepared.row, prepared.text
+        media = (
+            media_of(self._loaded, request, row.prompt)
+            if self._kv is not None and not prepared.sequence.whole
+            else None
+        )
+        if self._kv is None or media is None:
+            return True
+        encoded = self._loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        where = (
+            cuts(self._loaded, request, text, encoded, row.prompt) if self._kv.has_state and request.store else Cuts()
+        )
+        offsets = encoded.offsets if not media else []
+        self._lookups[request.id] = _Lookup(
+            request.tenant, request.store, media, where, partial(role_at, request, offsets, text)
+        )
+        return self._open(self._kv, request.id, row.prompt)
+
+    def _open(self, kv: PrefixCache, request_id: str, prompt: tuple[int, ...]) -> bool:
+        asked = self._lookups[request_id]
+        return kv.open(
+            request_id, prompt, asked.media, tenant=asked.tenant, store=asked.store, system=asked.cuts.system,
+            boundary=asked.cuts.boundary, role_at=asked.role_at,
+        )  # fmt: skip
+
+    def _accept(self, request_id: str) -> None:
+        prompt_tokens = self._looking_up.pop(request_id, None)
+        if prompt_tokens is not None:
+            note = self._kv.note(request_id) if self._kv is not None else CacheNote(reason="disabled")
+            self._events.append(Accepted(request_id, prompt_tokens, note))
+
+    def _take_in(self, answer: Answer) -> None:
+        assert self._kv is not None
+        match answer:
+            case Found():
+                for request_id in self._kv.found(answer):
+                    self._scheduler.fetched(request_id)
+                    self._accept(request_id)
+            case Saved():
+                self._kv.saved(answer)
+            case Cleared():
+                self._report(self._kv, now=True)
+            case _:
+                assert_never(answer)
+
+    def _restore(self, runner: Runner) -> None:
+        """Rows that begin now begin with what memory has of their prompts."""
+        for sequence in self._scheduler.starting():
+            sequence.prefilled = runner.restore(sequence.id)
+            if self._kv is not None:
+                sequence.stops = self._kv.stops(sequence.id)
+            output = self._outputs.get(sequence.id)
+            if output is not None and not sequence.issued:
+                output.cached_tokens = sequence.prefilled
+
+    def _after_leaving(self, kv: PrefixCache, runner: Runner, plan: Plan) -> None:
+        """Rows that ended are forgotten; preempted ones ask for their own KV and wait."""
+        for request_id in plan.leave - plan.preempted:
+            kv.close(request_id)
+        for request_id in plan.preempted:
+            if request_id in self._lookups:
+                kv.close(request_id)
+                if not self._open(kv, request_id, runner.prompt(request_id)):
+                    continue
+            self._scheduler.fetched(request_id)
+
+    def preempt(self, request_id: str) -> bool:
+        """Swap a running row out: its KV goes to the cache, and it goes on when it is its turn again. False if it cannot."""
+        return self._scheduler.preempt(request_id)
+
+    def _report(self, kv: PrefixCache, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._reported_at < REPORT_SECONDS:
+            return
+        self._reported_at = time.monotonic()
+        report = msgspec.structs.replace(kv.report)
+        if report != self._reported:
+            self._reported = report
+            self._channel.send(report)
+
+    def _flush(self) -> None:
+        """The gateway wants this process to end: what is only in memory goes to SSD."""
+        if self._kv is None:
+            return
+
+        def answers() -> Answer | None:
+            while not self._mailbox.empty():
+                if isinstance(message := self._mailbox.get(), Found | Saved | Cleared):
+                    return message
+            return None
+
+        if not self._kv.flush(self._flush_seconds, answers):
+            logger.warning("not all KV could be written in time", extra={"action": "kv_flush_late"})
 
     def _fail(self, request_id: str, error: DuetError) -> None:
         self._end(request_id)

@@ -12,6 +12,7 @@ from pathlib import Path
 from duet.channel import ChannelClosed
 from duet.errors import Busy, DuetError, Unavailable, WorkerLost, from_code
 from duet.supervise import Child
+from engine.kvstore.leases import Lease
 from engine.types import (
     EmbeddingRequest,
     EmbeddingResult,
@@ -19,10 +20,11 @@ from engine.types import (
     Failed,
     Finished,
     GenerationRequest,
+    KvReport,
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Cancel, Events, FromWorker, LoadFailed, Ready
+from engine.workers.protocol import Cancel, ClearKv, Events, FromWorker, LoadFailed, Ready
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,21 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 MAX_QUEUED_EVENTS = 4096
 """Events that a slow client may leave unread before its request is cancelled: memory stays bounded."""
 
+STOP_SECONDS = 5.0
+
 Answer = Event | EmbeddingResult | TranscriptionResult
 
 
 class WorkerHandle:
     """One loaded model in a process of its own. Its reader task owns `_queues`."""
 
-    def __init__(self, child: Child[FromWorker], ready: Ready) -> None:
+    def __init__(self, model: str, child: Child[FromWorker], ready: Ready, *, flush_seconds: float = 0.0) -> None:
+        self.model = model
         self._child = child
+        self._flush_seconds = flush_seconds
         self.ready = ready
+        self.kv = KvReport()
+        """What the worker last said of its KV cache."""
         self._queues: dict[str, asyncio.Queue[Answer]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -59,11 +67,15 @@ class WorkerHandle:
         chunk_tokens: int,
         log_level: str,
         timeout_seconds: float,
+        lease: Lease | None = None,
+        kv_bits: int | None = None,
     ) -> WorkerHandle:
         """Start `python -m module` and wait until its model is loaded. Raises `Unavailable` with the loader's words."""
         arguments = [
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
+            *(lease.arguments() if lease is not None else ()),
+            *(("--kv-bits", str(kv_bits)) if kv_bits is not None else ()),
         ]
         child: Child[FromWorker] = await Child.start(
             module, arguments, FromWorker, name=f"worker:{model}", environment=_OFFLINE
@@ -86,7 +98,7 @@ class WorkerHandle:
             await child.stop()
             raise
         if isinstance(first, Ready):
-            return cls(child, first)
+            return cls(model, child, first, flush_seconds=lease.flush_seconds if lease is not None else 0.0)
         await child.stop()
         message = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
         raise Unavailable(f"{model} cannot be loaded: {message}", param="model")
@@ -129,9 +141,17 @@ class WorkerHandle:
         assert isinstance(answer, EmbeddingResult | TranscriptionResult)
         return answer
 
+    async def clear_kv(self) -> None:
+        """Ask it to forget all KV. Raises `WorkerLost`."""
+        try:
+            await self._child.channel.send(ClearKv())
+        except ChannelClosed as error:
+            raise WorkerLost("the worker ended before it could clear its KV; send the request again") from error
+
     async def stop(self) -> None:
+        """End it in order: it has time to write the KV that is only in memory."""
         self._stopping = True
-        await self._child.stop()
+        await self._child.stop(STOP_SECONDS + self._flush_seconds)
         await asyncio.wait([self._reader])
 
     async def _send(
@@ -179,6 +199,9 @@ class WorkerHandle:
     def _deliver(self, message: FromWorker) -> None:
         for answer in message.events if isinstance(message, Events) else [message]:
             if isinstance(answer, Ready | LoadFailed):
+                continue
+            if isinstance(answer, KvReport):
+                self.kv = answer
                 continue
             assert not isinstance(answer, Events)
             queue = self._queues.get(answer.id)

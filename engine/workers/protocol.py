@@ -1,7 +1,7 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
-gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | Shutdown`
-worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult`
+gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | Shutdown`
+worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport`
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from engine.types import (
     Failed,
     Finished,
     GenerationRequest,
+    KvReport,
     TextDelta,
     TranscriptionRequest,
     TranscriptionResult,
@@ -25,6 +26,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Harmless if the request has already ended. A cancelled request sends nothing more."""
 
     id: str
+
+
+class ClearKv(msgspec.Struct, frozen=True, tag="clear_kv"):
+    """Forget all KV, in memory and on SSD. A `KvReport` follows."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -51,5 +56,5 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     events: list[Accepted | TextDelta | Finished | Failed]
 
 
-ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | Shutdown
-FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | Failed
+ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | Shutdown
+FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | KvReport | Failed

@@ -64,9 +64,12 @@ class Recorder:
 class Driver:
     """Requests into a loop at chosen ticks, events out."""
 
-    def __init__(self, loaded: Loaded, *, max_rows: int = 16, chunk_tokens: int = 64) -> None:
+    def __init__(
+        self, loaded: Loaded, *, max_rows: int = 16, chunk_tokens: int = 64, kv_bits: int | None = None
+    ) -> None:
         self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
-        self.loop = Loop(loaded, self.recorder, self.mailbox, max_rows=max_rows, chunk_tokens=chunk_tokens)  # type: ignore[arg-type]
+        sizes = {"max_rows": max_rows, "chunk_tokens": chunk_tokens, "kv_bits": kv_bits}
+        self.loop = Loop(loaded, self.recorder, self.mailbox, **sizes)  # type: ignore[arg-type]
         self.ticks = 0
 
     def post(self, message: Any) -> None:

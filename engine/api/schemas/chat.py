@@ -140,6 +140,8 @@ class ChatCompletionRequest(_Lenient):
     n: StrictInt | None = Field(1, ge=1, le=16)
     stop: Annotated[list[Text] | None, BeforeValidator(_strings)] = Field(None, max_length=MAX_STOPS)
     enable_thinking: StrictBool | None = None
+    store: StrictBool | None = None
+    """False: nothing of this request is kept for later ones, no KV of its prompt either."""
     chat_template_kwargs: dict[str, Any] | None = None
     # Known, and refused until they can be done.
     tools: Refused = None

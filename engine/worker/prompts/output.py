@@ -56,7 +56,8 @@ class TokenText:
 
 
 class Output:
-    """The answer of one request so far. `max_tokens` counts tokens before an end-of-sequence token."""
+    """The answer of one request so far. `max_tokens` counts tokens before an end-of-sequence token; `cached_tokens` of the
+    prompt were not computed."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Output:
         self._id, self._text, self._tokens = request_id, text, tokens
         self._stops, self._eos_ids = StopMatcher(stops), eos_ids
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
+        self.cached_tokens = 0
         self._completion_tokens = 0
 
     def take(
@@ -95,7 +97,7 @@ class Output:
         return delta, None
 
     def _finished(self, reason: FinishReason, rest: str) -> Finished:
-        return Finished(self._id, reason, Usage(self._prompt_tokens, self._completion_tokens), rest)
+        return Finished(self._id, reason, Usage(self._prompt_tokens, self._completion_tokens, self.cached_tokens), rest)
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from jinja2 import TemplateError
 
 from duet.errors import ContextTooLong, InvalidRequest
@@ -14,8 +15,15 @@ DEFAULT_CONTEXT_TOKENS = 32_768
 """For the rare checkpoint that names no limit."""
 
 
-def render(loaded: Loaded, request: GenerationRequest) -> str:
-    """The prompt's text, ending where the assistant's answer begins. Raises `InvalidRequest`."""
+def render(
+    loaded: Loaded, request: GenerationRequest, *, messages: tuple[Message, ...] | None = None, answer: bool = True
+) -> str:
+    """The prompt's text, ending where the assistant's answer begins. Raises `InvalidRequest`.
+
+    Other `messages` than the request's can be given, and without `answer` the text ends with the last of them.
+    """
+    if messages is not None:
+        request = msgspec.structs.replace(request, messages=messages)
     renderer = loaded.processor if getattr(loaded.processor, "chat_template", None) else loaded.tokenizer
     template = getattr(renderer, "chat_template", None)
     images = sum(part.type == "image" for message in request.messages for part in message.parts)
@@ -25,20 +33,20 @@ def render(loaded: Loaded, request: GenerationRequest) -> str:
         raise InvalidRequest(f"{request.model} has no chat template: it is a base model", param="model")
     try:
         if not template or (images and "image" not in str(template)):
-            return _render_by_library(loaded, request, images)
-        text = _apply(renderer, request, parts=bool(images))
+            return _render_by_library(loaded, request, images, answer=answer)
+        text = _apply(renderer, request, parts=bool(images), answer=answer)
         if images or _shows_last_message(text, request):
             return text
         # Templates of vision models may know content only as a list of parts: of a plain string they show nothing.
-        in_parts = _apply(renderer, request, parts=True)
+        in_parts = _apply(renderer, request, parts=True, answer=answer)
         return in_parts if _shows_last_message(in_parts, request) else text
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the chat template of {request.model} refused: {error}", param="messages") from error
 
 
-def _apply(renderer: Any, request: GenerationRequest, *, parts: bool) -> str:
+def _apply(renderer: Any, request: GenerationRequest, *, parts: bool, answer: bool) -> str:
     messages = [_as_template_message(message, parts=parts) for message in request.messages]
-    options = {**request.template_options, "tokenize": False, "add_generation_prompt": True}
+    options = {**request.template_options, "tokenize": False, "add_generation_prompt": answer}
     return str(renderer.apply_chat_template(messages, **options))
 
 
@@ -46,12 +54,12 @@ def _shows_last_message(text: str, request: GenerationRequest) -> bool:
     return "".join(part.text for part in request.messages[-1].parts).strip() in text
 
 
-def _render_by_library(loaded: Loaded, request: GenerationRequest, images: int) -> str:
+def _render_by_library(loaded: Loaded, request: GenerationRequest, images: int, *, answer: bool) -> str:
     """OCR models and others whose template is missing or knows no image parts: mlx-vlm has a format for each."""
     from mlx_vlm.prompt_utils import apply_chat_template
 
     messages = [_as_template_message(message, parts=False) for message in request.messages]
-    options = request.template_options
+    options = {**request.template_options, "add_generation_prompt": answer}
     return str(apply_chat_template(loaded.processor, loaded.config, messages, num_images=images, **options))
 
 

@@ -20,7 +20,8 @@ from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
 
 @dataclass
 class Row:
-    """One sequence on the device. `prompt` are token ids; `cache` is its own until it joins the batch."""
+    """One sequence on the device. `prompt` are token ids, `said` those drawn and read since; `cache` is its own until it joins
+    the batch, and then holds `prefilled` tokens."""
 
     id: str
     prompt: tuple[int, ...]
@@ -29,6 +30,8 @@ class Row:
     vision: VisionInputs | None = None
     seed: int = 0
     issued: int = 0
+    prefilled: int = 0
+    said: list[int] = field(default_factory=list, repr=False)
     penalties: Penalties | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,21 @@ class Batch:
     def ids(self) -> frozenset[str]:
         """Of the rows that take part in the next step."""
         return frozenset(row.id for row in [*self.rows, *self._joining])
+
+    def caches(self, ids: frozenset[str]) -> list[tuple[Row, list[int], list[Any]]]:
+        """Those of the rows that are in the batch: the tokens that their caches hold, and copies of these.
+
+        After `read`: the newest token is drawn, and not yet in the cache.
+        """
+        found: list[tuple[Row, list[int], list[Any]]] = []
+        for i, row in enumerate(self.rows):
+            if row.id in ids:
+                found.append((row, [*row.prompt, *row.said][:-1], self._extract(i)))
+        for row in self._joining:
+            if row.id in ids:
+                assert row.cache is not None
+                found.append((row, list(row.prompt[:-1]), row.cache))
+        return found
 
     def leave(self, ids: frozenset[str]) -> None:
         """Drop rows. A token of theirs that is still being computed is dropped with them."""
@@ -159,6 +177,7 @@ class Batch:
         for i, row in enumerate(pending.rows):
             if id(row) not in living:
                 continue
+            row.said.append(tokens[i])
             if row.penalties is not None:
                 row.penalties.observe(tokens[i])
             wants = row.sampling.logprobs

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx_vlm.models.cache import make_prompt_cache
+from mlx_vlm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from engine.worker.runtime.batch import Batch, Drawn, Row, can_batch
 from engine.worker.runtime.families.vision import uses_mrope
 from engine.worker.runtime.loader import Loaded, LoadError
 from engine.worker.scheduler.policy import Plan, PrefillChunk
+
+KV_GROUP = 32
+"""Values that share a scale in quantised KV: divides every head size in use."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +25,44 @@ class StepResult:
     failed: dict[str, Exception]
 
 
+class Keeper(Protocol):
+    """Who keeps KV for later requests (`engine.worker.kvcache.cache.PrefixCache`)."""
+
+    def restore(self, request_id: str, *, capacity: int) -> tuple[list[Any], int] | None: ...
+    def at_stop(self, request_id: str, cache: list[Any], position: int) -> None: ...
+    def keep(
+        self, request_id: str, tokens: list[int], cache: list[Any], *, ended: bool, forced: bool = False
+    ) -> None: ...
+
+
+class KeepsNothing:
+    """Without a cache every prompt is computed."""
+
+    def restore(self, request_id: str, *, capacity: int) -> None:
+        return None
+
+    def at_stop(self, request_id: str, cache: list[Any], position: int) -> None:
+        return None
+
+    def keep(self, request_id: str, tokens: list[int], cache: list[Any], *, ended: bool, forced: bool = False) -> None:
+        return None
+
+
 class Runner:
     """Owns every array of the running requests. One thread. Raises `LoadError` for a model it cannot step.
 
-    `batches` says whether rows of this model can run together.
+    `batches` says whether rows of this model can run together. What leaves goes to the `keeper` first. With `kv_bits` plain
+    KV is quantised, which the libraries cannot batch.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, *, kv_bits: int | None = None) -> None:
+        self._kv_bits = kv_bits
+        self.keeper: Keeper = KeepsNothing()
         self._model = loaded.model.language_model
         self._mrope = uses_mrope(self._model)
         if self._mrope:
             _check_positions(self._model, loaded.config.get("model_type"))
-        self.batches = all(can_batch(layer) for layer in make_prompt_cache(self._model))
+        self.batches = all(can_batch(layer) for layer in self.new_cache())
         self._batch = Batch(self._model, mrope=self._mrope)
         self._prefilling: dict[str, Row] = {}
 
@@ -44,14 +73,44 @@ class Runner:
     def add(self, row: Row) -> None:
         self._prefilling[row.id] = row
 
-    def drop(self, row_id: str) -> None:
-        """Forget a row that has not joined; rows of the batch leave by the plan."""
-        self._prefilling.pop(row_id, None)
+    def new_cache(self) -> list[Any]:
+        """One row's empty layers."""
+        layers = list(make_prompt_cache(self._model))
+        if self._kv_bits is None:
+            return layers
+        bits = self._kv_bits
+        return [QuantizedKVCache(KV_GROUP, bits) if type(layer) is KVCache else layer for layer in layers]
+
+    def prompt(self, row_id: str) -> tuple[int, ...]:
+        """Of a row that has not joined."""
+        return self._prefilling[row_id].prompt
+
+    def drop(self, row_id: str) -> bool:
+        """Forget a row that has not joined, keeping what was computed; False for rows of the batch, which leave by the plan."""
+        row = self._prefilling.pop(row_id, None)
+        if row is not None and row.cache is not None and row.prefilled:
+            self.keeper.keep(row.id, list(row.prompt[: row.prefilled]), row.cache, ended=True)
+        return row is not None
+
+    def restore(self, row_id: str) -> int:
+        """Begin a row with what is known of its prompt. Returns the tokens that need not be computed."""
+        row = self._prefilling[row_id]
+        if row.vision is not None and row.vision.whole is not None:
+            return 0
+        found = self.keeper.restore(row_id, capacity=len(row.prompt) + KVCache.step)
+        if found is not None:
+            row.cache, row.prefilled = found
+        return row.prefilled
 
     def execute(self, plan: Plan) -> StepResult:
         drawn: list[Drawn] = []
         if plan.leave:
             drawn += self._batch.read()  # a row that has drawn its last token leaves before that token was read
+            for row, tokens, cache in self._batch.caches(plan.leave):
+                back = row.id in plan.preempted
+                self.keeper.keep(row.id, tokens, cache, ended=True, forced=back)
+                if back:
+                    self._wait_again(row)
             self._batch.leave(plan.leave)
         stepped, failed = self._batch.step()
         drawn += stepped
@@ -60,15 +119,26 @@ class Runner:
                 self._prefill(chunk)
             except Exception as error:  # noqa: BLE001 - the loop ends this row with it; its neighbours run on
                 failed[chunk.id] = error
+                self._prefilling[chunk.id].prefilled = 0  # whatever its cache holds is not to be kept
             else:
                 if chunk.joins:
-                    self._batch.join(self._prefilling.pop(chunk.id))
+                    self._join(self._prefilling.pop(chunk.id))
         return StepResult(tuple(drawn), failed)
+
+    def _wait_again(self, row: Row) -> None:
+        """Its prompt is now all that it has read and said; draws and penalties go on where they were."""
+        row.prompt, row.said, row.prefilled, row.cache = (*row.prompt, *row.said), [], 0, None
+        self._prefilling[row.id] = row
+
+    def _join(self, row: Row) -> None:
+        assert row.cache is not None
+        self.keeper.keep(row.id, list(row.prompt[:-1]), row.cache, ended=False)
+        self._batch.join(row)
 
     def _prefill(self, chunk: PrefillChunk) -> None:
         row = self._prefilling[chunk.id]
         if row.cache is None:
-            row.cache = make_prompt_cache(self._model)
+            row.cache = self.new_cache()
         if chunk.stop > chunk.start:
             ids = mx.array([row.prompt[chunk.start : chunk.stop]], dtype=mx.int32)
             # Logits stay lazy and are never computed.
@@ -80,6 +150,8 @@ class Runner:
                 mx.async_eval(states)
             else:
                 mx.eval(states)
+            row.prefilled = chunk.stop
+            self.keeper.at_stop(row.id, row.cache, chunk.stop)
 
     def _arguments(self, row: Row, chunk: PrefillChunk) -> dict[str, Any]:
         if row.vision is not None:

@@ -7,8 +7,10 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """waiting → prefilling → running → ended. A sequence can end from anywhere."""
+    """(fetching →) waiting → prefilling → running → ended. A sequence can end from anywhere; a running one can be preempted,
+    and then waits again."""
 
+    FETCHING = "fetching"
     WAITING = "waiting"
     PREFILLING = "prefilling"
     RUNNING = "running"
@@ -19,20 +21,32 @@ class Phase(Enum):
 class Sequence:
     """`prompt_tokens` ≥ 1; all but the last are prefilled, the last is the first decode input.
 
-    `whole` sequences are prefilled in one piece. `issued` counts tokens drawn, read or not.
+    `whole` sequences are prefilled in one piece; others pause at each of `stops`. `issued` counts tokens drawn, read or not;
+    `said` those of them that count as prompt since it was preempted. Sequences with images are not `preemptible`.
+    While `FETCHING`, what is known of the prompt is on its way from the SSD.
     """
 
     id: str
     prompt_tokens: int
     max_tokens: int
     whole: bool = False
+    preemptible: bool = True
+    stops: tuple[int, ...] = ()
     prefilled: int = 0
     issued: int = 0
+    said: int = 0
     phase: Phase = Phase.WAITING
 
     @property
     def prefill_tokens(self) -> int:
         return self.prompt_tokens - 1
+
+    def next_chunk(self, start: int, budget: int) -> int:
+        """Prompt tokens to run from `start`, at most `budget` unless the sequence cannot be cut."""
+        rest = self.prefill_tokens - start
+        if self.whole:
+            return rest
+        return min([rest, budget, *(stop - start for stop in self.stops if stop > start)])
 
     @property
     def exhausted(self) -> bool:

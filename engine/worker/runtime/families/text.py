@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from duet.errors import InvalidRequest
+from engine.kvstore.index import Media
 from engine.types import GenerationRequest
 from engine.worker.prompts.output import Detokeniser, Output, TokenText
 from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
 from engine.worker.runtime.families.vision import open_image, prepare
 from engine.worker.runtime.loader import Loaded
-from engine.worker.scheduler.sequence import Sequence
+from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 
 
 @dataclass(frozen=True)
 class Prepared:
     """One request, seen by the scheduler, the runner and the output."""
 
-    sequence: Sequence
+    sequence: ScheduledSequence
     row: Row
     output: Output
+    text: str
+    """The rendered prompt."""
 
 
 def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationRequest) -> Prepared:
@@ -39,7 +44,13 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
         raise InvalidRequest("the prompt is empty", param="messages")
     max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
     return Prepared(
-        Sequence(request.id, len(prompt), max_tokens, whole=vision is not None and vision.whole is not None),
+        ScheduledSequence(
+            request.id,
+            len(prompt),
+            max_tokens,
+            whole=vision is not None and vision.whole is not None,
+            preemptible=vision is None,
+        ),
         Row(request.id, prompt, request.sampling, vision=vision),
         Output(
             request.id,
@@ -50,7 +61,35 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
         ),
+        text,
     )
+
+
+def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) -> tuple[Media, ...] | None:
+    """Where the prompt's images stand, and what they are; None when that cannot be told.
+
+    A run of image tokens is an image. Where a model breaks images into several runs, all of them together are one medium.
+    """
+    digests = [
+        hashlib.sha256(part.image).digest()
+        for message in request.messages
+        for part in message.parts
+        if part.type == "image"
+    ]
+    if not digests:
+        return ()
+    places = [i for i, token in enumerate(prompt) if token == loaded.image_token_id]
+    if not places:
+        return None
+    runs = [(places[0], places[0] + 1)]
+    for place in places[1:]:
+        if place == runs[-1][1]:
+            runs[-1] = (runs[-1][0], place + 1)
+        else:
+            runs.append((place, place + 1))
+    if len(runs) == len(digests):
+        return tuple(Media(start, stop, digest) for (start, stop), digest in zip(runs, digests, strict=True))
+    return (Media(runs[0][0], runs[-1][1], hashlib.sha256(b"".join(digests)).digest()),)
 
 
 def _stop_ids(tokenizer: Any, stops: tuple[str, ...]) -> frozenset[int]:

@@ -1,0 +1,142 @@
+"""Bytes of KV in files and back. Knows no MLX, so that it can run on a thread of its own.
+
+A file is plain safetensors (https://huggingface.co/docs/safetensors) whose metadata holds a CRC-32 for every tensor and one
+for the header, so that damage is found wherever it is, and named by layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+HEADER_CRC: Final = "header_crc32"
+MAX_HEADER_BYTES: Final = 16 << 20
+PIECE_BYTES: Final = 4 << 20
+_EMPTY: Final = "0" * 8
+
+
+class Corrupt(Exception):
+    """The file is not what was written. To be treated as if it were not there."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`dtype` in safetensors' words. `data` are its bytes, row-major, little-endian, and keep their owner alive."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def size(tensors: Tensors, facts: Mapping[str, str]) -> int:
+    """Bytes of the file, nearly: the header is estimated from above."""
+    return sum(tensor.data.nbytes + 192 for tensor in tensors.values()) + sum(map(len, facts.values())) + 512
+
+
+def write(path: Path, tensors: Tensors, facts: Mapping[str, str], *, pause: Callable[[], None] | None = None) -> int:
+    """Write under another name, then rename: a reader sees the whole file or none. Returns its size. Raises OSError.
+
+    Nothing waits for the disk (fsync): a power cut may leave a file whose checksum fails, and that is a miss. `pause` is
+    called between pieces of `PIECE_BYTES`, to let more urgent work go first.
+    """
+    head = _header(tensors, facts)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            _write_all(file, memoryview(struct.pack("<Q", len(head)) + head), pause)
+            for tensor in tensors.values():
+                _write_all(file, tensor.data, pause)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return 8 + len(head) + sum(tensor.data.nbytes for tensor in tensors.values())
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, as views of one buffer, and the facts. Raises `Corrupt` for every way a file can be wrong, also for
+    one that is gone or cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0]
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise Corrupt(f"{path.name}: the header claims {length} bytes")
+            head = file.read(length)
+            data = np.empty(size - 8 - length, dtype=np.uint8)
+            _read_all(file, data.data, path)
+        header: dict[str, Any] = json.loads(head)
+        facts: dict[str, str] = header.pop("__metadata__")
+        _check_header(path, head, facts)
+        found = {name: _tensor(path, name, entry, data, facts) for name, entry in header.items()}
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{path.name}: {type(error).__name__}: {error}") from error
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if end != data.nbytes:
+        raise Corrupt(f"{path.name}: {data.nbytes} bytes of data instead of {end}")
+    own = {name: value for name, value in facts.items() if name != HEADER_CRC and not name.startswith("crc32.")}
+    return found, own
+
+
+def _header(tensors: Tensors, facts: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {}
+    sums: dict[str, str] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        size = tensor.data.nbytes
+        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        sums[f"crc32.{name}"] = f"{zlib.crc32(tensor.data):08x}"
+        offset += size
+    entries["__metadata__"] = {HEADER_CRC: _EMPTY, **sums, **facts}
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return _with_crc(head, _EMPTY, f"{zlib.crc32(head):08x}")
+
+
+def _with_crc(head: bytes, old: str, new: str) -> bytes:
+    stem = f'"{HEADER_CRC}":"'.encode()
+    return head.replace(stem + old.encode(), stem + new.encode(), 1)
+
+
+def _check_header(path: Path, head: bytes, facts: Mapping[str, str]) -> None:
+    found = facts[HEADER_CRC]
+    if f"{zlib.crc32(_with_crc(head, found, _EMPTY)):08x}" != found:
+        raise Corrupt(f"{path.name}: the header's checksum is wrong")
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], data: Any, facts: Mapping[str, str]) -> Tensor:
+    start, stop = entry["data_offsets"]
+    view = memoryview(data)[start:stop]
+    if not 0 <= start <= stop <= data.nbytes or f"{zlib.crc32(view):08x}" != facts[f"crc32.{name}"]:
+        raise Corrupt(f"{path.name}: the checksum of {name} is wrong")
+    return Tensor(entry["dtype"], tuple(entry["shape"]), view)
+
+
+def _write_all(file: Any, view: memoryview, pause: Callable[[], None] | None) -> None:
+    view = view.cast("B")
+    while view:
+        view = view[file.write(view[:PIECE_BYTES]) :]
+        if pause is not None:
+            pause()
+
+
+def _read_all(file: Any, view: memoryview, path: Path) -> None:
+    while view:
+        got = file.readinto(view)
+        if not got:
+            raise Corrupt(f"{path.name}: it is cut short")
+        view = view[got:]

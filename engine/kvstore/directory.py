@@ -1,0 +1,348 @@
+"""One directory of KV: files, index, lock. Whoever holds the lock owns it; others may only look.
+
+    DIRECTORY/lock  about.json  index.sqlite  files/ab/ab…64 hex digits….safetensors
+
+A file is there before its row and its row goes before the file, so that whatever a crash leaves behind is a file without a
+row (swept at the next start, by name alone) and never a row that promises what is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from engine.kvstore import blobs
+from engine.kvstore.index import Damaged, Entry, Index
+
+logger = logging.getLogger(__name__)
+
+LAYOUT: Final = 1
+"""Of the files and of what is in them. Another number makes everything written before a miss."""
+MAX_AGE_SECONDS: Final = 30 * 86_400.0
+EVICTED_AT_ONCE: Final = 64
+_SUFFIX: Final = ".safetensors"
+_KEY: Final = "key"
+
+
+class Owned(Exception):
+    """Another process holds the lock."""
+
+
+class Unusable(Exception):
+    """Nothing can be kept here: the disk cannot be read or written. The message says why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a directory may take: bytes at any time, bytes written a day, and bytes that must stay free on its disk."""
+
+    disk_bytes: int
+    write_bytes_a_day: int
+    free_bytes: int = 2 << 30
+    max_age_seconds: float = MAX_AGE_SECONDS
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Bytes and entries that lie there, and bytes written today."""
+
+    bytes: int
+    entries: int
+    written_today: int
+
+
+class Directory:
+    """Owned by one thread of one process. Raises `Owned` when another has it, `Unusable` when nothing can be kept.
+
+    Damage never raises: a damaged index is made anew and what it listed is swept. `relaid` says that another layout lay there.
+    """
+
+    def __init__(self, path: Path, limits: Limits, about: Mapping[str, Any]) -> None:
+        self.path, self.limits = path, limits
+        self.relaid = False
+        self._about = {**about, "layout": LAYOUT}
+        self._lock = _Lock(path)
+        try:
+            self._index = self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._swept = False
+
+    def close(self) -> None:
+        self._index.close()
+        self._lock.release()
+
+    @property
+    def index(self) -> Index:
+        return self._index
+
+    @property
+    def contents(self) -> Contents:
+        size, entries = self._index.size
+        return Contents(size, entries, self._index.written_today(now=time.time()))
+
+    def add(
+        self,
+        entry: Entry,
+        tensors: blobs.Tensors,
+        facts: Mapping[str, str],
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> bool:
+        """Keep a file, evicting older ones for it. False, and nothing is kept, when a limit forbids it or the disk is full.
+
+        A shorter block after the same parent that the new one begins with goes: whatever needs it finds it in the new one.
+        """
+        self.sweep()
+        now = time.time()
+        size = blobs.size(tensors, facts)
+        if size > self.limits.disk_bytes or self._index.written_today(now=now) + size > self.limits.write_bytes_a_day:
+            return False
+        if self._index.known([entry.key]):
+            return True
+        if shutil.disk_usage(self.path).free < self.limits.free_bytes + size:
+            return False
+        self.evict(self.limits.disk_bytes - size)
+        path = self.file(entry.key)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            written = blobs.write(path, tensors, {**facts, _KEY: entry.key.hex()}, pause=pause)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False
+            raise Unusable(f"{self.path} cannot be written: {error}") from error
+        self._index.note_written(written, now=now)
+        self._index.add(replace(entry, size=written), now=now)
+        if entry.kind == "block":
+            self.remove([other.key for other in self._index.children([entry.parent], "block") if _begins(entry, other)])
+        return True
+
+    def read(self, key: bytes) -> tuple[dict[str, blobs.Tensor], dict[str, str]] | None:
+        """What was kept; None when the file is damaged, missing or another's. Touches no index: any thread may call it."""
+        try:
+            tensors, facts = blobs.read(self.file(key))
+        except blobs.Corrupt as error:
+            logger.warning("a KV file is damaged: %s", error, extra={"action": "kv_corrupt"})
+            return None
+        return (tensors, facts) if facts.get(_KEY) == key.hex() else None
+
+    def remove(self, keys: list[bytes]) -> None:
+        """Rows first: a file without a row is swept, a row without a file would be a false promise."""
+        self._index.remove(keys)
+        for key in keys:
+            with contextlib.suppress(OSError):
+                self.file(key).unlink(missing_ok=True)
+
+    def evict(self, limit: int, *, at_most: int | None = None) -> int:
+        """Remove the longest unused entries until `limit` bytes are left or `at_most` have gone, and those over age. Returns
+        their number."""
+        removed = 0
+        while True:
+            oldest = self._index.oldest(
+                min(EVICTED_AT_ONCE, at_most - removed) if at_most is not None else EVICTED_AT_ONCE
+            )
+            total, _ = self._index.size
+            too_old = time.time() - self.limits.max_age_seconds
+            going = []
+            for entry in oldest:
+                if total <= limit and entry.used >= too_old:
+                    break
+                going.append(entry.key)
+                total -= entry.size
+            if not going:
+                return removed
+            self.remove(going)
+            removed += len(going)
+            if len(going) < len(oldest) or removed == at_most:
+                return removed
+
+    def clear(self) -> int:
+        """Remove every entry. Returns their number."""
+        _, entries = self._index.size
+        self._index.close()
+        self._erase()
+        self._index = self._create()
+        return entries
+
+    def sweep(self) -> int:
+        """Remove files without a row and rows without a file, once, by their names. Returns their number."""
+        if self._swept:
+            return 0
+        self._swept = True
+        removed = 0
+        for number in range(256):
+            folder = self.path / "files" / f"{number:02x}"
+            keys = self._index.between(bytes([number]) + b"\0" * 31, bytes([number]) + b"\xff" * 31)
+            names = {key.hex() + _SUFFIX for key in keys}
+            there = set(_names(folder))
+            for name in there - names:
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+                    removed += 1
+            if missing := [key for key in keys if key.hex() + _SUFFIX not in there]:
+                self._index.remove(missing)
+                removed += len(missing)
+        self.evict(self.limits.disk_bytes)
+        return removed
+
+    def file(self, key: bytes) -> Path:
+        name = key.hex()
+        return self.path / "files" / name[:2] / f"{name}{_SUFFIX}"
+
+    def _open(self) -> Index:
+        about = _read_about(self.path)
+        if about is not None and about.get("layout") != LAYOUT:
+            self.relaid = True
+            self._erase()
+        try:
+            if about is None or self.relaid:
+                return self._create()
+            return Index(self.path / "index.sqlite")
+        except Damaged as error:
+            logger.warning("the KV index is damaged and made anew: %s", error, extra={"action": "kv_index_damaged"})
+        except OSError as error:
+            raise Unusable(f"{self.path} cannot be written: {error}") from error
+        self._erase()
+        return self._create()
+
+    def rebuild(self) -> None:
+        """Begin anew, empty, after `Damaged`. Raises `Unusable`."""
+        self._index.close()
+        self._erase()
+        self._index = self._create()
+
+    def _create(self) -> Index:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            half = self.path / "about.json.half"
+            half.write_text(json.dumps(self._about, indent=1) + "\n", encoding="utf-8")
+            half.replace(self.path / "about.json")
+            return Index(self.path / "index.sqlite")
+        except (OSError, Damaged) as error:
+            raise Unusable(f"{self.path} cannot be written: {error}") from error
+
+    def _erase(self) -> None:
+        self._swept = False
+        for name in ("about.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm"):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "files", ignore_errors=True)
+
+
+class _Lock:
+    """`flock` on a file: it goes with its process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Unusable(f"{folder} cannot be used: {error}") from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._handle)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise Owned(f"another process uses {folder}") from error
+            raise Unusable(f"{folder} cannot be locked: {error}") from error
+
+    def release(self) -> None:
+        os.close(self._handle)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A directory as anyone may see it. `owned`: a process uses it now."""
+
+    path: Path
+    model: str
+    owned: bool
+    contents: Contents
+
+
+def directories(root: Path) -> list[Path]:
+    """The KV directories of a home, those with an index."""
+    return sorted(path.parent for path in root.glob("*/index.sqlite"))
+
+
+def report(path: Path) -> Report:
+    """Look at a directory without owning it. Raises `Damaged`."""
+    about = _read_about(path) or {}
+    index = Index(path / "index.sqlite")
+    try:
+        size, entries = index.size
+        contents = Contents(size, entries, index.written_today(now=time.time()))
+    finally:
+        index.close()
+    return Report(path, str(about.get("model", "?")), _is_owned(path), contents)
+
+
+def clear(root: Path, model: str | None = None) -> int:
+    """Remove all entries of the directories under `root` that no process uses, of one `model` or of all. Returns their number."""
+    removed = 0
+    for path in directories(root):
+        about = _read_about(path) or {}
+        if model is not None and about.get("model") != model:
+            continue
+        try:
+            with contextlib.closing(Directory(path, Limits(0, 0), about)) as directory:
+                removed += directory.clear()
+        except (Owned, Unusable, Damaged) as error:
+            logger.info("KV is left alone: %s", error, extra={"action": "kv_not_cleared"})
+    return removed
+
+
+def damaged_files(path: Path) -> Iterator[tuple[Path, str]]:
+    """Read every file of a directory and yield those that are not what was written, with the cause. Needs no lock: a file
+    that goes meanwhile is not counted."""
+    for file in sorted((path / "files").glob(f"*/*{_SUFFIX}")):
+        try:
+            blobs.read(file)
+        except blobs.Corrupt as error:
+            if file.exists():
+                yield file, str(error)
+
+
+def _begins(longer: Entry, shorter: Entry) -> bool:
+    """Whether `shorter` is a proper beginning of `longer`."""
+    return (
+        shorter.stop < longer.stop
+        and longer.tokens.startswith(shorter.tokens)
+        and longer.media[: len(shorter.media)] == shorter.media
+    )
+
+
+def _is_owned(path: Path) -> bool:
+    try:
+        _Lock(path).release()
+    except Owned:
+        return True
+    except Unusable:
+        return False
+    return False
+
+
+def _read_about(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((path / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [found.name for found in os.scandir(folder)]
+    except OSError:
+        return []

@@ -1,0 +1,252 @@
+"""What lies in one directory of KV files: SQLite beside them. One process owns both, by a lock file.
+
+Rows are blocks (tokens start..stop after `parent`) and checkpoints (the state layers at `stop`). Every question of a lookup
+is answered by keys, so memory does not grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+Kind = Literal["block", "checkpoint"]
+SCHEMA_VERSION: Final = 1
+CHILDREN: Final = 64
+"""Entries after one parent that a lookup compares: the most recently used ones."""
+KEYS_A_QUERY: Final = 500
+SIGHTINGS: Final = 200_000
+"""Prefixes that are remembered as seen."""
+_PLACE: Final = struct.Struct("<II32s")
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS entry (
+  key BLOB PRIMARY KEY, kind TEXT NOT NULL, parent BLOB NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+  tokens BLOB NOT NULL, media BLOB NOT NULL, bytes INTEGER NOT NULL, saves_seconds REAL NOT NULL, tip INTEGER NOT NULL,
+  created REAL NOT NULL, used REAL NOT NULL, hits INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent, kind, used);
+CREATE INDEX IF NOT EXISTS entry_used ON entry (used);
+CREATE TABLE IF NOT EXISTS sighting (key BLOB PRIMARY KEY, seen REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sighting_seen ON sighting (seen);
+CREATE TABLE IF NOT EXISTS written (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS total (
+  one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL, entries INTEGER NOT NULL, sightings INTEGER NOT NULL
+);
+INSERT OR IGNORE INTO total VALUES (1, 0, 0, 0);
+CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entry
+  BEGIN UPDATE total SET bytes = bytes + NEW.bytes, entries = entries + 1; END;
+CREATE TRIGGER IF NOT EXISTS entry_gone AFTER DELETE ON entry
+  BEGIN UPDATE total SET bytes = bytes - OLD.bytes, entries = entries - 1; END;
+"""
+_COLUMNS: Final = "key, kind, parent, start, stop, tokens, media, bytes, saves_seconds, tip, used, hits"
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image's or a recording's place: tokens start..stop stand for what `digest` (sha256) names."""
+
+    start: int
+    stop: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file. `tokens` are little-endian uint32, those between `start` and `stop`; `media` those that begin there.
+
+    `saves_seconds` is the prefill that a hit spares. A `tip` is the end of one sequence, which the sequence outgrows.
+    """
+
+    key: bytes
+    kind: Kind
+    parent: bytes
+    start: int
+    stop: int
+    tokens: bytes
+    media: tuple[Media, ...]
+    size: int
+    saves_seconds: float
+    tip: bool
+    used: float = 0.0
+    hits: int = 0
+
+
+class Damaged(Exception):
+    """The database cannot be used: made anew, it begins empty."""
+
+
+class Index:
+    """Used by one thread. Every method raises `Damaged` when SQLite cannot read or write."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        try:
+            with _damage():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                _check_version(version)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                # A power cut may lose the last entries, whose files are swept then; the database stays whole.
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(_SCHEMA)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                # Not the whole database: a damaged page is found when it is read, and start-up stays fast.
+                self._db.execute("SELECT * FROM entry LIMIT 1").fetchone()
+                self._sightings = int(self._db.execute("SELECT sightings FROM total").fetchone()[0])
+        except Damaged:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+
+    def known(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of `keys` have an entry."""
+        return self._among("entry", keys)
+
+    def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]:
+        """Entries after any of `parents`, at most `CHILDREN` a parent, the most recently used first."""
+        found = []
+        with _damage():
+            for parent in parents:
+                found += self._db.execute(
+                    f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND kind = ? ORDER BY used DESC LIMIT ?",
+                    (parent, kind, CHILDREN),
+                ).fetchall()
+        return [_entry(row) for row in found]
+
+    def get(self, key: bytes) -> Entry | None:
+        with _damage():
+            row = self._db.execute(f"SELECT {_COLUMNS} FROM entry WHERE key = ?", (key,)).fetchone()
+        return None if row is None else _entry(row)
+
+    def add(self, entry: Entry, *, now: float) -> None:
+        """Harmless for a key that is there: equal keys are equal content."""
+        row = (
+            *(entry.key, entry.kind, entry.parent, entry.start, entry.stop, entry.tokens, pack_media(entry.media)),
+            *(entry.size, entry.saves_seconds, entry.tip, now, now),
+        )
+        with _damage():
+            self._db.execute(
+                "INSERT OR IGNORE INTO entry (key, kind, parent, start, stop, tokens, media, bytes, saves_seconds, tip, created,"
+                f" used) VALUES ({', '.join('?' * len(row))})",
+                row,
+            )
+
+    def touch(self, keys: Iterable[bytes], *, now: float) -> None:
+        """Note a use of each of `keys`, the first as the most recent: an end is to go before its beginning."""
+        rows = [(now - i * 1e-6, key) for i, key in enumerate(keys)]
+        with self._transaction():
+            self._db.executemany("UPDATE entry SET used = ?, hits = hits + 1 WHERE key = ?", rows)
+
+    def remove(self, keys: Iterable[bytes]) -> None:
+        with self._transaction():
+            self._db.executemany("DELETE FROM entry WHERE key = ?", [(key,) for key in keys])
+
+    def oldest(self, count: int) -> list[Entry]:
+        """The longest unused entries."""
+        with _damage():
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM entry ORDER BY used LIMIT ?", (count,)).fetchall()
+        return [_entry(row) for row in rows]
+
+    def between(self, first: bytes, last: bytes) -> list[bytes]:
+        """Keys in first..last, both included."""
+        with _damage():
+            return [
+                row[0] for row in self._db.execute("SELECT key FROM entry WHERE key BETWEEN ? AND ?", (first, last))
+            ]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Bytes and entries."""
+        with _damage():
+            found: tuple[int, int] = self._db.execute("SELECT bytes, entries FROM total").fetchone()
+        return found
+
+    def sight(self, keys: Sequence[bytes], *, now: float) -> set[bytes]:
+        """Note prefixes as seen; returns those that were seen before."""
+        before = self._among("sighting", keys)
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO sighting VALUES (?, ?)", [(key, now) for key in keys])
+            self._sightings += len(keys) - len(before)
+            if self._sightings > SIGHTINGS:
+                forget = self._sightings - SIGHTINGS * 9 // 10
+                self._db.execute(
+                    "DELETE FROM sighting WHERE key IN (SELECT key FROM sighting ORDER BY seen LIMIT ?)", (forget,)
+                )
+                self._sightings -= forget
+            self._db.execute("UPDATE total SET sightings = ?", (self._sightings,))
+        return before
+
+    def written_today(self, *, now: float) -> int:
+        """Bytes written to files on this day of local time."""
+        with _damage():
+            row = self._db.execute("SELECT bytes FROM written WHERE day = ?", (_day(now),)).fetchone()
+        return int(row[0]) if row else 0
+
+    def note_written(self, count: int, *, now: float) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO written VALUES (?, ?) ON CONFLICT (day) DO UPDATE SET bytes = bytes + excluded.bytes",
+                (_day(now), count),
+            )
+            self._db.execute("DELETE FROM written WHERE day < ?", (_day(now - 7 * 86_400),))
+
+    def _among(self, table: Literal["entry", "sighting"], keys: Sequence[bytes]) -> set[bytes]:
+        found: set[bytes] = set()
+        with _damage():
+            for start in range(0, len(keys), KEYS_A_QUERY):
+                part = keys[start : start + KEYS_A_QUERY]
+                marks = ",".join("?" * len(part))
+                found.update(
+                    row[0] for row in self._db.execute(f"SELECT key FROM {table} WHERE key IN ({marks})", part)
+                )
+        return found
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _damage():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _check_version(version: int) -> None:
+    if version not in (0, SCHEMA_VERSION):
+        raise Damaged(f"the index has version {version}")
+
+
+def pack_media(media: Iterable[Media]) -> bytes:
+    return b"".join(_PLACE.pack(item.start, item.stop, item.digest) for item in media)
+
+
+def unpack_media(data: bytes) -> tuple[Media, ...]:
+    return tuple(Media(*fields) for fields in _PLACE.iter_unpack(data))
+
+
+def _entry(row: tuple[object, ...]) -> Entry:
+    key, kind, parent, start, stop, tokens, media, size, saves, tip, used, hits = row
+    return Entry(key, kind, parent, start, stop, tokens, unpack_media(media), size, saves, bool(tip), used, hits)  # type: ignore[arg-type]
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(moment))

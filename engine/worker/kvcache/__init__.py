@@ -1,0 +1,1 @@
+"""The prefix cache of one worker: RAM before SSD, planned by content, explained to the user."""

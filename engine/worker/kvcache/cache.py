@@ -1,0 +1,528 @@
+"""The prefix cache as the worker's loop sees it: look up, restore, keep. On the model's thread; the disk is another's.
+
+open → (found) → restore → at_stop … → keep … → close       one request
+tend                                                       every tick: hands to the disk what is due
+flush                                                      before the process ends
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from engine.kvstore.directory import LAYOUT, Directory
+from engine.kvstore.index import Entry, Media
+from engine.types import CacheNote, KvReport
+from engine.worker.kvcache import admission, chunks, records
+from engine.worker.kvcache.io_thread import Answer, Clear, Find, Found, IoThread, Save, Saved, Touch
+from engine.worker.kvcache.memory_tier import Held, MemoryTier
+from engine.worker.kvcache.planner import Match, Prompt, plan
+
+logger = logging.getLogger(__name__)
+
+TIP_SECONDS: Final = 20.0
+"""An untouched end of a sequence goes to SSD after this long: the turns of an agent come faster."""
+SAVES_AT_ONCE: Final = 2
+MIN_MEASURED: Final = 32
+"""Tokens of prefill from which its speed is read."""
+MAX_SPILL_BYTES: Final = 512 << 20
+"""What may wait for the disk after it had to leave the memory tier."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a model's KV besides tokens: a fingerprint of its weights and code, and how the KV is quantised."""
+
+    fingerprint: str
+    quantisation: str
+
+
+@dataclass
+class Session:
+    """One request. `system` and `boundary` are token positions (0: none); `role_at` names a token's message."""
+
+    id: str
+    prompt: Prompt
+    store: bool
+    system: int
+    boundary: int
+    role_at: Callable[[int], str]
+    fetched: frozenset[bytes] = frozenset()
+    seen: frozenset[bytes] = frozenset()
+    corrupt: bool = False
+    pinned: list[bytes] = field(default_factory=list)
+    match: Match | None = None
+    stops: tuple[admission.Stop, ...] = ()
+    note: CacheNote = field(default_factory=CacheNote)
+    began: float = 0.0
+    checkpoints: int = 0
+    written_tokens: int = 0
+
+
+class PrefixCache:
+    """Raises `records.Unsupported` for a model whose cache cannot be kept. `open_directory` None: memory only.
+
+    `new_cache` makes one row's empty layers; `post` takes the answers of the disk's thread, on that thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_cache: Callable[[], records.Cache],
+        identity: Identity,
+        memory_bytes: int,
+        open_directory: Callable[[], Directory] | None,
+        post: Callable[[Answer], None],
+    ) -> None:
+        self._new_cache, self._identity = new_cache, identity
+        self._layout = records.layout(new_cache())
+        self._memory = MemoryTier(memory_bytes)
+        self._io = None if open_directory is None else IoThread(open_directory, post)
+        self._sessions: dict[str, Session] = {}
+        self._followers: dict[str, list[str]] = {}
+        self._asked: dict[str, Prompt] = {}
+        self._due: deque[bytes] = deque()
+        self._tips: dict[bytes, None] = {}
+        self._saving: dict[bytes, int] = {}
+        self._refused: dict[bytes, None] = {}
+        self._seconds_a_token = 0.0
+        self._report = KvReport()
+
+    # One request -----------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        media: tuple[Media, ...],
+        *,
+        tenant: str,
+        store: bool,
+        system: int,
+        boundary: int,
+        role_at: Callable[[int], str],
+    ) -> bool:
+        """Begin to look up a prompt. False when SSD is asked: `found` says when it is ready."""
+        root = chunks.root(
+            fingerprint=self._identity.fingerprint,
+            quantisation=self._identity.quantisation,
+            layout=LAYOUT,
+            tenant=tenant,
+        )
+        prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
+        session = Session(request_id, prompt, store, system, boundary, role_at)
+        self._sessions[request_id] = session
+        in_memory = plan(prompt, self._memory, has_state=self._layout.has_state)
+        if self._io is None or self._io.off is not None:
+            self._decide(session, in_memory)
+            return True
+        # Who shares the beginning with a prompt that is being read waits for it instead of reading it again.
+        leader = next((other for other in self._followers if _share(self._asked[other], prompt)), None)
+        if leader is not None:
+            self._followers[leader].append(request_id)
+        else:
+            self._ask(session, in_memory)
+        return False
+
+    def _ask(self, session: Session, in_memory: Match) -> None:
+        assert self._io is not None
+        # What is here stays here until it is used.
+        self._pin(session, in_memory.keys)
+        snapshot = self._memory.snapshot(session.prompt.parents)
+        sight = tuple(self._sights(session)) if session.store else ()
+        self._followers[session.id], self._asked[session.id] = [], session.prompt
+        self._io.ask(Find(session.id, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight))
+
+    def found(self, answer: Found) -> list[str]:
+        """Take in what was read. Returns the requests that need not wait any longer."""
+        session = self._sessions.get(answer.id)
+        read = []
+        for entry, tensors, facts in answer.read:
+            self._take(Held(entry, records.as_arrays(tensors), dict(facts), dirty=False, admitted=True, pins=1))
+            read.append(entry.key)
+        if session is not None:
+            session.seen, session.corrupt, session.fetched = answer.seen, answer.corrupt, frozenset(read)
+            self._pin(session, [key for key in answer.match.keys if key in self._memory])
+            self._decide(session, self._plan(session), answer.match.matched)
+        for key in read:
+            self._unpin_one(key)
+        for key in answer.seen:
+            self._admit(key)
+        followers = self._followers.pop(answer.id, [])
+        self._asked.pop(answer.id, None)
+        for follower in [self._sessions[name] for name in followers if name in self._sessions]:
+            self._ask(follower, self._plan(follower))
+        return [answer.id] if session is not None else []
+
+    def note(self, request_id: str) -> CacheNote:
+        """What the lookup found, for the user."""
+        session = self._sessions.get(request_id)
+        return CacheNote(reason="disabled") if session is None else session.note
+
+    def restore(self, request_id: str, *, capacity: int) -> tuple[records.Cache, int] | None:
+        """A new cache with the longest beginning that memory holds now, and its tokens; None when there is nothing.
+
+        Room is made for `capacity` tokens.
+        """
+        session = self._sessions.get(request_id)
+        if session is None:
+            return None
+        matched = session.match.matched if session.match else 0
+        self._decide(session, self._plan(session), matched)
+        match = session.match
+        assert match is not None
+        session.began = time.monotonic()
+        restored = self._filled(match, capacity) if match.tokens else None
+        self._unpin(session)
+        if restored is None:
+            if match.tokens:
+                self._decide(session, Match(0, match.matched, ()), match.matched)
+            self._plan_stops(session)
+            return None
+        self._memory.touch(match.keys)
+        for key in match.keys:
+            self._admit(key)
+        if self._io is not None:
+            self._io.order(Touch(tuple(match.keys)))
+        self._plan_stops(session)
+        self._report.restored_tokens += match.tokens
+        return restored, match.tokens
+
+    def stops(self, request_id: str) -> tuple[int, ...]:
+        """Positions at which prefill is to pause for `at_stop`."""
+        session = self._sessions.get(request_id)
+        return () if session is None else tuple(stop.position for stop in session.stops)
+
+    def at_stop(self, request_id: str, cache: records.Cache, position: int) -> None:
+        """Prefill stands at a stop: take the checkpoint."""
+        session = self._sessions.get(request_id)
+        if session is None:
+            return
+        for stop in session.stops:
+            if stop.position == position:
+                self._keep_state(session, session.prompt.tokens[:position], cache, tip=stop.tip)
+
+    def keep(
+        self, request_id: str, tokens: Sequence[int], cache: records.Cache, *, ended: bool, forced: bool = False
+    ) -> None:
+        """Keep `tokens`, all of which `cache` holds: complete blocks, and when the sequence has `ended` also its tail and
+        state. `forced`: it is swapped out and will be back."""
+        session = self._sessions.get(request_id)
+        if session is None or not session.store or not tokens:
+            return
+        if not records.holds(cache, len(tokens)):
+            logger.warning("a sequence's cache does not hold its tokens: not kept", extra={"action": "kv_not_kept"})
+            return
+        if not session.written_tokens and session.began:
+            self._measure(session, len(tokens))
+        sequence = Prompt.of(session.prompt.root, chunks.as_tokens(tokens), session.prompt.media)
+        total_seconds = len(tokens) * self._seconds_a_token
+        going_on = forced or self._goes_on(session)
+        for block in sequence.blocks:
+            if (block.complete or ended) and block.key not in self._memory:
+                entry = Entry(
+                    block.key, "block", block.parent, block.start, block.stop,
+                    sequence.tokens[block.start : block.stop].tobytes(), chunks.inside(sequence.media, block.start, block.stop),
+                    0, (block.stop - block.start) * self._seconds_a_token, tip=not block.complete,
+                )  # fmt: skip
+                self._keep(
+                    session, entry, records.cut_block(cache, block.start, block.stop), {}, total_seconds, going_on
+                )
+                self._outgrow(entry)
+        if ended and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
+            self._keep_state(session, sequence.tokens, cache, tip=True, forced=forced)
+            self._supersede(session)
+        session.written_tokens = len(tokens)
+
+    def close(self, request_id: str) -> None:
+        """The request is over, whatever became of it."""
+        if (session := self._sessions.pop(request_id, None)) is not None:
+            self._unpin(session)
+
+    # The tiers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the model has layers that can only be kept as checkpoints."""
+        return self._layout.has_state
+
+    def tend(self, *, busy: bool) -> float | None:
+        """Hand to the disk what is due. Seconds until it wants to be called again; None: not before something happens."""
+        if self._io is None or self._io.off is not None:
+            return None
+        self._io.busy = busy
+        while self._due and len(self._saving) < SAVES_AT_ONCE:
+            self._save(self._due.popleft())
+        if not self._tips:
+            return None
+        now = time.monotonic()
+        ripe = [key for key in self._tips if (held := self._memory.get(key)) is None or now - held.used >= TIP_SECONDS]
+        for key in ripe:
+            del self._tips[key]
+            if (held := self._memory.get(key)) is not None and held.dirty and held.admitted:
+                self._due.append(key)
+        if ripe:
+            return self.tend(busy=busy)
+        oldest = min(held.used for key in self._tips if (held := self._memory.get(key)))
+        return max(0.05, oldest + TIP_SECONDS - now)
+
+    def saved(self, answer: Saved) -> None:
+        """A file is written, or was refused."""
+        self._saving.pop(answer.key, None)
+        held = self._memory.get(answer.key)
+        if answer.kept:
+            self._refused.pop(answer.key, None)
+            if held is not None:
+                held.dirty = False
+            return
+        self._refused[answer.key] = None
+        while len(self._refused) > 10_000:
+            self._refused.pop(next(iter(self._refused)))
+
+    def flush(self, seconds: float, answers: Callable[[], Answer | None]) -> bool:
+        """Write all that is not on SSD yet, the newest first, within `seconds`. False when time ran out.
+
+        `answers` gives what the disk's thread has posted so far, one by one, then None.
+        """
+        if self._io is None or self._io.off is not None:
+            return True
+        until = time.monotonic() + seconds
+        self._io.busy = False
+        waiting = deque(held.entry.key for held in self._memory.newest_first() if held.dirty)
+        while (waiting or self._saving) and time.monotonic() < until:
+            while waiting and len(self._saving) < SAVES_AT_ONCE:
+                self._save(waiting.popleft(), forced=True)
+            while (answer := answers()) is not None:
+                if isinstance(answer, Saved):
+                    self.saved(answer)
+            if self._saving:
+                time.sleep(0.002)
+        return self._io.close(max(0.1, until - time.monotonic())) and not waiting
+
+    def clear(self) -> None:
+        """Forget everything, in memory now and on SSD when `Cleared` comes."""
+        self._memory.shrink(0)
+        self._due.clear()
+        self._tips.clear()
+        if self._io is not None:
+            self._io.order(Clear())
+
+    @property
+    def report(self) -> KvReport:
+        """What the tiers hold and did since the start."""
+        self._report.memory_bytes, self._report.memory_entries = self._memory.bytes, len(self._memory)
+        if self._io is not None:
+            traffic, contents = self._io.traffic, self._io.traffic.contents
+            self._report.disk_bytes, self._report.disk_entries = contents.bytes, contents.entries
+            self._report.written_today = contents.written_today
+            self._report.read_bytes, self._report.written_bytes = traffic.read_bytes, traffic.written_bytes
+            self._report.refused, self._report.corrupt = traffic.refused, traffic.corrupt
+            self._report.off = self._io.off or ""
+        else:
+            self._report.off = "memory only"
+        return self._report
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _decide(self, session: Session, match: Match, matched: int = 0) -> None:
+        """Settle on a match and say to the user what it is and why it is no more."""
+        matched = max(match.matched, matched)
+        session.match = Match(match.tokens, matched, match.pieces, match.checkpoint)
+        tier: Literal["", "ram", "ssd"] = ""
+        if match.tokens:
+            tier = "ssd" if session.fetched.intersection(match.keys) else "ram"
+        reason = self._reason(session, match.tokens, matched)
+        session.note = CacheNote(tokens=match.tokens, tier=tier, reason=reason)
+
+    def _reason(self, session: Session, tokens: int, matched: int) -> str:
+        limit = chunks.whole(len(session.prompt.tokens) - 1, session.prompt.media)
+        if tokens >= limit or (tokens and matched >= limit):
+            return ""
+        if session.corrupt:
+            return "corrupt"
+        missing = next((block for block in session.prompt.blocks if block.start <= matched < block.stop), None)
+        if missing is not None and missing.complete and missing.key in self._refused:
+            return "quota"
+        if missing is not None and missing.complete and missing.key in session.seen:
+            return "evicted"
+        if matched == 0:
+            return "layout" if self._io is not None and self._io.relaid else "cold"
+        return f"diverged_at({matched}, {session.role_at(matched)})"
+
+    def _filled(self, match: Match, capacity: int) -> records.Cache | None:
+        blocks = [(self._memory.get(piece.key), piece.stop - piece.start) for piece in match.pieces]
+        state = None if match.checkpoint is None else self._memory.get(match.checkpoint)
+        cache = self._new_cache()
+        try:
+            arrays = [(held.arrays, take) for held, take in blocks if held is not None]
+            records.restore(
+                cache,
+                arrays,
+                None if state is None else (state.arrays, state.facts),
+                tokens=match.tokens,
+                capacity=capacity,
+            )
+        except ValueError as error:
+            # Not what was put in: such entries must not be found again.
+            logger.warning("kept KV does not fit the model: %s", error, extra={"action": "kv_unfit"})
+            for key in match.keys:
+                self._memory.drop(key)
+            return None
+        return cache
+
+    def _plan_stops(self, session: Session) -> None:
+        match = session.match
+        if not (self._layout.has_state and session.store) or match is None:
+            return
+        places = {position: self._state_entry(session, session.prompt.tokens[:position]).key for position in
+                  {session.system, session.boundary, match.matched} - {0}}  # fmt: skip
+        session.stops = admission.stops(
+            system=session.system,
+            boundary=session.boundary,
+            restored=match.tokens,
+            matched=match.matched,
+            known=[position for position, key in places.items() if key in self._memory],
+        )
+
+    def _sights(self, session: Session) -> list[bytes]:
+        keys = [block.key for block in session.prompt.blocks if block.complete]
+        if self._layout.has_state and session.system:
+            keys.append(self._state_entry(session, session.prompt.tokens[: session.system]).key)
+        return keys
+
+    def _state_entry(self, session: Session, tokens: chunks.Tokens, *, tip: bool = False) -> Entry:
+        """The checkpoint after `tokens`, which begin as the session's prompt does."""
+        media = session.prompt.media
+        cut = [block for block in chunks.blocks(session.prompt.root, tokens, media) if block.complete]
+        start, parent = (cut[-1].stop, cut[-1].key) if cut else (0, session.prompt.root)
+        rest = tokens[start:]
+        return Entry(
+            chunks.checkpoint_key(parent, rest, start, media), "checkpoint", parent, start, len(tokens), rest.tobytes(),
+            chunks.inside(media, start, len(tokens)), 0, len(tokens) * self._seconds_a_token, tip,
+        )  # fmt: skip
+
+    def _keep_state(
+        self, session: Session, tokens: chunks.Tokens, cache: records.Cache, *, tip: bool, forced: bool = False
+    ) -> None:
+        entry = self._state_entry(session, tokens, tip=tip)
+        session.checkpoints += 1
+        if not session.store or entry.key in self._memory:
+            return
+        arrays, facts = records.cut_state(cache)
+        self._keep(session, entry, arrays, facts, entry.saves_seconds, forced or (tip and self._goes_on(session)))
+        self._report.checkpoints += 1
+
+    def _goes_on(self, session: Session) -> bool:
+        restored = session.match.tokens if session.match else 0
+        return admission.is_conversation(restored=restored, system=session.system, prompt=len(session.prompt.tokens))
+
+    def _keep(
+        self,
+        session: Session,
+        entry: Entry,
+        arrays: records.Arrays,
+        facts: dict[str, str],
+        total: float,
+        admitted: bool,
+    ) -> None:
+        records.begin(arrays)
+        size = records.nbytes(arrays)
+        worth = admission.is_worth(total_seconds=total, seconds=entry.saves_seconds, size=size)
+        held = Held(entry, arrays, facts, dirty=True, admitted=admitted or worth or entry.key in session.seen)
+        self._take(held)
+        if held.admitted:
+            self._schedule(held)
+
+    def _take(self, held: Held) -> None:
+        self._spill(self._memory.add(held))
+
+    def _spill(self, dropped: Sequence[Held]) -> None:
+        """What left memory before it was written is written now, if there is room to wait for the disk."""
+        for gone in dropped:
+            if gone.dirty and gone.admitted and self._io is not None and self._io.off is None:
+                if sum(self._saving.values()) + gone.bytes <= MAX_SPILL_BYTES:
+                    self._hand_over(gone)
+                else:
+                    self._report.spilled_away += 1
+
+    def _admit(self, key: bytes) -> None:
+        """It was wanted again."""
+        held = self._memory.get(key)
+        if held is not None and not held.admitted:
+            held.admitted = True
+            self._schedule(held)
+
+    def _schedule(self, held: Held) -> None:
+        if held.dirty and self._io is not None:
+            if held.entry.tip:
+                self._tips[held.entry.key] = None
+            else:
+                self._due.append(held.entry.key)
+
+    def _save(self, key: bytes, *, forced: bool = False) -> None:
+        held = self._memory.get(key)
+        if held is not None and held.dirty and (held.admitted or forced) and key not in self._saving:
+            self._hand_over(held)
+
+    def _hand_over(self, held: Held) -> None:
+        assert self._io is not None
+        self._saving[held.entry.key] = held.bytes
+        self._io.order(Save(held.entry, records.as_tensors(held.arrays), held.facts))
+
+    def _outgrow(self, entry: Entry) -> None:
+        """Drop shorter blocks that the new one begins with."""
+        for other in self._memory.children([entry.parent], "block"):
+            if other.stop < entry.stop and entry.tokens.startswith(other.tokens) and not self._is_pinned(other.key):
+                self._memory.drop(other.key)
+                self._tips.pop(other.key, None)
+
+    def _supersede(self, session: Session) -> None:
+        """The conversation went on: the ends of its earlier turns are not needed again, and need not go to SSD."""
+        restored = session.match.tokens if session.match else 0
+        for entry in self._memory.children(session.prompt.parents, "checkpoint"):
+            held = self._memory.get(entry.key)
+            earlier = entry.tip and entry.stop <= restored and entry.stop != session.boundary
+            theirs = session.prompt.tokens[entry.start : entry.stop].tobytes()
+            if held is not None and earlier and held.dirty and not held.pins and entry.tokens == theirs:
+                self._memory.drop(entry.key)
+                self._tips.pop(entry.key, None)
+
+    def _plan(self, session: Session) -> Match:
+        return plan(session.prompt, self._memory, has_state=self._layout.has_state)
+
+    def _is_pinned(self, key: bytes) -> bool:
+        held = self._memory.get(key)
+        return held is not None and held.pins > 0
+
+    def _pin(self, session: Session, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            if (held := self._memory.get(key)) is not None:
+                held.pins += 1
+                session.pinned.append(key)
+
+    def _unpin(self, session: Session) -> None:
+        for key in session.pinned:
+            self._unpin_one(key)
+        session.pinned.clear()
+        self._spill(self._memory.shrink(self._memory.limit_bytes))
+
+    def _unpin_one(self, key: bytes) -> None:
+        if (held := self._memory.get(key)) is not None and held.pins:
+            held.pins -= 1
+
+    def _measure(self, session: Session, tokens: int) -> None:
+        """Seconds that a token of prefill takes, smoothed."""
+        restored = session.match.tokens if session.match else 0
+        if tokens - restored < MIN_MEASURED:
+            return
+        now = (time.monotonic() - session.began) / (tokens - restored)
+        self._seconds_a_token = now if not self._seconds_a_token else 0.7 * self._seconds_a_token + 0.3 * now
+
+
+def _share(mine: Prompt, yours: Prompt) -> bool:
+    """Whether two prompts have their first block in common."""
+    return bool(mine.blocks and yours.blocks) and mine.blocks[0].complete and mine.blocks[0].key == yours.blocks[0].key

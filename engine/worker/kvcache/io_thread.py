@@ -1,0 +1,316 @@
+"""The one thread that touches the disk: it finds, reads and writes KV files, and calls nothing of MLX.
+
+Reading goes before writing, even in the middle of a file; while rows decode, writing goes slower. Whatever fails here is a
+miss or a file that is not kept, and is counted; a thread that cannot go on answers every question with "nothing".
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from engine.kvstore.blobs import Tensor
+from engine.kvstore.directory import Contents, Directory, Owned, Unusable
+from engine.kvstore.index import Damaged, Entry, Kind
+from engine.worker.kvcache.memory_tier import Snapshot
+from engine.worker.kvcache.planner import NOTHING, Match, Prompt, plan
+
+logger = logging.getLogger(__name__)
+
+READERS: Final = 3
+BUSY_PAUSE_SECONDS: Final = 0.01
+"""After every piece of a file while rows decode: at most 400 MB/s."""
+MAX_REPLANS: Final = 16
+OWNER_POLL_SECONDS: Final = 1.0
+
+Tensors = Mapping[str, Tensor]
+Facts = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Find:
+    """Plan `prompt` over RAM (`snapshot`) and SSD, and read what RAM lacks if that beats the `floor` tokens of RAM alone.
+    `sight` are keys to note as seen."""
+
+    id: str
+    prompt: Prompt
+    snapshot: Snapshot
+    floor: int
+    has_state: bool
+    sight: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to `Find`: what was read, the keys seen before, and whether something was damaged."""
+
+    id: str
+    match: Match
+    read: tuple[tuple[Entry, Tensors, Facts], ...] = ()
+    seen: frozenset[bytes] = frozenset()
+    corrupt: bool = False
+
+
+@dataclass(frozen=True)
+class Save:
+    entry: Entry
+    tensors: Tensors
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The answer to `Save`. `kept` is False when a limit or the disk forbade it."""
+
+    key: bytes
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Touch:
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Forget everything on SSD."""
+
+
+@dataclass(frozen=True)
+class Cleared:
+    entries: int
+
+
+Order = Save | Touch | Clear
+Answer = Found | Saved | Cleared
+
+
+@dataclass
+class Traffic:
+    """Counted since the start. Written by the thread, read by anyone."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    refused: int = 0
+    corrupt: int = 0
+    contents: Contents = field(default_factory=lambda: Contents(0, 0, 0))
+
+
+class IoThread:
+    """`open` makes the directory, on the thread. `post` takes answers, from the thread. `busy`: rows decode now."""
+
+    def __init__(self, open_directory: Callable[[], Directory], post: Callable[[Answer], None]) -> None:
+        self._open, self._post = open_directory, post
+        self._finds: deque[Find] = deque()
+        self._orders: deque[Order] = deque()
+        self._wake = threading.Condition()
+        self._stopping = self._clearing = False
+        self.busy = False
+        self.off: str | None = None
+        """Why nothing can be kept on SSD; None while it can."""
+        self.relaid = False
+        self.traffic = Traffic()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="kv-read")
+        self._ready = threading.Event()
+        self._directory: Directory | None = None
+        self._owned_elsewhere = False
+        self._thread = threading.Thread(target=self._run, name="kv-io", daemon=True)
+        self._thread.start()
+
+    def wait_ready(self, seconds: float) -> bool:
+        """Until the directory is open, or known to be unusable."""
+        return self._ready.wait(seconds)
+
+    def ask(self, find: Find) -> None:
+        """Answered by exactly one `Found`, before any order that still waits."""
+        with self._wake:
+            self._finds.append(find)
+            self._wake.notify()
+
+    def order(self, order: Order) -> None:
+        """Done in order, except that `Clear` goes before everything: nothing asked for after it may find what was before."""
+        with self._wake:
+            if isinstance(order, Clear):
+                self._clearing = True
+            self._orders.append(order)
+            self._wake.notify()
+
+    def close(self, seconds: float) -> bool:
+        """Finish the orders within `seconds` and end. False when it could not."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    # The thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._try_open()
+        self._ready.set()
+        while True:
+            if self._owned_elsewhere:
+                self._try_open()
+            job = self._next()
+            if job is None and self._stopping:
+                break
+            if job is not None:
+                self._do(job)
+        if self._directory is not None:
+            self._directory.close()
+        self._readers.shutdown(wait=False)
+
+    def _try_open(self) -> None:
+        """Another process may hold the directory for a while: the one before us, which is ending."""
+        try:
+            self._directory = directory = self._open()
+            self.traffic.contents = directory.contents
+            self.relaid = directory.relaid
+            self.off, self._owned_elsewhere = None, False
+        except Owned as error:
+            if not self._owned_elsewhere:
+                self._turn_off(error)
+            self._owned_elsewhere = True
+        except Exception as error:  # noqa: BLE001 - without a disk tier the worker serves on
+            self._turn_off(error)
+            self._owned_elsewhere = False
+
+    def _next(self) -> Find | Order | None:
+        with self._wake:
+            if not (self._finds or self._orders or self._stopping):
+                self._wake.wait(OWNER_POLL_SECONDS if self._owned_elsewhere else None)
+            if self._finds and not self._clearing:
+                return self._finds.popleft()
+            order = self._orders.popleft() if self._orders else None
+            if isinstance(order, Clear):
+                self._clearing = any(isinstance(other, Clear) for other in self._orders)
+            return order
+
+    def _do(self, job: Find | Order) -> None:
+        directory = self._directory
+        if directory is None or self.off is not None:
+            self._answer_nothing(job)
+            return
+        try:
+            try:
+                self._work(directory, job)
+            except Damaged as error:
+                logger.warning("the KV index is damaged and made anew: %s", error, extra={"action": "kv_index_damaged"})
+                self._answer_nothing(job)
+                directory.rebuild()
+                self.traffic.contents = directory.contents
+        except Exception as error:  # noqa: BLE001 - as when opening
+            self._turn_off(error)
+            if not isinstance(error.__context__, Damaged):
+                self._answer_nothing(job)
+
+    def _work(self, directory: Directory, job: Find | Order) -> None:
+        match job:
+            case Find():
+                self._post(self._find(directory, job))
+            case Save() if self._clearing:
+                self._post(Saved(job.entry.key, kept=False))
+            case Save():
+                kept = directory.add(job.entry, job.tensors, job.facts, pause=lambda: self._pause(directory))
+                if kept:
+                    self.traffic.written_bytes += sum(tensor.data.nbytes for tensor in job.tensors.values())
+                else:
+                    self.traffic.refused += 1
+                self.traffic.contents = directory.contents
+                self._post(Saved(job.entry.key, kept))
+            case Touch(keys):
+                directory.index.touch(keys, now=time.time())
+            case Clear():
+                entries = directory.clear()
+                self.traffic.contents = directory.contents
+                self._post(Cleared(entries))
+            case _:
+                assert_never(job)
+
+    def _pause(self, directory: Directory) -> None:
+        """Between two pieces of a file: who waits to read goes first."""
+        while True:
+            with self._wake:
+                find = self._finds.popleft() if self._finds and not self._clearing else None
+            if find is None:
+                break
+            self._post(self._find(directory, find))
+        if self.busy and not self._stopping:
+            time.sleep(BUSY_PAUSE_SECONDS)
+
+    def _find(self, directory: Directory, find: Find) -> Found:
+        view = _Both(find.snapshot, directory)
+        seen = frozenset(directory.index.sight(find.sight, now=time.time())) if find.sight else frozenset()
+        corrupt = False
+        for _ in range(MAX_REPLANS):
+            match = plan(find.prompt, view, has_state=find.has_state)
+            missing = [key for key in match.keys if key not in find.snapshot.keys]
+            if match.tokens <= find.floor or not missing:
+                return Found(find.id, match, (), seen, corrupt)
+            read, damaged = self._read(directory, missing)
+            if not damaged:
+                self.traffic.read_bytes += sum(t.data.nbytes for _, tensors, _ in read for t in tensors.values())
+                return Found(find.id, match, tuple(read), seen, corrupt)
+            corrupt = True
+            self.traffic.corrupt += len(damaged)
+            directory.remove(damaged)
+        return Found(find.id, NOTHING, (), seen, corrupt)
+
+    def _read(
+        self, directory: Directory, keys: Sequence[bytes]
+    ) -> tuple[list[tuple[Entry, Tensors, Facts]], list[bytes]]:
+        """What could be read, and the keys of what could not."""
+        read: list[tuple[Entry, Tensors, Facts]] = []
+        damaged: list[bytes] = []
+        for key, content in zip(keys, self._readers.map(directory.read, keys), strict=True):
+            entry = directory.index.get(key)
+            if content is None or entry is None:
+                damaged.append(key)
+            else:
+                read.append((entry, *content))
+        return read, damaged
+
+    def _answer_nothing(self, job: Find | Order) -> None:
+        match job:
+            case Find():
+                self._post(Found(job.id, plan(job.prompt, job.snapshot, has_state=job.has_state)))
+            case Save():
+                self.traffic.refused += 1
+                self._post(Saved(job.entry.key, kept=False))
+            case Clear():
+                self._post(Cleared(0))
+            case Touch():
+                pass
+            case _:
+                assert_never(job)
+
+    def _turn_off(self, error: Exception) -> None:
+        self.off = str(error) or type(error).__name__
+        known = isinstance(error, Unusable | Owned)
+        logger.warning(
+            "KV is kept in memory only: %s",
+            self.off,
+            extra={"action": "kv_disk_off"},
+            exc_info=None if known else error,
+        )
+
+
+class _Both:
+    """A `View` of RAM and SSD together."""
+
+    def __init__(self, memory: Snapshot, directory: Directory) -> None:
+        self._memory, self._directory = memory, directory
+
+    def known(self, keys: Sequence[bytes]) -> set[bytes]:
+        found = self._memory.known(keys)
+        return found | self._directory.index.known([key for key in keys if key not in found])
+
+    def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]:
+        found = {entry.key: entry for entry in self._directory.index.children(parents, kind)}
+        return [*({**found, **{entry.key: entry for entry in self._memory.children(parents, kind)}}).values()]

@@ -1,0 +1,230 @@
+"""One sequence's cache as arrays, and back. On the model's thread.
+
+Token-addressed layers (plain and quantised KV) are cut along the tokens into blocks. Every other kind (rotating windows, gated
+delta nets and other recurrences, pooled or chunked attention) is a state that is valid at one position only: a checkpoint
+holds all of them. A layer may be a list of both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+from mlx_vlm.models import cache as kinds
+
+from engine.kvstore.blobs import Tensor
+
+Cache = list[Any]
+"""One row's layers, as the library's `make_prompt_cache` gives them."""
+Arrays = dict[str, Any]
+
+_BLOCKS: Final = (kinds.KVCache, kinds.QuantizedKVCache, kinds.ConcatenateKVCache)
+_STATES: Final = (
+    kinds.RotatingKVCache,
+    kinds.BufferedRotatingKVCache,
+    kinds.ArraysCache,
+    kinds.ChunkedKVCache,
+    kinds.SimpleKVCache,
+    kinds.PoolingCache,
+)
+_DTYPES: Final = {
+    mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8", mx.int8: "I8",
+    mx.int64: "I64", mx.uint64: "U64", mx.int16: "I16", mx.uint16: "U16", mx.bool_: "BOOL",
+}  # fmt: skip
+_BY_NAME: Final = {name: dtype for dtype, name in _DTYPES.items()}
+_TREE: Final = "state"
+
+
+class Unsupported(Exception):
+    """A cache of this kind cannot be kept. The message names it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model's cache is made of."""
+
+    has_blocks: bool
+    has_state: bool
+
+
+def layout(cache: Cache) -> Layout:
+    """Raises `Unsupported`.
+
+    Kinds are taken exactly: a subclass may hold more than what its parent's reading shows.
+    """
+    found = list(_leaves(cache))
+    for _, layer in found:
+        if type(layer) not in _BLOCKS and not _is_state(layer):
+            raise Unsupported(f"its layers include a {type(layer).__name__}")
+    return Layout(
+        has_blocks=any(type(layer) in _BLOCKS for _, layer in found),
+        has_state=any(_is_state(layer) for _, layer in found),
+    )
+
+
+def holds(cache: Cache, tokens: int) -> bool:
+    """Whether every token-addressed layer holds exactly the sequence's `tokens` (others keep something else in them)."""
+    return all(layer.offset == tokens for _, layer in _leaves(cache) if type(layer) in _BLOCKS)
+
+
+def cut_block(cache: Cache, start: int, stop: int) -> Arrays:
+    """Tokens start..stop of the token-addressed layers, as arrays of their own, not yet evaluated."""
+    found: Arrays = {}
+    for place, layer in _leaves(cache):
+        if type(layer) in _BLOCKS:
+            for name, array in _parts(layer):
+                found[f"{place}.{name}"] = mx.contiguous(array[..., start:stop, :])
+    return found
+
+
+def cut_state(cache: Cache) -> tuple[Arrays, dict[str, str]]:
+    """The state layers as they are now: arrays of their own, not yet evaluated, and the facts that they go with."""
+    arrays: Arrays = {}
+    trees: dict[str, Any] = {}
+    for place, layer in _leaves(cache):
+        if _is_state(layer):
+            trees[place] = _flatten(_snapshot(layer), place, arrays)
+    return arrays, {_TREE: json.dumps(trees, separators=(",", ":"))} if trees else {}
+
+
+def restore(
+    fresh: Cache,
+    blocks: Sequence[tuple[Arrays, int]],
+    state: tuple[Arrays, Mapping[str, str]] | None,
+    *,
+    tokens: int,
+    capacity: int,
+) -> None:
+    """Fill a new cache. `blocks` are arrays and how many of their tokens count, `tokens` in all; room is made for `capacity`
+    tokens, so that what follows is not copied again. Raises `ValueError` if a part is missing or has another shape."""
+    trees = json.loads(state[1].get(_TREE, "{}")) if state is not None else {}
+    for place, layer in _leaves(fresh):
+        if type(layer) in _BLOCKS:
+            _fill(layer, partial(_joined, blocks, place, capacity - tokens), tokens)
+        else:
+            if state is None or place not in trees:
+                raise ValueError(f"the state of layer {place} is missing")
+            layer.prefix_cache_restore(_unflatten(trees[place], state[0]))
+    if not holds(fresh, tokens):
+        raise ValueError("the blocks do not add up")
+
+
+def begin(arrays: Arrays) -> None:
+    """Have them computed, without waiting: until then they keep the whole cache that they were cut from."""
+    mx.async_eval(list(arrays.values()))
+
+
+def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """Evaluated bytes that another thread may read without any call of MLX; they keep their arrays alive."""
+    # numpy knows no bfloat16, so every array is seen as bytes. Views: nothing is copied.
+    flat = {name: array.reshape(-1).view(mx.uint8) for name, array in arrays.items()}
+    mx.eval(list(flat.values()))
+    return {
+        name: Tensor(_DTYPES[arrays[name].dtype], tuple(arrays[name].shape), memoryview(flat[name])) for name in arrays
+    }
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    """One copy into MLX's memory for each tensor."""
+    return {
+        name: mx.array(np.frombuffer(tensor.data, dtype=np.uint8)).view(_BY_NAME[tensor.dtype]).reshape(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+
+def nbytes(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _leaves(cache: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for i, layer in enumerate(cache):
+        if isinstance(layer, kinds.CacheList):
+            yield from _leaves(layer.caches, f"{prefix}{i}.")
+        else:
+            yield f"{prefix}{i}", layer
+
+
+def _is_state(layer: Any) -> bool:
+    return type(layer) in _STATES
+
+
+def _parts(layer: Any) -> Iterator[tuple[str, Any]]:
+    for side, held in (("k", layer.keys), ("v", layer.values)):
+        if held is None:
+            continue
+        if isinstance(held, tuple | list):
+            yield from ((f"{side}{i}", part) for i, part in enumerate(held))
+        else:
+            yield side, held
+
+
+def _fill(layer: Any, joined: Callable[[str], Any], tokens: int) -> None:
+    if tokens == 0:
+        return
+    if type(layer) is kinds.QuantizedKVCache:
+        layer.keys, layer.values = (tuple(joined(f"{side}{i}") for i in range(3)) for side in "kv")
+    else:
+        layer.keys, layer.values = joined("k"), joined("v")
+    if type(layer) is kinds.ConcatenateKVCache:
+        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
+    layer.offset = tokens
+
+
+def _joined(blocks: Sequence[tuple[Arrays, int]], place: str, room: int, part: str) -> Any:
+    name = f"{place}.{part}"
+    try:
+        parts = [
+            arrays[name] if take == arrays[name].shape[-2] else arrays[name][..., :take, :] for arrays, take in blocks
+        ]
+    except KeyError as error:
+        raise ValueError(f"{name} is missing") from error
+    if room > 0:
+        last = parts[-1]
+        parts.append(mx.zeros((*last.shape[:-2], room, last.shape[-1]), dtype=last.dtype))
+    return mx.concatenate(parts, axis=-2)
+
+
+def _snapshot(layer: Any) -> Any:
+    if type(layer) is kinds.RotatingKVCache and layer.keep == 0 and layer.keys is not None:
+        # Beside the window the buffer holds room and, after a chunk, tokens that no later one can see.
+        window = layer.size()
+        keys, values = (layer._temporal_order(side)[..., -window:, :] for side in (layer.keys, layer.values))
+        return {"state": (keys, values), "meta_state": tuple(map(str, (0, layer.max_size, layer.offset, window)))}
+    return layer.prefix_cache_snapshot()
+
+
+def _flatten(value: Any, place: str, arrays: Arrays) -> Any:
+    """A tree of arrays and plain values as JSON; arrays go to `arrays` and leave their names."""
+    if isinstance(value, mx.array):
+        name = f"{place}.s{len(arrays)}"
+        arrays[name] = mx.contiguous(value)
+        return {"array": name}
+    if isinstance(value, dict):
+        return {"dict": {name: _flatten(item, place, arrays) for name, item in value.items()}}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_flatten(item, place, arrays) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise Unsupported(f"a layer's state includes a {type(value).__name__}")
+
+
+def _unflatten(tree: Mapping[str, Any], arrays: Arrays) -> Any:
+    ((kind, value),) = tree.items()
+    match kind:
+        case "array":
+            # A holder of its own: the library writes into slices, and who else holds the array would see it.
+            return arrays[value][...]
+        case "dict":
+            return {name: _unflatten(item, arrays) for name, item in value.items()}
+        case "list":
+            return [_unflatten(item, arrays) for item in value]
+        case "tuple":
+            return tuple(_unflatten(item, arrays) for item in value)
+        case "value":
+            return value
+    raise ValueError(f"no part of a cache is a {kind}")

@@ -1,0 +1,96 @@
+"""Where a prompt may be cut so that other prompts have the same beginning: after the system block, and before the answer.
+
+Both are read off the chat template itself, by rendering the conversation differently and comparing the beginnings. A cut is
+moved back behind a special token, for text is never tokenised across one: what follows cannot change the tokens before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from duet.errors import InvalidRequest
+from engine.types import GenerationRequest, Message, Part
+from engine.worker.prompts.template import render
+from engine.worker.runtime.loader import Loaded
+
+_OTHER = Message("user", (Part("text", text="\u2603"),))
+"""A user message that hardly begins like a real one."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Token positions: after the system block, and at the end of the last message without the generation prompt. 0: none."""
+
+    system: int = 0
+    boundary: int = 0
+
+
+def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, prompt: Sequence[int]) -> Cuts:
+    """The cuts of `prompt`: the rendered `text`, `encoded` by the tokenizer, with images expanded."""
+    ends = [end for _, end in encoded.offsets]
+    special = frozenset(loaded.tokenizer.added_tokens_decoder)
+    leading = [message for message in request.messages if message.role == "system"]
+    system = 0
+    if leading and len(leading) < len(request.messages):
+        system = _common(text, _rendered(loaded, request, (*leading, _OTHER), answer=True))
+    boundary = _common(text, _rendered(loaded, request, request.messages, answer=False))
+    found = (_snapped(encoded.ids, ends, special, length) for length in (system, boundary))
+    first, second = (_expanded(encoded.ids, position, prompt, loaded.image_token_id) for position in found)
+    return Cuts(first, second)
+
+
+def role_at(request: GenerationRequest, offsets: Sequence[tuple[int, int]], text: str, position: int) -> str:
+    """The role of the message that token `position` belongs to; "template" between messages and in prompts with images."""
+    if position >= len(offsets):
+        return "template"
+    here, start = offsets[position][0], 0
+    for message in request.messages:
+        content = "".join(part.text for part in message.parts)
+        at = text.find(content, start) if content else -1
+        if at < 0:
+            continue
+        if at <= here < at + len(content):
+            return message.role
+        start = at + len(content)
+    return "template"
+
+
+def _rendered(loaded: Loaded, request: GenerationRequest, messages: tuple[Message, ...], *, answer: bool) -> str:
+    try:
+        return render(loaded, request, messages=messages, answer=answer)
+    except InvalidRequest:
+        return ""  # the template knows no such conversation: no cut there
+
+
+def _common(first: str, second: str) -> int:
+    """Characters that both begin with, found by halving: long prompts are compared at the speed of memory."""
+    least, most = 0, min(len(first), len(second))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if first.startswith(second[:middle]):
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+def _snapped(ids: Sequence[int], ends: Sequence[int], special: frozenset[Any], length: int) -> int:
+    """The position behind the last special token within `length` characters; without any, behind the last whole token."""
+    whole = next((i for i, end in enumerate(ends) if end > length), len(ends))
+    return next(
+        (i + 1 for i in range(whole - 1, -1, -1) if ids[i] in special), whole if not special.intersection(ids) else 0
+    )
+
+
+def _expanded(ids: Sequence[int], position: int, prompt: Sequence[int], image_token: int | None) -> int:
+    """The same place in the prompt in which images take many tokens: behind as many tokens of the kind before it."""
+    if len(ids) == len(prompt) or position == 0:
+        return position
+    mark = ids[position - 1]
+    if mark == image_token:
+        return 0
+    count = sum(token == mark for token in ids[:position])
+    places = [i for i, token in enumerate(prompt) if token == mark]
+    return places[count - 1] + 1 if len(places) >= count else 0

@@ -1,0 +1,92 @@
+"""A worker's loop with a real KV cache: real directory, real I/O thread, the channel replaced by a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine.kvstore.directory import Directory, Limits
+from engine.types import CacheNote, Failed, Finished, GenerationRequest
+from engine.worker.kvcache.cache import Identity, PrefixCache
+from engine.worker.loop import Loop
+from engine.worker.runtime.loader import Loaded
+from tests.mlx.conftest import Driver, Recorder
+
+LIMITS = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)
+
+
+class KvDriver(Driver):
+    """`folder` None: memory only. `end` writes what is left, as the end of a worker does."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        folder: Path | None,
+        *,
+        memory_bytes: int = 1 << 28,
+        limits: Limits = LIMITS,
+        fingerprint: str = "f",
+        max_rows: int = 16,
+        chunk_tokens: int = 64,
+        kv_bits: int | None = None,
+    ) -> None:
+        import queue
+
+        self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
+        opener: Callable[[], Directory] | None = None
+        if folder is not None:
+            opener = partial(Directory, folder, limits, {"model": "m"})
+        self.loop = Loop(
+            loaded,
+            self.recorder,  # type: ignore[arg-type]
+            self.mailbox,
+            max_rows=max_rows,
+            chunk_tokens=chunk_tokens,
+            kv_bits=kv_bits,
+            make_cache=partial(
+                PrefixCache, identity=Identity(fingerprint, "none"), memory_bytes=memory_bytes, open_directory=opener
+            ),
+        )
+        self.ticks = 0
+
+    @property
+    def kv(self) -> PrefixCache:
+        assert self.loop._kv is not None
+        return self.loop._kv
+
+    def run(self, requests: list[GenerationRequest], arrivals: list[int] | None = None) -> dict[str, bytes]:
+        left = list(zip(arrivals or [0] * len(requests), requests, strict=True))
+        first = self.ticks
+        while left or any(not self.over(request.id) for request in requests):
+            for entry in [entry for entry in left if entry[0] <= self.ticks - first]:
+                self.post(entry[1])
+                left.remove(entry)
+            if self.loop.idle and self.mailbox.empty() and left:
+                self.ticks += 1
+                continue
+            self.tick()
+        for _ in range(3):  # rows that ended leave with the next plan
+            if not self.loop.idle:
+                self.tick()
+        return {request.id: self.raw(request.id) for request in requests}
+
+    def over(self, request_id: str) -> bool:
+        return bool(self.of(request_id, Finished) or self.of(request_id, Failed))
+
+    def of(self, request_id: str, kind: type) -> list[Any]:
+        return [
+            event for event in self.recorder.sent if getattr(event, "id", "") == request_id and isinstance(event, kind)
+        ]
+
+    def note(self, request_id: str) -> CacheNote:
+        from engine.types import Accepted
+
+        return self.of(request_id, Accepted)[0].cache  # type: ignore[no-any-return]
+
+    def cached(self, request_id: str) -> int:
+        return self.of(request_id, Finished)[0].usage.cached_tokens  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        self.loop._flush()
