@@ -20,6 +20,10 @@ service = typer.Typer(help="Run Duet at login: launchd on macOS, systemd user un
 app.add_typer(service, name="service")
 bench = typer.Typer(help="Measure recognition, review and diarization on recordings of your own.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+kv = typer.Typer(
+    help="The KV cache: prompts that were computed once and are kept, in memory and on SSD.", no_args_is_help=True
+)
+app.add_typer(kv, name="kv")
 
 
 def settings_or_exit(**overrides: Any) -> Settings:
@@ -196,6 +200,39 @@ def der(
 
     settings = settings_or_exit(**({"embedded": True} if embedded else {}))
     raise typer.Exit(run_der(settings, manifest, collar_seconds=collar, out=out))
+
+
+@kv.command(name="stats")
+def kv_stats(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what is kept, by model, and what loaded models hold in memory.
+
+    Example: duet kv stats
+    """
+    from duet.cli.kv import stats
+
+    raise typer.Exit(stats(settings_or_exit(), as_json=as_json))
+
+
+@kv.command(name="clear")
+def kv_clear(model: Annotated[str | None, typer.Option(help="One model's id; default: all.")] = None) -> None:
+    """Forget what is kept, of one model or of all.
+
+    Example: duet kv clear --model duet-tiny-chat
+    """
+    from duet.cli.kv import clear
+
+    raise typer.Exit(clear(settings_or_exit(), model))
+
+
+@kv.command(name="verify")
+def kv_verify() -> None:
+    """Read every file and name the damaged ones. Exit code 1 when there are any.
+
+    Example: duet kv verify
+    """
+    from duet.cli.kv import verify
+
+    raise typer.Exit(verify(settings_or_exit()))
 
 
 @service.command()

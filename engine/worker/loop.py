@@ -265,7 +265,7 @@ class Loop:
 
     def _look_up(self, request: GenerationRequest, prepared: Prepared) -> bool:
         """Ask for what is known of the prompt. False: it is being fetched."""
-        row, text = prepared.row, prepared.text
+        row, text, encoded = prepared.row, prepared.text, prepared.encoded
         media = (
             media_of(self._loaded, request, row.prompt)
             if self._kv is not None and not prepared.sequence.whole
@@ -273,7 +273,6 @@ class Loop:
         )
         if self._kv is None or media is None:
             return True
-        encoded = self._loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         where = (
             cuts(self._loaded, request, text, encoded, row.prompt) if self._kv.has_state and request.store else Cuts()
         )

@@ -154,6 +154,97 @@ def test_whatever_comes_and_goes_every_sequence_ends_and_bookkeeping_holds(seed:
             assert drawn[item.id] == item.max_tokens
 
 
+def test_prefill_pauses_at_every_stop_and_goes_on_in_the_same_tick() -> None:
+    scheduler = Scheduler(max_rows=2, chunk_tokens=10)
+    one = sequence("a", prompt_tokens=21)
+    one.stops = (4, 7, 20)
+    scheduler.add(one)
+    assert [(chunk.start, chunk.stop) for _ in range(2) for chunk in tick(scheduler).prefill] == [
+        (0, 4), (4, 7), (7, 10), (10, 20),
+    ]  # fmt: skip
+
+
+def test_what_was_restored_is_not_computed_and_leaves_room_for_the_next() -> None:
+    scheduler = Scheduler(max_rows=4, chunk_tokens=10)
+    for name in "abc":
+        scheduler.add(sequence(name, prompt_tokens=26))
+    begun = []
+    for item in scheduler.starting():
+        item.prefilled = 22
+        begun.append(item.id)
+    assert begun == ["a", "b", "c"]
+    assert tick(scheduler).prefill == (
+        PrefillChunk("a", 22, 25, joins=True),
+        PrefillChunk("b", 22, 25, joins=True),
+        PrefillChunk("c", 22, 25, joins=True),
+    )
+
+
+def test_a_sequence_that_is_being_fetched_holds_nobody_up() -> None:
+    scheduler = Scheduler(max_rows=2, chunk_tokens=100)
+    late, other = sequence("late"), sequence("other")
+    late.phase = Phase.FETCHING
+    scheduler.add(late)
+    assert scheduler.idle
+    scheduler.add(other)
+    assert [chunk.id for chunk in tick(scheduler).prefill] == ["other"]
+    scheduler.fetched("late")
+    scheduler.fetched("unknown")
+    assert [chunk.id for chunk in tick(scheduler).prefill] == ["late"]
+
+
+def test_a_preempted_row_waits_before_all_others_with_what_it_has_said() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    scheduler.add(sequence("a", prompt_tokens=5, max_tokens=10))
+    scheduler.add(sequence("b"))
+    for _ in range(4):
+        tick(scheduler)
+    assert scheduler.preempt("a")
+    assert not scheduler.preempt("a")
+    assert not scheduler.preempt("b")
+    plan = tick(scheduler)
+    assert plan.leave == plan.preempted == {"a"}
+    assert [chunk.id for chunk in plan.prefill] == ["b"]
+    scheduler.fetched("a")
+    scheduler.end("b")
+    assert tick(scheduler).prefill == (PrefillChunk("a", 0, 7, joins=True),)  # 5 of the prompt, 3 said, less the last
+    assert sum(tick(scheduler).decode for _ in range(20)) == 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
+    random_ = random.Random(seed)
+    scheduler = Scheduler(max_rows=3, chunk_tokens=7)
+    drawn: dict[str, int] = {}
+    fetching: list[str] = []
+    batch: set[str] = set()
+    everyone = [sequence(f"s{i}", random_.randint(1, 40), random_.randint(1, 15)) for i in range(25)]
+    arriving = list(everyone)
+    while arriving or fetching or not scheduler.idle:
+        if arriving and random_.random() < 0.4:
+            item = arriving.pop()
+            item.phase = random_.choice([Phase.WAITING, Phase.FETCHING])
+            fetching += [item.id] if item.phase is Phase.FETCHING else []
+            scheduler.add(item)
+        if fetching and random_.random() < 0.5:
+            scheduler.fetched(fetching.pop())
+        if batch and random_.random() < 0.2:
+            scheduler.preempt(random_.choice(sorted(batch)))
+        for item in scheduler.starting():
+            item.prefilled = random_.randint(0, item.prefill_tokens)
+            item.stops = tuple(random_.sample(range(1, 41), 2))
+        plan = scheduler.plan()
+        batch -= plan.leave
+        for name in batch:
+            drawn[name] = drawn.get(name, 0) + 1
+        batch |= {chunk.id for chunk in plan.prefill if chunk.joins}
+        assert len(batch) <= 3
+        scheduler.apply(plan)
+        fetching += plan.preempted
+        scheduler.check()
+    assert {item.id: item.max_tokens for item in everyone} == drawn
+
+
 def test_the_scheduler_is_imported_without_mlx() -> None:
     code = (
         "import sys, engine.worker.scheduler.policy; sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"

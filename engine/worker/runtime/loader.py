@@ -125,6 +125,9 @@ def _load_chat(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise LoadError(f"{path.name}: its tokenizer has no fast form (tokenizer.json)")
+    # A limit that a tokenizer's file brings would cut prompts without a word.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     if not hasattr(model, "language_model"):
         raise LoadError(f"{path.name} ({config.get('model_type')}) is not a model that generates text")
     image_token_id = _first(config, "image_token_id", "image_token_index")

@@ -27,6 +27,8 @@ class Prepared:
     output: Output
     text: str
     """The rendered prompt."""
+    encoded: Any
+    """Its tokens and their places in the text (`tokenizers.Encoding`), images not expanded."""
 
 
 def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationRequest) -> Prepared:
@@ -35,11 +37,12 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
         raise InvalidRequest(f"token {outside[0]} is not in the vocabulary of {loaded.vocabulary}", param="logit_bias")
     text = render(loaded, request)
     images = [open_image(part.image) for message in request.messages for part in message.parts if part.type == "image"]
+    encoded = loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     vision = None
     if images:
         prompt, vision = prepare(loaded, text, images)
     else:
-        prompt = tuple(loaded.tokenizer.encode(text, add_special_tokens=False))
+        prompt = tuple(encoded.ids)
     if not prompt:
         raise InvalidRequest("the prompt is empty", param="messages")
     max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
@@ -62,6 +65,7 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
             max_tokens=max_tokens,
         ),
         text,
+        encoded,
     )
 
 

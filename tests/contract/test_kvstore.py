@@ -1,0 +1,287 @@
+"""KV directories on a real disk: damage, limits, locks and deaths are misses, never a wrong byte and never an error."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.kvstore import blobs
+from engine.kvstore import directory as directories
+from engine.kvstore.directory import Directory, Limits, Owned, Unusable
+from engine.kvstore.index import Entry, Media
+from engine.kvstore.leases import Caps, Leases
+
+ABOUT = {"model": "m"}
+ROOMY = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)
+
+
+def key_of(name: object) -> bytes:
+    return hashlib.sha256(str(name).encode()).digest()
+
+
+def entry(name: object, *, parent: bytes = b"root", tokens: bytes = b"", start: int = 0, tip: bool = False) -> Entry:
+    tokens = tokens or str(name).encode().ljust(8, b"\0")[:8]
+    return Entry(key_of(name), "block", parent, start, start + len(tokens) // 4, tokens, (), 0, 1.0, tip)
+
+
+def content(name: object, size: int = 4000) -> dict[str, blobs.Tensor]:
+    data = (str(name).encode() * size)[:size]
+    return {"0.k": blobs.Tensor("U8", (size,), memoryview(data))}
+
+
+def add(found: Directory, name: object, size: int = 4000) -> bool:
+    return found.add(entry(name), content(name, size), {"fact": "1"})
+
+
+def holds(found: Directory, name: object, size: int = 4000) -> bool:
+    read = found.read(key_of(name))
+    return read is not None and bytes(read[0]["0.k"].data) == bytes(content(name, size)["0.k"].data)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("files/*/*") if path.is_file()]
+
+
+def test_what_is_kept_is_read_as_it_was_also_by_the_next_process(tmp_path: Path) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        assert all(add(found, i) for i in range(20))
+        assert found.contents.entries == 20
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        assert all(holds(found, i) for i in range(20))
+        assert found.sweep() == 0
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.9999])
+def test_a_flipped_bit_anywhere_is_a_miss(tmp_path: Path, place: float) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        add(found, 1)
+        path = found.file(key_of(1))
+        data = bytearray(path.read_bytes())
+        data[int(place * (len(data) - 1))] ^= 4
+        path.write_bytes(data)
+        assert found.read(key_of(1)) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 100, 4000])
+def test_a_file_cut_short_is_a_miss(tmp_path: Path, size: int) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        add(found, 1)
+        path = found.file(key_of(1))
+        path.write_bytes(path.read_bytes()[:size])
+        assert found.read(key_of(1)) is None
+
+
+def test_a_file_in_the_place_of_another_is_a_miss(tmp_path: Path) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        add(found, 1)
+        add(found, 2)
+        found.file(key_of(1)).write_bytes(found.file(key_of(2)).read_bytes())
+        assert found.read(key_of(1)) is None
+        assert holds(found, 2)
+
+
+def test_the_cap_holds_after_every_write_and_the_longest_unused_go(tmp_path: Path) -> None:
+    limits = Limits(disk_bytes=50_000, write_bytes_a_day=1 << 30, free_bytes=0)
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        for i in range(40):
+            assert add(found, i)
+            found.index.touch([key_of(0)], now=time.time() + i)
+            assert sum(path.stat().st_size for path in files(tmp_path / "kv")) <= limits.disk_bytes
+        assert holds(found, 0)
+        assert holds(found, 39)
+        assert found.read(key_of(1)) is None
+        assert not add(found, "large", 60_000)
+
+
+def test_the_budget_of_a_day_holds_over_restarts(tmp_path: Path) -> None:
+    limits = Limits(disk_bytes=1 << 30, write_bytes_a_day=20_000, free_bytes=0)
+    kept = 0
+    for run in range(3):
+        with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+            kept += sum(add(found, f"{run} {i}") for i in range(10))
+            assert found.contents.written_today <= limits.write_bytes_a_day
+    assert kept == 4
+
+
+def test_entries_over_age_go(tmp_path: Path) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        add(found, "old")
+        found.index.touch([key_of("old")], now=time.time() - 31 * 86_400)
+        add(found, "new")
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        found.sweep()
+        assert found.read(key_of("old")) is None
+        assert holds(found, "new")
+
+
+def test_a_longer_block_takes_the_place_of_its_beginnings(tmp_path: Path) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        for name, tokens in (("short", b"aaaabbbb"), ("other", b"aaaacccc"), ("long", b"aaaabbbbcccc")):
+            found.add(entry(name, tokens=tokens, tip=True), content(name), {})
+        assert found.read(key_of("short")) is None
+        assert holds(found, "other")
+        assert holds(found, "long")
+
+
+def test_media_are_part_of_an_entry(tmp_path: Path) -> None:
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        media = (Media(2, 9, b"x" * 32), Media(20, 30, b"y" * 32))
+        found.index.add(Entry(b"k" * 32, "checkpoint", b"root", 0, 40, b"", media, 1, 0.0, False), now=1.0)
+        assert found.index.children([b"root"], "checkpoint")[0].media == media
+
+
+def test_only_one_process_owns_a_directory_and_its_death_frees_it(tmp_path: Path) -> None:
+    script = (
+        "import sys,time; from pathlib import Path; from engine.kvstore.directory import *\n"
+        f"d = Directory(Path({str(tmp_path / 'kv')!r}), Limits(1<<30, 1<<30), {{}}); print('mine', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "mine\n"
+        with pytest.raises(Owned):
+            Directory(tmp_path / "kv", ROOMY, ABOUT)
+        assert directories.report(tmp_path / "kv").owned
+        owner.kill()
+    Directory(tmp_path / "kv", ROOMY, ABOUT).close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "emptied", "cut", "removed", "another version"])
+def test_a_damaged_index_begins_anew_and_leaves_no_orphan(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "kv"
+    with contextlib.closing(Directory(folder, ROOMY, ABOUT)) as found:
+        for i in range(50):
+            add(found, i)
+        if damage == "another version":
+            found.index._db.execute("PRAGMA user_version=99")
+    index = folder / "index.sqlite"
+    match damage:
+        case "garbage":
+            index.write_bytes(os.urandom(20_000))
+        case "emptied":
+            index.write_bytes(b"")
+        case "cut":
+            index.write_bytes(index.read_bytes()[:5000])
+        case "removed":
+            index.unlink()
+    with contextlib.closing(Directory(folder, ROOMY, ABOUT)) as found:
+        with contextlib.suppress(directories.Damaged):
+            assert add(found, "new")
+        if damage != "cut":  # a page that is gone may be one that is not read
+            assert holds(found, "new")
+            assert len(files(folder)) == found.contents.entries == 1
+
+
+def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unusable, match="cannot be used"):
+        Directory(tmp_path / "file" / "kv", ROOMY, ABOUT)
+
+
+def test_a_removed_folder_is_made_again(tmp_path: Path) -> None:
+    import shutil
+
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        add(found, 1)
+        shutil.rmtree(tmp_path / "kv" / "files")
+        assert found.read(key_of(1)) is None
+        assert add(found, 2)
+        assert holds(found, 2)
+
+
+def test_too_little_free_space_keeps_nothing(tmp_path: Path) -> None:
+    limits = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 30, free_bytes=1 << 60)
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        assert not add(found, 1)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.contract.test_kvstore import *
+found = Directory(Path(sys.argv[1]), Limits(8 << 20, 1 << 40, 0), ABOUT)
+found.sweep()
+print("writing", flush=True)
+i = int(sys.argv[2]) * 10**6
+while True:
+    i += 1
+    found.add(entry(i), content(i, 1 << 20), {}, pause=lambda: None)
+"""
+
+
+def test_a_kill_inside_a_write_costs_that_file_only(tmp_path: Path) -> None:
+    """`make kv-kills` does this 200 times."""
+    landed, tries = kill_inside_writes(tmp_path / "kv", wanted=3)
+    assert landed == 3
+    assert tries < 40
+
+
+def kill_inside_writes(folder: Path, *, wanted: int) -> tuple[int, int]:
+    """Kill writers until `wanted` kills have provably landed inside a write: a file half written is left behind. After each,
+    the directory must open, hold nothing damaged, keep its cap and have no orphan. Returns kills that landed, and all."""
+    landed = tries = 0
+    while landed < wanted and tries < 20 * wanted:
+        tries += 1
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder), str(tries)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "writing\n"
+            until = time.monotonic() + 5
+            while time.monotonic() < until and not half_written(folder):
+                pass
+            writer.send_signal(signal.SIGKILL)
+        landed += any(path.stat().st_size > 0 for path in half_written(folder))
+        with contextlib.closing(Directory(folder, Limits(8 << 20, 1 << 40, 0), ABOUT)) as found:
+            found.sweep()
+            assert not half_written(folder)
+            assert len(files(folder)) == found.contents.entries
+            assert sum(path.stat().st_size for path in files(folder)) <= 8 << 20
+            assert list(directories.damaged_files(folder)) == []
+    return landed, tries
+
+
+def half_written(folder: Path) -> list[Path]:
+    return list(folder.glob("files/*/.*"))
+
+
+def test_leases_share_the_cap_and_idle_directories_give_way(tmp_path: Path) -> None:
+    caps = Caps(disk_bytes=100_000, write_bytes_a_day=1 << 30, free_bytes=0, age_seconds=1e9)
+    for number in range(3):
+        with contextlib.closing(Directory(tmp_path / f"d{number}", ROOMY, {"model": f"old{number}"})) as found:
+            for i in range(7):
+                add(found, f"{number} {i}")
+    leases = Leases(tmp_path, caps, memory_bytes=1, flush_seconds=1.0)
+    first = leases.grant("new")
+    idle = sum(report.contents.bytes for report in leases.reports())
+    assert first.disk_bytes > 0
+    second = leases.grant("old2")
+    mine = next(report for report in leases.reports() if report.model == "old2").contents.bytes
+    assert second.disk_bytes >= min(mine, 1)
+    others = sum(report.contents.bytes for report in leases.reports() if report.model not in ("new", "old2"))
+    assert first.disk_bytes + second.disk_bytes + others <= caps.disk_bytes
+    assert idle <= caps.disk_bytes
+    leases.give_back("new")
+    assert leases.grant("third").disk_bytes >= 25_000
+
+
+def test_clear_and_reports_work_with_nothing_running(tmp_path: Path) -> None:
+    with contextlib.closing(Directory(tmp_path / "a", ROOMY, {"model": "x"})) as found:
+        add(found, 1)
+    with contextlib.closing(Directory(tmp_path / "b", ROOMY, {"model": "y"})) as found:
+        add(found, 2)
+    assert directories.clear(tmp_path, "x") == 1
+    reports = {
+        report.model: report.contents.entries for report in map(directories.report, directories.directories(tmp_path))
+    }
+    assert reports == {"x": 0, "y": 1}
