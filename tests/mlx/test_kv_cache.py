@@ -357,3 +357,23 @@ def test_where_a_prompt_is_cut_depends_only_on_what_stands_before() -> None:
 def test_the_cache_needs_layers_it_knows() -> None:
     with pytest.raises(records.Unsupported):
         PrefixCache(new_cache=lambda: [object()], identity=None, memory_bytes=1, open_directory=None, post=print)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["open", "_found", "restore", "at_stop", "keep", "tend"])
+def test_a_fault_in_the_cache_costs_the_cache_and_no_request(
+    model: Callable[..., Loaded], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model("hybrid")
+    asked = [request(f"r{i}", i) for i in range(3)]
+    expected = plainly(loaded, None, asked)
+    driver = KvDriver(loaded, tmp_path / "kv")
+    driver.run([ask("before", words(100, 9))])
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault")
+
+    inner = {"open": "_ask", "restore": "_filled", "at_stop": "_keep_state", "keep": "_measure", "tend": "_save"}
+    monkeypatch.setattr(PrefixCache, inner.get(method, method), fails)
+    assert driver.run(asked, [0, 0, 30]) == expected
+    if method not in ("restore", "tend"):
+        assert "RuntimeError" in driver.kv.report.off

@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from functools import wraps
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from engine.kvstore.directory import LAYOUT, Directory
 from engine.kvstore.index import Entry, Media
@@ -23,6 +24,8 @@ from engine.worker.kvcache.memory_tier import Held, MemoryTier
 from engine.worker.kvcache.planner import Match, Prompt, plan
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TIP_SECONDS: Final = 20.0
 """An untouched end of a sequence goes to SSD after this long: the turns of an agent come faster."""
@@ -63,6 +66,27 @@ class Session:
     written_tokens: int = 0
 
 
+def _harmless(default: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A method that must not take a request down with it: after a fault of ours the cache keeps nothing any more, and says so."""
+
+    def wrap(method: Callable[P, T]) -> Callable[P, T]:
+        @wraps(method)
+        def careful(*args: P.args, **kwargs: P.kwargs) -> T:
+            cache: Any = args[0]
+            if cache.broken:
+                return default  # type: ignore[no-any-return]
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                logger.exception("the KV cache failed and is off from now on", extra={"action": "kv_failed"})
+                cache.give_up(f"{type(error).__name__} in {method.__name__}; the log says more")
+                return default  # type: ignore[no-any-return]
+
+        return careful
+
+    return wrap
+
+
 class PrefixCache:
     """Raises `records.Unsupported` for a model whose cache cannot be kept. `open_directory` None: memory only.
 
@@ -90,10 +114,13 @@ class PrefixCache:
         self._saving: dict[bytes, int] = {}
         self._refused: dict[bytes, None] = {}
         self._seconds_a_token = 0.0
+        self.broken = ""
+        """Why nothing is kept any more; "" while all is well."""
         self._report = KvReport()
 
     # One request -----------------------------------------------------------------------------------------------------
 
+    @_harmless(True)
     def open(
         self,
         request_id: str,
@@ -139,6 +166,25 @@ class PrefixCache:
 
     def found(self, answer: Found) -> list[str]:
         """Take in what was read. Returns the requests that need not wait any longer."""
+        waiting = [answer.id, *self._followers.get(answer.id, ())]
+        if self.broken:
+            return waiting
+        try:
+            return self._found(answer)
+        except Exception as error:
+            logger.exception("the KV cache failed and is off from now on", extra={"action": "kv_failed"})
+            self.give_up(f"{type(error).__name__} in found; the log says more")
+            return waiting
+
+    def give_up(self, reason: str) -> None:
+        """Keep nothing and find nothing from now on."""
+        self.broken = reason
+        self._sessions.clear()
+        self._memory.shrink(0, pinned=True)
+        self._due.clear()
+        self._tips.clear()
+
+    def _found(self, answer: Found) -> list[str]:
         session = self._sessions.get(answer.id)
         read = []
         for entry, tensors, facts in answer.read:
@@ -163,6 +209,7 @@ class PrefixCache:
         session = self._sessions.get(request_id)
         return CacheNote(reason="disabled") if session is None else session.note
 
+    @_harmless(None)
     def restore(self, request_id: str, *, capacity: int) -> tuple[records.Cache, int] | None:
         """A new cache with the longest beginning that memory holds now, and its tokens; None when there is nothing.
 
@@ -197,6 +244,7 @@ class PrefixCache:
         session = self._sessions.get(request_id)
         return () if session is None else tuple(stop.position for stop in session.stops)
 
+    @_harmless(None)
     def at_stop(self, request_id: str, cache: records.Cache, position: int) -> None:
         """Prefill stands at a stop: take the checkpoint."""
         session = self._sessions.get(request_id)
@@ -206,6 +254,7 @@ class PrefixCache:
             if stop.position == position:
                 self._keep_state(session, session.prompt.tokens[:position], cache, tip=stop.tip)
 
+    @_harmless(None)
     def keep(
         self, request_id: str, tokens: Sequence[int], cache: records.Cache, *, ended: bool, forced: bool = False
     ) -> None:
@@ -250,6 +299,7 @@ class PrefixCache:
         """Whether the model has layers that can only be kept as checkpoints."""
         return self._layout.has_state
 
+    @_harmless(None)
     def tend(self, *, busy: bool) -> float | None:
         """Hand to the disk what is due. Seconds until it wants to be called again; None: not before something happens."""
         if self._io is None or self._io.off is not None:
@@ -270,6 +320,7 @@ class PrefixCache:
         oldest = min(held.used for key in self._tips if (held := self._memory.get(key)))
         return max(0.05, oldest + TIP_SECONDS - now)
 
+    @_harmless(None)
     def saved(self, answer: Saved) -> None:
         """A file is written, or was refused."""
         self._saving.pop(answer.key, None)
@@ -315,7 +366,9 @@ class PrefixCache:
     def report(self) -> KvReport:
         """What the tiers hold and did since the start."""
         self._report.memory_bytes, self._report.memory_entries = self._memory.bytes, len(self._memory)
-        if self._io is not None:
+        if self.broken:
+            self._report.off = self.broken
+        elif self._io is not None:
             traffic, contents = self._io.traffic, self._io.traffic.contents
             self._report.disk_bytes, self._report.disk_entries = contents.bytes, contents.entries
             self._report.written_today = contents.written_today

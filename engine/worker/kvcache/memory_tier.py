@@ -101,12 +101,12 @@ class MemoryTier:
                 del self._children[held.entry.parent, held.entry.kind]
         return held
 
-    def shrink(self, limit_bytes: int) -> list[Held]:
-        """Drop the longest unused entries until `limit_bytes` are left. Returns them."""
+    def shrink(self, limit_bytes: int, *, pinned: bool = False) -> list[Held]:
+        """Drop the longest unused entries until `limit_bytes` are left, with `pinned` also those. Returns them."""
         gone: list[Held] = []
         if self.bytes <= limit_bytes:
             return gone
-        for key in [key for key, held in self._held.items() if not held.pins]:
+        for key in [key for key, held in self._held.items() if pinned or not held.pins]:
             if self.bytes <= limit_bytes:
                 break
             held = self.drop(key)
