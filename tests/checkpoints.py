@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
@@ -66,6 +67,9 @@ def _configs() -> dict[str, dict[str, Any]]:
     rope = {"type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 10000.0}
     return {
         "plain": {**_TEXT, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+        "four bits": {
+            **_TEXT, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "quantization": {"group_size": 32, "bits": 4},
+        },
         "embedding": {**_TEXT, "model_type": "qwen3", "architectures": ["Qwen3Model"]},
         "windowed": {
             **_TEXT, "model_type": "gemma3_text", "num_hidden_layers": 3, "rope_local_base_freq": 10000.0,
@@ -98,7 +102,7 @@ KINDS = ("plain", "hybrid", "windowed", "vision")
 
 
 def write(kind: str, folder: Path, dtype: str = "float32") -> Path:
-    """Write a checkpoint of `kind` (one of `KINDS`, "embedding" or "qwen3_asr") and return its folder."""
+    """Write a checkpoint of `kind` (one of `KINDS`, "four bits", "embedding" or "qwen3_asr") and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "qwen3_asr":
         return _write_asr(folder)
@@ -108,10 +112,14 @@ def write(kind: str, folder: Path, dtype: str = "float32") -> Path:
     if "vision_config" in config:
         (folder / "preprocessor_config.json").write_text(json.dumps(_image_processor()))
     model = _model(folder, config)
-    weights = {
-        name: _shaped(name, value).astype(getattr(mx, dtype)) for name, value in tree_flatten(model.parameters())
-    }
-    if kind in ("plain", "embedding"):
+    shaped = [
+        (name, _shaped(name, value).astype(getattr(mx, dtype))) for name, value in tree_flatten(model.parameters())
+    ]
+    if (quantisation := config.get("quantization")) is not None:
+        nn.quantize(model.load_weights(shaped), **quantisation)
+        shaped = tree_flatten(model.parameters())
+    weights = dict(shaped)
+    if kind in ("plain", "embedding", "four bits"):
         weights = {name.replace("language_model.", ""): value for name, value in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     return folder
