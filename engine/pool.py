@@ -9,18 +9,21 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from duet.errors import Busy, DuetError, ModelNotFound, Unavailable
+from duet.errors import Busy, DuetError, ModelNotFound, Unavailable, WorkerLost
 from duet.settings import Settings
 from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card, Catalogue, classify
 from engine.downloads import Downloads
 from engine.kvstore.directory import clear
-from engine.kvstore.leases import FOLDER, Caps, Leases
+from engine.kvstore.fingerprint import fingerprint
+from engine.kvstore.leases import FOLDER, Caps, Lease, Leases
 from engine.types import (
     EmbeddingRequest,
     EmbeddingResult,
@@ -74,12 +77,11 @@ class Pool:
         self._slots: dict[str, _Slot] = {}
         self._waiting = 0
         self._sweeper: asyncio.Task[None] | None = None
+        self._unloading: set[asyncio.Task[None]] = set()
         self._leases = _leases(settings)
-        self._leasing = asyncio.Lock()
 
     async def open(self) -> None:
-        async with self._leasing:
-            await asyncio.to_thread(self._leases.trim)
+        await asyncio.to_thread(self._leases.trim)
         self._sweeper = asyncio.create_task(self._sweep(), name="idle-sweeper")
 
     async def close(self) -> None:
@@ -89,7 +91,7 @@ class Pool:
         tasks += [self._sweeper] if self._sweeper else []
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._unloading, return_exceptions=True)
         await asyncio.gather(*(slot.worker.stop() for slot in slots if slot.worker))
 
     # Backend -----------------------------------------------------------------------------------------------------
@@ -126,26 +128,28 @@ class Pool:
         slot = self._slots.get(model)
         return slot.progress if slot else ""
 
-    async def kv(self) -> KvStatus:
-        """KV on this machine: directories under the home, and what loaded models hold."""
-        async with self._leasing:
-            found = await asyncio.to_thread(self._leases.reports)
+    async def kv(self, *, directories: bool = True) -> KvStatus:
+        """KV on this machine: what loaded models hold, and with `directories` those under the home."""
+        found = await asyncio.to_thread(self._leases.reports) if directories else []
         workers = {model: slot.worker.kv for model, slot in self._slots.items() if slot.worker and slot.worker.alive}
-        directories = tuple(
+        listed = tuple(
             KvDirectory(item.path.name, item.model, item.owned, item.contents.bytes, item.contents.entries,
                         item.contents.written_today)
             for item in found
         )  # fmt: skip
-        return KvStatus(self._leases.caps.disk_bytes, self._leases.caps.write_bytes_a_day, directories, workers)
+        return KvStatus(self._leases.caps.disk_bytes, self._leases.caps.write_bytes_a_day, listed, workers)
 
     async def clear_kv(self, model: str | None) -> int:
-        """Forget the KV of one model or of all, loaded or not. Returns the number of entries that lay on disk."""
+        """Forget the KV of one model or of all, loaded or not. Returns the number of entries that no worker held."""
         wanted = None if model is None else self._catalogue.resolve(model).id
-        for name, slot in self._slots.items():
-            if slot.worker and slot.worker.alive and wanted in (None, name):
-                await slot.worker.clear_kv()
-        async with self._leasing:
-            return await asyncio.to_thread(clear, self._leases.root, wanted)
+        for name, slot in [*self._slots.items()]:
+            if wanted not in (None, name):
+                continue
+            async with slot.moving:  # one that is just being loaded would keep what it finds
+                if slot.worker is not None and slot.worker.alive:
+                    with contextlib.suppress(WorkerLost):  # gone: its directory is cleared below
+                        await slot.worker.clear_kv()
+        return await asyncio.to_thread(clear, self._leases.root, wanted)
 
     # Slots -------------------------------------------------------------------------------------------------------
 
@@ -220,7 +224,8 @@ class Pool:
 
     def _note_death(self, slot: _Slot, worker: WorkerHandle) -> None:
         """A worker that ended by itself. One that had lived for long does not count as failing in a row."""
-        self._leases.give_back(worker.model)
+        if worker.lease is not None:
+            self._leases.give_back(worker.lease)
         slot.worker, slot.state = None, "unloaded"
         if time.monotonic() - worker.started_at > HEALTHY_SECONDS:
             slot.failures = 0
@@ -235,10 +240,7 @@ class Pool:
         slot.state, slot.progress = "loading", f"loading {card.id} ({card.memory_bytes / 1e9:.1f} GB)"
         started_at = time.monotonic()
         async with slot.moving:
-            lease = None
-            if role == "chat":
-                async with self._leasing:
-                    lease = await asyncio.to_thread(self._leases.grant, card.id)
+            lease = await asyncio.to_thread(self._lease, path) if role == "chat" else None
             try:
                 worker = await WorkerHandle.start(
                     self._worker_module,
@@ -253,7 +255,8 @@ class Pool:
                     kv_bits=card.kv_bits,
                 )
             except BaseException:
-                self._leases.give_back(card.id)
+                if lease is not None:
+                    self._leases.give_back(lease)
                 raise
         seconds = round(time.monotonic() - started_at, 1)
         extra = {
@@ -271,10 +274,28 @@ class Pool:
         slot.state, slot.progress = "downloading", f"downloading {card.repo}"
         return await self._downloads.fetch(card.repo, card.revision, on_progress=_reporter(card.repo, slot))
 
+    def _lease(self, path: Path) -> Lease:
+        """What a worker of this folder may do with KV. Without a fingerprint nothing may be shared with what was before."""
+        try:
+            return self._leases.grant(fingerprint(path))
+        except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+            logger.warning(
+                "%s has no fingerprint, its KV stays in memory: %s", path.name, error, extra={"action": "kv_disk_off"}
+            )
+            return self._leases.memory_only(secrets.token_hex(16))
+
     def _note_failure(self, slot: _Slot) -> None:
         slot.failures += 1
         if slot.failures >= CRASHES_BEFORE_BREAK:
             slot.broken_until = time.monotonic() + BREAK_SECONDS
+
+    async def _unload(self, slot: _Slot, worker: WorkerHandle) -> None:
+        try:
+            await worker.stop()
+        finally:
+            slot.moving.release()
+            if worker.lease is not None:
+                self._leases.give_back(worker.lease)
 
     async def _sweep(self) -> None:
         """Unload what has been idle for long, and see workers that died while nobody asked."""
@@ -290,9 +311,11 @@ class Pool:
                 elif time.monotonic() - slot.last_used >= idle_seconds:
                     # Out of the slot first: a request that comes meanwhile waits in `_load` for the process to end.
                     slot.worker, slot.state, slot.failures = None, "unloaded", 0
-                    async with slot.moving:
-                        await worker.stop()
-                        self._leases.give_back(model)
+                    await slot.moving.acquire()  # at once, so that no load gets between; `_unload` gives it back
+                    unloading = asyncio.create_task(self._unload(slot, worker), name=f"unload {model}")
+                    self._unloading.add(unloading)
+                    unloading.add_done_callback(self._unloading.discard)
+                    await asyncio.shield(unloading)  # it has KV to write, also when the engine ends meanwhile
                     logger.info("model unloaded", extra={"action": "model_unloaded", "model": model})
 
 

@@ -12,8 +12,8 @@ from duet.cli.failures import key_or_exit, reason
 from duet.keys import KEY_FILE
 from duet.settings import Settings
 from engine.kvstore.directory import clear as clear_directories
-from engine.kvstore.directory import damaged_files, directories, report
-from engine.kvstore.index import Damaged
+from engine.kvstore.directory import damaged_files, directories, read_about, report
+from engine.kvstore.index import Damaged, Unavailable
 from engine.kvstore.leases import FOLDER
 
 
@@ -23,7 +23,7 @@ def stats(settings: Settings, *, as_json: bool) -> int:
     for path in directories(settings.home / FOLDER):
         try:
             seen = report(path)
-        except Damaged as error:
+        except (Damaged, Unavailable) as error:
             unreadable.append({"name": path.name, "problem": str(error)})
             continue
         found.append({"name": path.name, "model": seen.model, "in_use": seen.owned, "bytes": seen.contents.bytes,
@@ -45,6 +45,10 @@ def clear(settings: Settings, model: str | None) -> int:
     if answer is not None and "problem" in answer:
         typer.echo(f"duet: {answer['problem']}", err=True)
         return 1
+    models = {str((read_about(path) or {}).get("model")) for path in directories(settings.home / FOLDER)}
+    if answer is None and model is not None and model not in models:
+        typer.echo(f"duet: there is no KV of {model}; there is of: {', '.join(sorted(models)) or 'none'}", err=True)
+        return 1
     removed = clear_directories(settings.home / FOLDER, model) + int((answer or {}).get("cleared_entries", 0))
     running = " and what loaded models held" if answer is not None else ""
     typer.echo(f"cleared {removed} entries{running}")
@@ -57,7 +61,7 @@ def verify(settings: Settings) -> int:
     for path in directories(settings.home / FOLDER):
         try:
             total += report(path).contents.entries
-        except Damaged as error:
+        except (Damaged, Unavailable) as error:
             typer.echo(f"{path}: the index: {error}")
             damaged += 1
         for file, cause in damaged_files(path):

@@ -49,7 +49,7 @@ def note_answer(model: str, note: CacheNote, usage: Usage) -> None:
 async def metrics(backend: BackendDep) -> Response:
     """For Prometheus: counters since the start, and the KV cache of every loaded model as it is now."""
     registry = CollectorRegistry()
-    registry.register(_Workers(await backend.kv()))
+    registry.register(_Workers(await backend.kv(directories=False)))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

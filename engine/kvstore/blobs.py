@@ -56,9 +56,19 @@ def write(path: Path, tensors: Tensors, facts: Mapping[str, str], *, pause: Call
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb", buffering=0) as file:
-            _write_all(file, memoryview(struct.pack("<Q", len(head)) + head), pause)
-            for tensor in tensors.values():
-                _write_all(file, tensor.data, pause)
+            since_pause = 0
+            for view in (
+                memoryview(struct.pack("<Q", len(head)) + head),
+                *(tensor.data for tensor in tensors.values()),
+            ):
+                view = view.cast("B")
+                while view:
+                    count = file.write(view[: PIECE_BYTES - since_pause])
+                    view, since_pause = view[count:], since_pause + count
+                    if since_pause >= PIECE_BYTES:
+                        since_pause = 0
+                        if pause is not None:
+                            pause()
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -83,7 +93,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         facts: dict[str, str] = header.pop("__metadata__")
         _check_header(path, head, facts)
         found = {name: _tensor(path, name, entry, data, facts) for name, entry in header.items()}
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f"{path.name}: {type(error).__name__}: {error}") from error
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end != data.nbytes:
@@ -124,14 +134,6 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], data: Any, facts: Mapp
     if not 0 <= start <= stop <= data.nbytes or f"{zlib.crc32(view):08x}" != facts[f"crc32.{name}"]:
         raise Corrupt(f"{path.name}: the checksum of {name} is wrong")
     return Tensor(entry["dtype"], tuple(entry["shape"]), view)
-
-
-def _write_all(file: Any, view: memoryview, pause: Callable[[], None] | None) -> None:
-    view = view.cast("B")
-    while view:
-        view = view[file.write(view[:PIECE_BYTES]) :]
-        if pause is not None:
-            pause()
 
 
 def _read_all(file: Any, view: memoryview, path: Path) -> None:

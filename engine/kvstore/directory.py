@@ -1,6 +1,6 @@
 """One directory of KV: files, index, lock. Whoever holds the lock owns it; others may only look.
 
-    DIRECTORY/lock  about.json  index.sqlite  files/ab/ab…64 hex digits….safetensors
+    DIRECTORY/lock  about.json  lease.json  written.json  index.sqlite  files/ab/ab…64 hex digits….safetensors
 
 A file is there before its row and its row goes before the file, so that whatever a crash leaves behind is a file without a
 row (swept at the next start, by name alone) and never a row that promises what is not there.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.kvstore import blobs
-from engine.kvstore.index import Damaged, Entry, Index
+from engine.kvstore.index import Damaged, Entry, Index, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,10 @@ class Contents:
 
 
 class Directory:
-    """Owned by one thread of one process. Raises `Owned` when another has it, `Unusable` when nothing can be kept.
+    """Owned by one thread of one process. Raises `Owned` when another has it, `Unusable` when nothing can be kept now.
 
-    Damage never raises: a damaged index is made anew and what it listed is swept. `relaid` says that another layout lay there.
+    A damaged index is made anew at the start; later, methods raise `Damaged`, and `rebuild` is for the owner to call, or
+    `Unavailable`. `relaid` says that another layout lay there.
     """
 
     def __init__(self, path: Path, limits: Limits, about: Mapping[str, Any]) -> None:
@@ -78,6 +79,7 @@ class Directory:
             self._lock.release()
             raise
         self._swept = False
+        self._written = _read_written(path)
 
     def close(self) -> None:
         self._index.close()
@@ -90,7 +92,7 @@ class Directory:
     @property
     def contents(self) -> Contents:
         size, entries = self._index.size
-        return Contents(size, entries, self._index.written_today(now=time.time()))
+        return Contents(size, entries, self._written_today())
 
     def add(
         self,
@@ -105,27 +107,27 @@ class Directory:
         A shorter block after the same parent that the new one begins with goes: whatever needs it finds it in the new one.
         """
         self.sweep()
-        now = time.time()
         size = blobs.size(tensors, facts)
-        if size > self.limits.disk_bytes or self._index.written_today(now=now) + size > self.limits.write_bytes_a_day:
+        if size > self.limits.disk_bytes or self._written_today() + size > self.limits.write_bytes_a_day:
             return False
         if self._index.known([entry.key]):
             return True
-        if shutil.disk_usage(self.path).free < self.limits.free_bytes + size:
-            return False
-        self.evict(self.limits.disk_bytes - size)
         path = self.file(entry.key)
         try:
+            if shutil.disk_usage(self.path).free < self.limits.free_bytes + size:
+                return False
+            self.evict(self.limits.disk_bytes - size)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Counted before: what a crash or a full disk cuts short has been written too.
+            self._note_written(size)
             written = blobs.write(path, tensors, {**facts, _KEY: entry.key.hex()}, pause=pause)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return False
             raise Unusable(f"{self.path} cannot be written: {error}") from error
-        self._index.note_written(written, now=now)
-        self._index.add(replace(entry, size=written), now=now)
+        self._index.add(replace(entry, size=written), now=time.time())
         if entry.kind == "block":
-            self.remove([other.key for other in self._index.children([entry.parent], "block") if _begins(entry, other)])
+            self.remove([other.key for other in self._index.children([entry.parent], "block") if begins(entry, other)])
         return True
 
     def read(self, key: bytes) -> tuple[dict[str, blobs.Tensor], dict[str, str]] | None:
@@ -201,20 +203,30 @@ class Directory:
         return self.path / "files" / name[:2] / f"{name}{_SUFFIX}"
 
     def _open(self) -> Index:
-        about = _read_about(self.path)
+        about = read_about(self.path)
         if about is not None and about.get("layout") != LAYOUT:
             self.relaid = True
             self._erase()
+        if about is None or self.relaid:
+            return self._create()
         try:
-            if about is None or self.relaid:
-                return self._create()
             return Index(self.path / "index.sqlite")
         except Damaged as error:
             logger.warning("the KV index is damaged and made anew: %s", error, extra={"action": "kv_index_damaged"})
-        except OSError as error:
-            raise Unusable(f"{self.path} cannot be written: {error}") from error
+        except Unavailable as error:
+            raise Unusable(f"{self.path} cannot be used: {error}") from error
         self._erase()
         return self._create()
+
+    def _written_today(self) -> int:
+        """Bytes written to files on this day of local time, whatever became of them."""
+        return self._written.get(_day(), 0)
+
+    def _note_written(self, size: int) -> None:
+        self._written = {_day(): self._written_today() + size}
+        half = self.path / "written.json.half"
+        half.write_text(json.dumps(self._written), encoding="utf-8")
+        half.replace(self.path / "written.json")
 
     def rebuild(self) -> None:
         """Begin anew, empty, after `Damaged`. Raises `Unusable`."""
@@ -229,15 +241,16 @@ class Directory:
             half.write_text(json.dumps(self._about, indent=1) + "\n", encoding="utf-8")
             half.replace(self.path / "about.json")
             return Index(self.path / "index.sqlite")
-        except (OSError, Damaged) as error:
+        except (OSError, Damaged, Unavailable) as error:
             raise Unusable(f"{self.path} cannot be written: {error}") from error
 
     def _erase(self) -> None:
+        """All but the lock and what was written today. Files first: without them an index is swept, without it they are."""
         self._swept = False
+        shutil.rmtree(self.path / "files", ignore_errors=True)
         for name in ("about.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm"):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "files", ignore_errors=True)
 
 
 class _Lock:
@@ -263,42 +276,53 @@ class _Lock:
 
 @dataclass(frozen=True)
 class Report:
-    """A directory as anyone may see it. `owned`: a process uses it now."""
+    """A directory as anyone may see it. `owned`: a process uses it now, with `lease` as its bytes on disk and a day's writes."""
 
     path: Path
     model: str
     owned: bool
     contents: Contents
+    lease: tuple[int, int] = (0, 0)
 
 
 def directories(root: Path) -> list[Path]:
-    """The KV directories of a home, those with an index."""
-    return sorted(path.parent for path in root.glob("*/index.sqlite"))
+    """The KV directories of a home, also those without an index."""
+    return sorted(path.parent for path in root.glob("*/lock"))
 
 
 def report(path: Path) -> Report:
-    """Look at a directory without owning it. Raises `Damaged`."""
-    about = _read_about(path) or {}
-    index = Index(path / "index.sqlite")
+    """Look at a directory without owning it or writing to it. Raises `Damaged` or `Unavailable`."""
+    about, written = read_about(path) or {}, _read_written(path).get(_day(), 0)
+    index = Index(path / "index.sqlite", read_only=True)
     try:
         size, entries = index.size
-        contents = Contents(size, entries, index.written_today(now=time.time()))
     finally:
         index.close()
-    return Report(path, str(about.get("model", "?")), _is_owned(path), contents)
+    owned = _is_owned(path)
+    lease = _read_json(path / "lease.json")
+    granted = (int(lease.get("disk_bytes", 0)), int(lease.get("write_bytes", 0))) if owned and lease else (0, 0)
+    return Report(path, str(about.get("model", "?")), owned, Contents(size, entries, written), granted)
+
+
+def note_lease(path: Path, disk_bytes: int, write_bytes: int) -> None:
+    """Write down what the owner-to-be of a directory may take, for other gateways of the same home."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    half = path / "lease.json.half"
+    half.write_text(json.dumps({"disk_bytes": disk_bytes, "write_bytes": write_bytes}), encoding="utf-8")
+    half.replace(path / "lease.json")
 
 
 def clear(root: Path, model: str | None = None) -> int:
     """Remove all entries of the directories under `root` that no process uses, of one `model` or of all. Returns their number."""
     removed = 0
     for path in directories(root):
-        about = _read_about(path) or {}
+        about = read_about(path) or {}
         if model is not None and about.get("model") != model:
             continue
         try:
             with contextlib.closing(Directory(path, Limits(0, 0), about)) as directory:
                 removed += directory.clear()
-        except (Owned, Unusable, Damaged) as error:
+        except (Owned, Unusable, Damaged, Unavailable) as error:
             logger.info("KV is left alone: %s", error, extra={"action": "kv_not_cleared"})
     return removed
 
@@ -314,7 +338,7 @@ def damaged_files(path: Path) -> Iterator[tuple[Path, str]]:
                 yield file, str(error)
 
 
-def _begins(longer: Entry, shorter: Entry) -> bool:
+def begins(longer: Entry, shorter: Entry) -> bool:
     """Whether `shorter` is a proper beginning of `longer`."""
     return (
         shorter.stop < longer.stop
@@ -333,12 +357,27 @@ def _is_owned(path: Path) -> bool:
     return False
 
 
-def _read_about(path: Path) -> dict[str, Any] | None:
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What a directory says of itself, None if it cannot be read."""
+    return _read_json(path / "about.json")
+
+
+def _read_written(path: Path) -> dict[str, int]:
+    """Bytes by day."""
+    found = _read_json(path / "written.json") or {}
+    return {day: size for day, size in found.items() if isinstance(size, int)}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((path / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _day() -> str:
+    return time.strftime("%Y-%m-%d")
 
 
 def _names(folder: Path) -> list[str]:

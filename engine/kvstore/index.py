@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import struct
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import quote
 
 Kind = Literal["block", "checkpoint"]
 SCHEMA_VERSION: Final = 1
@@ -22,6 +22,10 @@ CHILDREN: Final = 64
 KEYS_A_QUERY: Final = 500
 SIGHTINGS: Final = 200_000
 """Prefixes that are remembered as seen."""
+USED_SECONDS: Final = 30
+"""Steps in which a use is noted. Within one step ends go before beginnings, for nothing can be restored without these; and a
+conversation that goes on writes its rows once a step, not at every turn."""
+BUSY_SECONDS: Final = 1.0
 _PLACE: Final = struct.Struct("<II32s")
 
 _SCHEMA: Final = """
@@ -31,10 +35,9 @@ CREATE TABLE IF NOT EXISTS entry (
   created REAL NOT NULL, used REAL NOT NULL, hits INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent, kind, used);
-CREATE INDEX IF NOT EXISTS entry_used ON entry (used);
+CREATE INDEX IF NOT EXISTS entry_used ON entry (used, start DESC);
 CREATE TABLE IF NOT EXISTS sighting (key BLOB PRIMARY KEY, seen REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sighting_seen ON sighting (seen);
-CREATE TABLE IF NOT EXISTS written (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS total (
   one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL, entries INTEGER NOT NULL, sightings INTEGER NOT NULL
 );
@@ -78,16 +81,28 @@ class Entry:
 
 
 class Damaged(Exception):
-    """The database cannot be used: made anew, it begins empty."""
+    """The database is no database, or not this one: made anew, it begins empty."""
+
+
+class Unavailable(Exception):
+    """The database may be well and cannot be used now: the disk is full or read-only, or another process has it."""
 
 
 class Index:
-    """Used by one thread. Every method raises `Damaged` when SQLite cannot read or write."""
+    """Used by one thread. Every method raises `Damaged` or `Unavailable`. With `read_only` nothing is written, not even the
+    schema, and the file must be there."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        with _damage():
+            mode = "ro" if read_only else "rwc"
+            self._db = sqlite3.connect(
+                f"file:{quote(str(path))}?mode={mode}", uri=True, isolation_level=None, timeout=BUSY_SECONDS
+            )
         try:
             with _damage():
+                if read_only:
+                    _check_version(self._db.execute("PRAGMA user_version").fetchone()[0])
+                    return
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 _check_version(version)
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -98,7 +113,7 @@ class Index:
                 # Not the whole database: a damaged page is found when it is read, and start-up stays fast.
                 self._db.execute("SELECT * FROM entry LIMIT 1").fetchone()
                 self._sightings = int(self._db.execute("SELECT sightings FROM total").fetchone()[0])
-        except Damaged:
+        except (Damaged, Unavailable):
             self._db.close()
             raise
 
@@ -130,7 +145,7 @@ class Index:
         """Harmless for a key that is there: equal keys are equal content."""
         row = (
             *(entry.key, entry.kind, entry.parent, entry.start, entry.stop, entry.tokens, pack_media(entry.media)),
-            *(entry.size, entry.saves_seconds, entry.tip, now, now),
+            *(entry.size, entry.saves_seconds, entry.tip, now, _step(now)),
         )
         with _damage():
             self._db.execute(
@@ -140,19 +155,24 @@ class Index:
             )
 
     def touch(self, keys: Iterable[bytes], *, now: float) -> None:
-        """Note a use of each of `keys`, the first as the most recent: an end is to go before its beginning."""
-        rows = [(now - i * 1e-6, key) for i, key in enumerate(keys)]
+        """Note a use of each of `keys`, to the step of `USED_SECONDS`."""
+        used = _step(now)
         with self._transaction():
-            self._db.executemany("UPDATE entry SET used = ?, hits = hits + 1 WHERE key = ?", rows)
+            self._db.executemany(
+                "UPDATE entry SET used = ?, hits = hits + 1 WHERE key = ? AND used <> ?",
+                [(used, key, used) for key in keys],
+            )
 
     def remove(self, keys: Iterable[bytes]) -> None:
         with self._transaction():
             self._db.executemany("DELETE FROM entry WHERE key = ?", [(key,) for key in keys])
 
     def oldest(self, count: int) -> list[Entry]:
-        """The longest unused entries."""
+        """The longest unused entries, of those of one step the ends of sequences first."""
         with _damage():
-            rows = self._db.execute(f"SELECT {_COLUMNS} FROM entry ORDER BY used LIMIT ?", (count,)).fetchall()
+            rows = self._db.execute(
+                f"SELECT {_COLUMNS} FROM entry ORDER BY used, start DESC LIMIT ?", (count,)
+            ).fetchall()
         return [_entry(row) for row in rows]
 
     def between(self, first: bytes, last: bytes) -> list[bytes]:
@@ -172,9 +192,12 @@ class Index:
     def sight(self, keys: Sequence[bytes], *, now: float) -> set[bytes]:
         """Note prefixes as seen; returns those that were seen before."""
         before = self._among("sighting", keys)
+        new = [key for key in dict.fromkeys(keys) if key not in before]
+        if not new:
+            return before
         with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO sighting VALUES (?, ?)", [(key, now) for key in keys])
-            self._sightings += len(keys) - len(before)
+            self._db.executemany("INSERT INTO sighting VALUES (?, ?)", [(key, now) for key in new])
+            self._sightings += len(new)
             if self._sightings > SIGHTINGS:
                 forget = self._sightings - SIGHTINGS * 9 // 10
                 self._db.execute(
@@ -183,20 +206,6 @@ class Index:
                 self._sightings -= forget
             self._db.execute("UPDATE total SET sightings = ?", (self._sightings,))
         return before
-
-    def written_today(self, *, now: float) -> int:
-        """Bytes written to files on this day of local time."""
-        with _damage():
-            row = self._db.execute("SELECT bytes FROM written WHERE day = ?", (_day(now),)).fetchone()
-        return int(row[0]) if row else 0
-
-    def note_written(self, count: int, *, now: float) -> None:
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO written VALUES (?, ?) ON CONFLICT (day) DO UPDATE SET bytes = bytes + excluded.bytes",
-                (_day(now), count),
-            )
-            self._db.execute("DELETE FROM written WHERE day < ?", (_day(now - 7 * 86_400),))
 
     def _among(self, table: Literal["entry", "sighting"], keys: Sequence[bytes]) -> set[bytes]:
         found: set[bytes] = set()
@@ -227,7 +236,17 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from error
+        cause = f"{type(error).__name__}: {error}"
+        extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        code = sqlite3.SQLITE_CORRUPT if extended == sqlite3.SQLITE_IOERR_SHORT_READ else extended & 0xFF
+        # SQLITE_ERROR is a missing table or column: of a file that was emptied, for instance.
+        damaged = code in (
+            sqlite3.SQLITE_CORRUPT,
+            sqlite3.SQLITE_NOTADB,
+            sqlite3.SQLITE_ERROR,
+            sqlite3.SQLITE_CONSTRAINT,
+        )
+        raise (Damaged if damaged else Unavailable)(cause) from error
 
 
 def _check_version(version: int) -> None:
@@ -248,5 +267,5 @@ def _entry(row: tuple[object, ...]) -> Entry:
     return Entry(key, kind, parent, start, stop, tokens, unpack_media(media), size, saves, bool(tip), used, hits)  # type: ignore[arg-type]
 
 
-def _day(moment: float) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(moment))
+def _step(moment: float) -> int:
+    return int(moment) // USED_SECONDS * USED_SECONDS

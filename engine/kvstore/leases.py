@@ -1,20 +1,36 @@
 """How much of the disk each worker's KV may take: the gateway splits the caps of the home among the models that are loaded.
 
 A lease never shrinks while its worker lives, so the caps hold without any worker having to answer: what is granted is half of
-what is left, or what the model has lying there already. Directories without a worker are the gateway's to trim.
+what is left, or what lies in the directory already. A lease is written into its directory, where the gateway of another engine
+on the same home sees it. Directories without a worker are the gateway's to trim.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from engine.kvstore.directory import Directory, Limits, Owned, Report, Unusable, directories, report
-from engine.kvstore.index import Damaged
+from engine.kvstore.directory import (
+    Contents,
+    Directory,
+    Limits,
+    Owned,
+    Report,
+    Unusable,
+    directories,
+    note_lease,
+    read_about,
+    report,
+)
+from engine.kvstore.index import Damaged, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -22,25 +38,28 @@ FOLDER: Final = "kv"
 """Under the home."""
 LEAST_SHARE: Final = 4
 """Directories without a worker give way until a newcomer can have a fourth of the cap, if there is that much."""
+TRIMMED_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What one worker may do with KV: bytes in memory, bytes on disk, bytes written a day. No `root`: memory only."""
+    """What one worker may do with KV: bytes in memory, bytes in its `directory`, bytes written a day. None: memory only."""
 
     memory_bytes: int
-    root: Path | None = None
+    directory: Path | None = None
     disk_bytes: int = 0
     write_bytes: int = 0
     free_bytes: int = 0
     age_seconds: float = 0.0
     flush_seconds: float = 0.0
+    fingerprint: str = ""
 
     def arguments(self) -> list[str]:
         """For the command line of `engine.worker`."""
         found = ["--kv-memory-bytes", str(self.memory_bytes), "--kv-flush-seconds", str(self.flush_seconds)]
-        if self.root is not None:
-            found += ["--kv-root", str(self.root), "--kv-disk-bytes", str(self.disk_bytes)]
+        found += ["--kv-fingerprint", self.fingerprint]
+        if self.directory is not None:
+            found += ["--kv-directory", str(self.directory), "--kv-disk-bytes", str(self.disk_bytes)]
             found += ["--kv-write-bytes", str(self.write_bytes), "--kv-free-bytes", str(self.free_bytes)]
             found += ["--kv-age-seconds", str(self.age_seconds)]
         return found
@@ -57,89 +76,157 @@ class Caps:
 
 
 class Leases:
-    """Owned by the gateway. Methods read and trim directories, which may take a moment: call them off the event loop, one at
-    a time. Nothing here raises: what cannot be read takes no part."""
+    """Owned by the gateway. Methods read and trim directories, which may take a moment: call them off the event loop. What
+    cannot be read is made anew or left out; none of it raises."""
 
     def __init__(self, root: Path, caps: Caps, *, memory_bytes: int, flush_seconds: float) -> None:
         self.root, self.caps = root, caps
         self._memory_bytes, self._flush_seconds = memory_bytes, flush_seconds
-        self._granted: dict[str, tuple[int, int]] = {}
+        self._granted: dict[Path, tuple[int, int]] = {}
+        self._turn = threading.RLock()
 
-    def grant(self, model: str) -> Lease:
-        """For a worker of `model` that is about to start."""
-        if not self.caps.disk_bytes or not self._memory_bytes:
-            return Lease(self._memory_bytes, flush_seconds=self._flush_seconds)
-        _make_private(self.root)
-        disk, written = self._left(model)
-        wanted = self.caps.disk_bytes // LEAST_SHARE
-        if disk < wanted:
-            self.trim(wanted - disk, spare=model)
-            disk, written = self._left(model)
-        own = sum(found.contents.bytes for found in self.reports() if found.model == model)
-        share = max(disk // 2, min(disk, own))
-        writes = max(0, written // 2)
-        self._granted[model] = (share, writes)
+    def grant(self, fingerprint: str) -> Lease:
+        """For a worker with these weights that is about to start."""
+        if not self.caps.disk_bytes or not self._memory_bytes or not _make_private(self.root):
+            return self.memory_only(fingerprint)
+        path = self.root / fingerprint[:32]
+        with self._turn:
+            disk, writes = self._left(path)
+            wanted = self.caps.disk_bytes // LEAST_SHARE
+            if disk < wanted:
+                self.trim(wanted - disk, spare=path)
+                disk, writes = self._left(path)
+            own = sum(found.contents.bytes for found in self.reports() if found.path == path)
+            share = max(disk // 2, min(disk, own))
+            try:
+                note_lease(path, share, writes // 2)
+            except OSError as error:
+                logger.warning("KV is kept in memory only: %s", error, extra={"action": "kv_disk_off"})
+                return self.memory_only(fingerprint)
+            self._granted[path] = (share, writes // 2)
         caps = self.caps
         return Lease(
-            self._memory_bytes, self.root, max(0, share), writes, caps.free_bytes, caps.age_seconds, self._flush_seconds
+            self._memory_bytes,
+            path,
+            share,
+            writes // 2,
+            caps.free_bytes,
+            caps.age_seconds,
+            self._flush_seconds,
+            fingerprint,
         )
 
-    def give_back(self, model: str) -> None:
-        """Its worker has ended."""
-        self._granted.pop(model, None)
+    def memory_only(self, fingerprint: str) -> Lease:
+        """For a worker whose KV cannot go to SSD."""
+        return Lease(self._memory_bytes, flush_seconds=self._flush_seconds, fingerprint=fingerprint)
 
-    def trim(self, size: int = 0, *, spare: str | None = None) -> int:
+    def give_back(self, lease: Lease) -> None:
+        """Its worker has ended."""
+        if lease.directory is not None:
+            with self._turn:
+                self._granted.pop(lease.directory, None)
+
+    def trim(self, size: int = 0, *, spare: Path | None = None) -> int:
         """Free `size` bytes of directories without a worker, the longest unused entries first, and what is over age; and make
         the rest fit the cap. Returns the bytes freed."""
-        with contextlib.ExitStack() as stack:
-            owned = [stack.enter_context(contextlib.closing(found)) for found in self._unowned(spare)]
-            before = sum(found.contents.bytes for found in owned)
-            for found in owned:
-                found.sweep()
-            kept = sum(found.contents.bytes for found in owned)
-            room = self.caps.disk_bytes - sum(disk for disk, _ in self._granted.values())
-            target = min(kept - size, room) if size else min(kept, room)
-            while kept > max(0, target):
-                oldest = [(entries[0].used, found) for found in owned if (entries := found.index.oldest(1))]
+        with self._turn, contextlib.ExitStack() as stack:
+            mine = [found for path in directories(self.root) if (found := self._taken(path, spare)) is not None]
+            for found in mine:
+                stack.callback(found.close)
+            before = sum(_bytes(found) for found in mine)
+            for found in mine:
+                _carefully(found.sweep, found)
+            room = self.caps.disk_bytes - self._others_disk(spare, besides=[found.path for found in mine])
+            target = max(0, min(before - size if size else before, room))
+            while (kept := sum(_bytes(found) for found in mine)) > target:
+                oldest = [(used, i) for i, found in enumerate(mine) if (used := _oldest_use(found)) is not None]
                 if not oldest:
                     break
-                found = min(oldest, key=lambda pair: pair[0])[1]
-                found.evict(max(0, found.contents.bytes - max(1, kept - target)), at_most=16)
-                kept = sum(found.contents.bytes for found in owned)
-            return before - kept
+                found = mine[min(oldest)[1]]
+                at_most = max(0, _bytes(found) - (kept - target))
+                if not _carefully(partial(found.evict, at_most, at_most=TRIMMED_AT_ONCE), found):
+                    mine.remove(found)
+            return before - sum(_bytes(found) for found in mine)
 
     def reports(self) -> list[Report]:
-        """Every directory of the home, owned or not."""
+        """Every directory of the home that can be read, owned or not."""
         found = []
         for path in directories(self.root):
             try:
                 found.append(report(path))
-            except Damaged as error:
-                logger.warning("a KV directory cannot be read: %s", error, extra={"action": "kv_unreadable"})
+            except (Damaged, Unavailable, OSError) as error:
+                logger.info("a KV directory cannot be read: %s", error, extra={"action": "kv_unreadable"})
         return found
 
-    def _left(self, model: str) -> tuple[int, int]:
-        """Bytes on disk and of today's writes that neither another worker nor a directory without one has."""
-        others = [lease for name, lease in self._granted.items() if name != model]
-        idle = [found for found in self.reports() if found.model != model and found.model not in self._granted]
-        disk = self.caps.disk_bytes - sum(disk for disk, _ in others) - sum(found.contents.bytes for found in idle)
-        written = sum(writes for _, writes in others) + sum(found.contents.written_today for found in idle)
-        return max(0, disk), max(0, self.caps.write_bytes_a_day - written)
+    def _left(self, path: Path) -> tuple[int, int]:
+        """Bytes on disk and of today's writes that no other directory has or may take."""
+        others = [found for found in self.reports() if found.path != path]
+        writes = 0
+        for found in others:
+            granted = self._granted.get(found.path, found.lease)
+            writes += max(granted[1], found.contents.written_today)
+        return (
+            max(0, self.caps.disk_bytes - self._others_disk(path, besides=[])),
+            max(0, self.caps.write_bytes_a_day - writes),
+        )
 
-    def _unowned(self, spare: str | None) -> Iterator[Directory]:
+    def _others_disk(self, path: Path | None, *, besides: list[Path]) -> int:
+        """What directories take or may take, but for `path` and `besides`."""
+        found = {item.path: max(item.lease[0], item.contents.bytes) for item in self.reports()}
+        for name, (disk, _) in self._granted.items():
+            found[name] = max(disk, found.get(name, 0))
+        return sum(size for name, size in found.items() if name != path and name not in besides)
+
+    def _taken(self, path: Path, spare: Path | None) -> Directory | None:
+        """A directory without a worker, now ours; one that cannot be read is made anew by that."""
+        if path == spare or path in self._granted:
+            return None
         limits = Limits(self.caps.disk_bytes, 0, max_age_seconds=self.caps.age_seconds)
-        for found in self.reports():
-            if found.model == spare or found.model in self._granted:
-                continue
-            try:
-                yield Directory(found.path, limits, {"model": found.model})
-            except (Owned, Unusable, Damaged):
-                continue
+        try:
+            return Directory(path, limits, read_about(path) or {})
+        except (Owned, Unusable, Damaged, Unavailable, OSError):
+            return None
 
 
-def _make_private(root: Path) -> None:
+def _carefully(work: Callable[[], object], directory: Directory) -> bool:
+    """Do `work` on a directory; one that turns out to be damaged begins anew, empty. Whether the work was done."""
+    try:
+        work()
+    except Damaged:
+        with contextlib.suppress(Unusable):
+            directory.rebuild()
+        return False
+    except (Unavailable, Unusable, OSError) as error:
+        logger.info("a KV directory cannot be trimmed: %s", error, extra={"action": "kv_unreadable"})
+        return False
+    return True
+
+
+def _bytes(directory: Directory) -> int:
+    try:
+        contents: Contents = directory.contents
+    except (Damaged, Unavailable):
+        return 0
+    return contents.bytes
+
+
+def _oldest_use(directory: Directory) -> float | None:
+    try:
+        return next((entry.used for entry in directory.index.oldest(1)), None)
+    except (Damaged, Unavailable):
+        return None
+
+
+def _make_private(root: Path) -> bool:
     """Prompts can be read out of KV: nobody else may, and neither search nor backup has a use for it."""
-    with contextlib.suppress(OSError):
+    try:
+        new = not root.exists()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
         (root / ".metadata_never_index").touch()
+        if new and sys.platform == "darwin":
+            subprocess.run(["/usr/bin/tmutil", "addexclusion", str(root)], check=False, capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("KV cannot be kept under %s: %s", root, error, extra={"action": "kv_disk_off"})
+        return False
+    return True

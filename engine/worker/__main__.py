@@ -74,10 +74,9 @@ def _arguments() -> argparse.Namespace:
         "--kv-bits", type=int, choices=(4, 8), help="quantise plain KV; rows then run one after another"
     )
     parser.add_argument("--kv-memory-bytes", type=int, default=0, help="KV kept in memory; 0 keeps none anywhere")
-    parser.add_argument(
-        "--kv-root", type=Path, help="folder of KV directories, one a model; without it KV stays in memory"
-    )
-    parser.add_argument("--kv-disk-bytes", type=int, default=0, help="what this model's directory may take")
+    parser.add_argument("--kv-fingerprint", default="", help="which weights these are")
+    parser.add_argument("--kv-directory", type=Path, help="where KV goes to SSD; without it KV stays in memory")
+    parser.add_argument("--kv-disk-bytes", type=int, default=0, help="what the directory may take")
     parser.add_argument("--kv-write-bytes", type=int, default=0, help="what may be written to it a day")
     parser.add_argument("--kv-free-bytes", type=int, default=0, help="what must stay free on the disk")
     parser.add_argument("--kv-age-seconds", type=float, default=30 * 86_400.0, help="entries unused for longer go")
@@ -95,21 +94,20 @@ def _cache_maker(arguments: argparse.Namespace) -> MakeCache | None:
 
     from engine.kvstore.directory import Directory, Limits
     from engine.worker.kvcache.cache import Identity, PrefixCache
-    from engine.worker.kvcache.fingerprint import fingerprint
 
-    identity = Identity(fingerprint(arguments.path), quantisation=f"{arguments.kv_bits or 'no'} bits")
+    identity = Identity(arguments.kv_fingerprint, quantisation=f"{arguments.kv_bits or 'no'} bits")
     limits = Limits(
         arguments.kv_disk_bytes, arguments.kv_write_bytes, arguments.kv_free_bytes, arguments.kv_age_seconds
     )
 
     def open_directory() -> Directory:
-        return Directory(arguments.kv_root / identity.fingerprint[:32], limits, {"model": arguments.model})
+        return Directory(arguments.kv_directory, limits, {"model": arguments.model})
 
     return partial(
         PrefixCache,
         identity=identity,
         memory_bytes=arguments.kv_memory_bytes,
-        open_directory=open_directory if arguments.kv_root is not None and limits.disk_bytes else None,
+        open_directory=open_directory if arguments.kv_directory is not None and limits.disk_bytes else None,
     )
 
 

@@ -34,7 +34,7 @@ from engine.types import (
     TranscriptionResult,
 )
 from engine.worker.kvcache.cache import PrefixCache
-from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Saved
+from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Read, Saved, Seen
 from engine.worker.kvcache.records import Unsupported
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.output import Output, TokenText
@@ -168,7 +168,7 @@ class Loop:
             case Cancel(request_id):
                 self._end(request_id)
                 self._jobs = deque(job for job in self._jobs if job.id != request_id)
-            case Found() | Saved() | Cleared():
+            case Read() | Found() | Seen() | Saved() | Cleared():
                 self._take_in(message)
             case ClearKv():
                 if self._kv is not None:
@@ -276,9 +276,9 @@ class Loop:
         where = (
             cuts(self._loaded, request, text, encoded, row.prompt) if self._kv.has_state and request.store else Cuts()
         )
-        offsets = encoded.offsets if not media else []
+        places = encoded if not media else None
         self._lookups[request.id] = _Lookup(
-            request.tenant, request.store, media, where, partial(role_at, request, offsets, text)
+            request.tenant, request.store, media, where, partial(role_at, request, places, text)
         )
         return self._open(self._kv, request.id, row.prompt)
 
@@ -298,6 +298,10 @@ class Loop:
     def _take_in(self, answer: Answer) -> None:
         assert self._kv is not None
         match answer:
+            case Read():
+                self._kv.read(answer)
+            case Seen():
+                self._kv.seen(answer)
             case Found():
                 for request_id in self._kv.found(answer):
                     self._scheduler.fetched(request_id)
@@ -350,7 +354,7 @@ class Loop:
 
         def answers() -> Answer | None:
             while not self._mailbox.empty():
-                if isinstance(message := self._mailbox.get(), Found | Saved | Cleared):
+                if isinstance(message := self._mailbox.get(), Saved):
                     return message
             return None
 

@@ -42,10 +42,9 @@ Answer = Event | EmbeddingResult | TranscriptionResult
 class WorkerHandle:
     """One loaded model in a process of its own. Its reader task owns `_queues`."""
 
-    def __init__(self, model: str, child: Child[FromWorker], ready: Ready, *, flush_seconds: float = 0.0) -> None:
-        self.model = model
+    def __init__(self, child: Child[FromWorker], ready: Ready, lease: Lease | None = None) -> None:
         self._child = child
-        self._flush_seconds = flush_seconds
+        self.lease = lease
         self.ready = ready
         self.kv = KvReport()
         """What the worker last said of its KV cache."""
@@ -98,7 +97,7 @@ class WorkerHandle:
             await child.stop()
             raise
         if isinstance(first, Ready):
-            return cls(model, child, first, flush_seconds=lease.flush_seconds if lease is not None else 0.0)
+            return cls(child, first, lease)
         await child.stop()
         message = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
         raise Unavailable(f"{model} cannot be loaded: {message}", param="model")
@@ -151,7 +150,7 @@ class WorkerHandle:
     async def stop(self) -> None:
         """End it in order: it has time to write the KV that is only in memory."""
         self._stopping = True
-        await self._child.stop(STOP_SECONDS + self._flush_seconds)
+        await self._child.stop(STOP_SECONDS + (self.lease.flush_seconds if self.lease is not None else 0.0))
         await asyncio.wait([self._reader])
 
     async def _send(

@@ -93,7 +93,7 @@ def test_the_cap_holds_after_every_write_and_the_longest_unused_go(tmp_path: Pat
     with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
         for i in range(40):
             assert add(found, i)
-            found.index.touch([key_of(0)], now=time.time() + i)
+            found.index.touch([key_of(0)], now=time.time() + 60 * i)
             assert sum(path.stat().st_size for path in files(tmp_path / "kv")) <= limits.disk_bytes
         assert holds(found, 0)
         assert holds(found, 39)
@@ -255,24 +255,108 @@ def half_written(folder: Path) -> list[Path]:
     return list(folder.glob("files/*/.*"))
 
 
+def leases(root: Path, disk_bytes: int = 100_000, write_bytes: int = 1 << 30) -> Leases:
+    caps = Caps(disk_bytes, write_bytes, free_bytes=0, age_seconds=1e9)
+    return Leases(root, caps, memory_bytes=1, flush_seconds=1.0)
+
+
+def fill(path: Path, count: int, name: str = "m") -> None:
+    with contextlib.closing(Directory(path, ROOMY, {"model": name})) as found:
+        for i in range(count):
+            add(found, f"{path.name} {i}")
+
+
+def lying(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.glob("*/files/*/*"))
+
+
 def test_leases_share_the_cap_and_idle_directories_give_way(tmp_path: Path) -> None:
-    caps = Caps(disk_bytes=100_000, write_bytes_a_day=1 << 30, free_bytes=0, age_seconds=1e9)
     for number in range(3):
-        with contextlib.closing(Directory(tmp_path / f"d{number}", ROOMY, {"model": f"old{number}"})) as found:
-            for i in range(7):
-                add(found, f"{number} {i}")
-    leases = Leases(tmp_path, caps, memory_bytes=1, flush_seconds=1.0)
-    first = leases.grant("new")
-    idle = sum(report.contents.bytes for report in leases.reports())
-    assert first.disk_bytes > 0
-    second = leases.grant("old2")
-    mine = next(report for report in leases.reports() if report.model == "old2").contents.bytes
-    assert second.disk_bytes >= min(mine, 1)
-    others = sum(report.contents.bytes for report in leases.reports() if report.model not in ("new", "old2"))
-    assert first.disk_bytes + second.disk_bytes + others <= caps.disk_bytes
-    assert idle <= caps.disk_bytes
-    leases.give_back("new")
-    assert leases.grant("third").disk_bytes >= 25_000
+        fill(tmp_path / f"d{number}", 7)
+    gateway = leases(tmp_path)
+    granted = [gateway.grant(name) for name in ("new", "d2", "other")]
+    assert all(lease.disk_bytes > 0 for lease in granted)
+    idle = sum(report.contents.bytes for report in gateway.reports() if report.path.name in ("d0", "d1"))
+    assert sum(lease.disk_bytes for lease in granted) + idle <= 100_000
+    gateway.give_back(granted[0])
+    gateway.give_back(granted[2])
+    assert gateway.grant("third").disk_bytes >= 12_500
+
+
+def test_another_directory_of_the_same_model_counts_and_can_be_trimmed(tmp_path: Path) -> None:
+    fill(tmp_path / "before-an-upgrade", 22, "m")
+    lease = leases(tmp_path).grant("after-it")
+    assert lease.disk_bytes + lying(tmp_path) <= 100_000
+    assert lease.disk_bytes >= 12_500
+
+
+def test_two_gateways_on_one_home_keep_the_cap_and_the_budget_together(tmp_path: Path) -> None:
+    first, second = leases(tmp_path, write_bytes=100_000), leases(tmp_path, write_bytes=100_000)
+    with contextlib.ExitStack() as stack:
+        granted = []
+        for gateway, name in ((first, "a"), (second, "b"), (first, "c"), (second, "d")):
+            lease = gateway.grant(name)
+            assert lease.directory is not None
+            stack.enter_context(contextlib.closing(Directory(lease.directory, ROOMY, ABOUT)))
+            granted.append(lease)
+        assert sum(lease.disk_bytes for lease in granted) <= 100_000
+        assert sum(lease.write_bytes for lease in granted) <= 100_000
+
+
+@pytest.mark.parametrize("damage", ["flipped", "removed", "a folder"])
+def test_damaged_directories_are_trimmed_too_and_nothing_raises(tmp_path: Path, damage: str) -> None:
+    fill(tmp_path / "d", 50)
+    index = tmp_path / "d" / "index.sqlite"
+    if damage == "flipped":
+        data = bytearray(index.read_bytes())
+        for place in range(5000, len(data), 300):
+            data[place] ^= 255
+        index.write_bytes(data)
+    else:
+        index.unlink()
+        if damage == "a folder":
+            index.mkdir()
+    gateway = leases(tmp_path, disk_bytes=40_000)
+    gateway.trim()
+    assert gateway.grant("new").disk_bytes >= 0
+    if damage != "a folder":
+        assert lying(tmp_path) <= 40_000
+
+
+def test_a_full_or_busy_disk_costs_no_entry(tmp_path: Path) -> None:
+    import sqlite3
+
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        add(found, 1)
+        with contextlib.closing(sqlite3.connect(tmp_path / "kv" / "index.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(directories.Unavailable):
+                found.index.touch([key_of(1)], now=time.time() + 1000)
+            other.execute("ROLLBACK")
+        assert holds(found, 1)
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        assert holds(found, 1)
+
+
+def test_the_budget_outlives_clearing_and_damage(tmp_path: Path) -> None:
+    limits = Limits(disk_bytes=1 << 30, write_bytes_a_day=20_000, free_bytes=0)
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        kept = sum(add(found, i) for i in range(10))
+        found.clear()
+        assert not any(add(found, i) for i in range(10))
+        found.rebuild()
+        assert not add(found, 1)
+    assert kept == 4
+
+
+def test_ends_of_a_sequence_go_before_its_beginning(tmp_path: Path) -> None:
+    limits = Limits(disk_bytes=30_000, write_bytes_a_day=1 << 30, free_bytes=0)
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        names = [f"block {i}" for i in range(10)]
+        for i, name in enumerate(names):
+            found.add(entry(name, start=256 * i), content(name), {})
+        left = [name for name in names if holds(found, name)]
+        assert left == [*names[: len(left) - 1], names[-1]]
 
 
 def test_clear_and_reports_work_with_nothing_running(tmp_path: Path) -> None:

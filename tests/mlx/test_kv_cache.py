@@ -362,7 +362,7 @@ def test_the_cache_needs_layers_it_knows() -> None:
         PrefixCache(new_cache=lambda: [object()], identity=None, memory_bytes=1, open_directory=None, post=print)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["open", "_found", "restore", "at_stop", "keep", "tend"])
+@pytest.mark.parametrize("method", ["_ask", "_decide", "_filled", "_keep_state", "_measure", "_save", "_pin"])
 def test_a_fault_in_the_cache_costs_the_cache_and_no_request(
     model: Callable[..., Loaded], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,8 +375,65 @@ def test_a_fault_in_the_cache_costs_the_cache_and_no_request(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a fault")
 
-    inner = {"open": "_ask", "restore": "_filled", "at_stop": "_keep_state", "keep": "_measure", "tend": "_save"}
-    monkeypatch.setattr(PrefixCache, inner.get(method, method), fails)
+    monkeypatch.setattr(PrefixCache, method, fails)
     assert driver.run(asked, [0, 0, 30]) == expected
-    if method not in ("restore", "tend"):
-        assert "RuntimeError" in driver.kv.report.off
+    if method == "_ask":
+        assert "RuntimeError" in driver.kv.report.off  # three faults in a row
+
+
+def test_a_prompt_larger_than_memory_keeps_its_beginning(model: Callable[..., Loaded], tmp_path: Path) -> None:
+    loaded = model("plain")
+    driver = KvDriver(loaded, None, memory_bytes=600_000)  # a prompt of 1,200 tokens has twice as much
+    long = words(1200, 4)
+    driver.run([ask("first", long, tokens=4)])
+    driver.run([ask("again", long, tokens=4)])
+    assert driver.cached("again") >= 256
+    assert driver.kv.report.memory_bytes <= 600_000
+
+
+def test_what_is_being_read_when_everything_is_cleared_is_not_kept(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = model("plain")
+    first = KvDriver(loaded, tmp_path / "kv")
+    first.run([request("r0", 0)])
+    first.end()
+    driver = KvDriver(loaded, tmp_path / "kv")
+    driver.post(request("r1", 1))
+    driver.loop._handle(driver.mailbox.get())
+    driver.kv.clear()
+    driver.run([request("r2", 2)])
+    driver.run([request("r3", 3)])
+    assert driver.cached("r2") == 0
+    driver.end()
+
+
+def test_a_chunk_after_a_failed_one_does_not_run(
+    model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.types import Failed
+    from engine.worker.runtime.runner import Runner
+
+    loaded = model("hybrid")
+    driver = KvDriver(loaded, tmp_path / "kv", chunk_tokens=512)
+    original, ran = Runner._prefill, []
+
+    def fails_once(self: Runner, chunk: object) -> None:
+        ran.append(chunk)
+        if len(ran) == 1:
+            raise RuntimeError("a fault of the device")
+        original(self, chunk)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "_prefill", fails_once)
+    chat = ask("bad", "x", tokens=4)
+    parts = (
+        Message("system", (Part("text", text=words(200, 3)),)),
+        Message("user", (Part("text", text=words(50, 1)),)),
+    )
+    driver.post(msgspec.structs.replace(chat, messages=parts))
+    while not driver.over("bad"):
+        driver.tick()
+    assert driver.of("bad", Failed)
+    assert len(ran) == 1
+    assert driver.kv.report.memory_entries == 0
+    driver.end()

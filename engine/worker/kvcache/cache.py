@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
-from engine.kvstore.directory import LAYOUT, Directory
+from engine.kvstore.directory import LAYOUT, Directory, begins
 from engine.kvstore.index import Entry, Media
 from engine.types import CacheNote, KvReport
 from engine.worker.kvcache import admission, chunks, records
-from engine.worker.kvcache.io_thread import Answer, Clear, Find, Found, IoThread, Save, Saved, Touch
+from engine.worker.kvcache.io_thread import Answer, Clear, Find, Found, IoThread, Read, Save, Saved, Seen, Touch
 from engine.worker.kvcache.memory_tier import Held, MemoryTier
 from engine.worker.kvcache.planner import Match, Prompt, plan
 
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+FAULTS: Final = 3
+"""Faults of ours in a row after which the cache is off."""
+MEMORY_SECONDS: Final = 600.0
+"""What is on SSD and was not used for this long leaves memory."""
 TIP_SECONDS: Final = 20.0
 """An untouched end of a sequence goes to SSD after this long: the turns of an agent come faster."""
 SAVES_AT_ONCE: Final = 2
@@ -54,7 +58,8 @@ class Session:
     system: int
     boundary: int
     role_at: Callable[[int], str]
-    fetched: frozenset[bytes] = frozenset()
+    epoch: int
+    fetched: set[bytes] = field(default_factory=set)
     seen: frozenset[bytes] = frozenset()
     corrupt: bool = False
     pinned: list[bytes] = field(default_factory=list)
@@ -67,7 +72,8 @@ class Session:
 
 
 def _harmless(default: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A method that must not take a request down with it: after a fault of ours the cache keeps nothing any more, and says so."""
+    """A method that must not take a request down with it. After a fault of ours the request it was for is looked up and kept no
+    more; after `FAULTS` in a row nothing is, and `report` says so."""
 
     def wrap(method: Callable[P, T]) -> Callable[P, T]:
         @wraps(method)
@@ -78,8 +84,8 @@ def _harmless(default: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
             try:
                 return method(*args, **kwargs)
             except Exception as error:
-                logger.exception("the KV cache failed and is off from now on", extra={"action": "kv_failed"})
-                cache.give_up(f"{type(error).__name__} in {method.__name__}; the log says more")
+                logger.exception("the KV cache failed", extra={"action": "kv_failed"})
+                cache.fault(f"{type(error).__name__} in {method.__name__}; the log says more", args[1:2])
                 return default  # type: ignore[no-any-return]
 
         return careful
@@ -114,6 +120,7 @@ class PrefixCache:
         self._saving: dict[bytes, int] = {}
         self._refused: dict[bytes, None] = {}
         self._seconds_a_token = 0.0
+        self._epoch = self._faults = 0
         self.broken = ""
         """Why nothing is kept any more; "" while all is well."""
         self._report = KvReport()
@@ -141,10 +148,11 @@ class PrefixCache:
             tenant=tenant,
         )
         prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
-        session = Session(request_id, prompt, store, system, boundary, role_at)
+        session = Session(request_id, prompt, store, system, boundary, role_at, self._epoch)
         self._sessions[request_id] = session
-        in_memory = plan(prompt, self._memory, has_state=self._layout.has_state)
-        if self._io is None or self._io.off is not None:
+        in_memory = self._plan(session)
+        nothing_left = in_memory.tokens >= chunks.whole(len(prompt.tokens) - 1, media)
+        if self._io is None or self._io.off is not None or nothing_left:
             self._decide(session, in_memory)
             return True
         # Who shares the beginning with a prompt that is being read waits for it instead of reading it again.
@@ -162,47 +170,62 @@ class PrefixCache:
         snapshot = self._memory.snapshot(session.prompt.parents)
         sight = tuple(self._sights(session)) if session.store else ()
         self._followers[session.id], self._asked[session.id] = [], session.prompt
-        self._io.ask(Find(session.id, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight))
+        self._io.ask(
+            Find(session.id, self._epoch, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight)
+        )
+
+    @_harmless(None)
+    def read(self, answer: Read) -> None:
+        """Take in a file that was read."""
+        if answer.epoch != self._epoch:
+            return
+        self._take(Held(answer.entry, records.as_arrays(answer.tensors), answer.facts, dirty=False, admitted=True))
+        if (session := self._sessions.get(answer.id)) is not None:
+            session.fetched.add(answer.entry.key)
+            self._pin(session, [answer.entry.key])
 
     def found(self, answer: Found) -> list[str]:
-        """Take in what was read. Returns the requests that need not wait any longer."""
+        """All that a request asked for is here. Returns the requests that need not wait any longer."""
         waiting = [answer.id, *self._followers.get(answer.id, ())]
-        if self.broken:
-            return waiting
-        try:
-            return self._found(answer)
-        except Exception as error:
-            logger.exception("the KV cache failed and is off from now on", extra={"action": "kv_failed"})
-            self.give_up(f"{type(error).__name__} in found; the log says more")
-            return waiting
+        return self._found(answer, waiting) if not self.broken else waiting
 
-    def give_up(self, reason: str) -> None:
-        """Keep nothing and find nothing from now on."""
-        self.broken = reason
-        self._sessions.clear()
-        self._memory.shrink(0, pinned=True)
-        self._due.clear()
-        self._tips.clear()
-
-    def _found(self, answer: Found) -> list[str]:
-        session = self._sessions.get(answer.id)
-        read = []
-        for entry, tensors, facts in answer.read:
-            self._take(Held(entry, records.as_arrays(tensors), dict(facts), dirty=False, admitted=True, pins=1))
-            read.append(entry.key)
-        if session is not None:
-            session.seen, session.corrupt, session.fetched = answer.seen, answer.corrupt, frozenset(read)
-            self._pin(session, [key for key in answer.match.keys if key in self._memory])
-            self._decide(session, self._plan(session), answer.match.matched)
-        for key in read:
-            self._unpin_one(key)
-        for key in answer.seen:
-            self._admit(key)
+    def _found(self, answer: Found, waiting: list[str]) -> list[str]:
         followers = self._followers.pop(answer.id, [])
         self._asked.pop(answer.id, None)
-        for follower in [self._sessions[name] for name in followers if name in self._sessions]:
-            self._ask(follower, self._plan(follower))
+        try:
+            session = self._sessions.get(answer.id)
+            if session is not None:
+                session.corrupt = answer.corrupt
+                self._pin(session, [key for key in answer.match.keys if key in self._memory])
+                self._decide(session, self._plan(session), answer.match.matched if answer.epoch == self._epoch else 0)
+            for follower in [self._sessions[name] for name in followers if name in self._sessions]:
+                self._ask(follower, self._plan(follower))
+        except Exception as error:
+            logger.exception("the KV cache failed", extra={"action": "kv_failed"})
+            self.fault(f"{type(error).__name__} in found; the log says more", waiting)
+            return waiting
         return [answer.id] if session is not None else []
+
+    @_harmless(None)
+    def seen(self, answer: Seen) -> None:
+        """Parts of a prompt had been seen before: what is kept of them has earned its place on SSD."""
+        if (session := self._sessions.get(answer.id)) is not None:
+            session.seen = answer.keys
+        for key in answer.keys:
+            self._admit(key)
+
+    def fault(self, what: str, request_ids: Sequence[object]) -> None:
+        """Something failed in here. What it was for is not looked up and kept any more."""
+        for request_id in request_ids:
+            if isinstance(request_id, str) and (session := self._sessions.pop(request_id, None)) is not None:
+                self._unpin(session)
+        self._faults += 1
+        if self._faults >= FAULTS:
+            self.broken = what
+            self._sessions.clear()
+            self._memory.clear()
+            self._due.clear()
+            self._tips.clear()
 
     def note(self, request_id: str) -> CacheNote:
         """What the lookup found, for the user."""
@@ -248,7 +271,7 @@ class PrefixCache:
     def at_stop(self, request_id: str, cache: records.Cache, position: int) -> None:
         """Prefill stands at a stop: take the checkpoint."""
         session = self._sessions.get(request_id)
-        if session is None:
+        if session is None or not records.holds(cache, position):
             return
         for stop in session.stops:
             if stop.position == position:
@@ -261,7 +284,7 @@ class PrefixCache:
         """Keep `tokens`, all of which `cache` holds: complete blocks, and when the sequence has `ended` also its tail and
         state. `forced`: it is swapped out and will be back."""
         session = self._sessions.get(request_id)
-        if session is None or not session.store or not tokens:
+        if session is None or not session.store or not tokens or session.epoch != self._epoch:
             return
         if not records.holds(cache, len(tokens)):
             logger.warning("a sequence's cache does not hold its tokens: not kept", extra={"action": "kv_not_kept"})
@@ -271,21 +294,29 @@ class PrefixCache:
         sequence = Prompt.of(session.prompt.root, chunks.as_tokens(tokens), session.prompt.media)
         total_seconds = len(tokens) * self._seconds_a_token
         going_on = forced or self._goes_on(session)
+        keys = [block.key for block in sequence.blocks]
+        self._memory.touch(keys)  # before room is made for the rest of it
+        taken = sum(held.bytes for key in keys if (held := self._memory.get(key)) is not None)
         for block in sequence.blocks:
-            if (block.complete or ended) and block.key not in self._memory:
-                entry = Entry(
-                    block.key, "block", block.parent, block.start, block.stop,
-                    sequence.tokens[block.start : block.stop].tobytes(), chunks.inside(sequence.media, block.start, block.stop),
-                    0, (block.stop - block.start) * self._seconds_a_token, tip=not block.complete,
-                )  # fmt: skip
-                self._keep(
-                    session, entry, records.cut_block(cache, block.start, block.stop), {}, total_seconds, going_on
-                )
-                self._outgrow(entry)
+            if not (block.complete or ended) or block.key in self._memory:
+                continue
+            entry = Entry(
+                block.key, "block", block.parent, block.start, block.stop,
+                sequence.tokens[block.start : block.stop].tobytes(), chunks.inside(sequence.media, block.start, block.stop),
+                0, (block.stop - block.start) * self._seconds_a_token, tip=not block.complete,
+            )  # fmt: skip
+            arrays = records.cut_block(cache, block.start, block.stop)
+            taken += records.nbytes(arrays)
+            if taken > self._memory.limit_bytes and not (going_on and self._spills):
+                break  # a prompt larger than the tier: its beginning is what can be used
+            self._keep(session, entry, arrays, {}, total_seconds, going_on)
+            self._outgrow(entry)
         if ended and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
-            self._keep_state(session, sequence.tokens, cache, tip=True, forced=forced)
+            keys.append(self._keep_state(session, sequence.tokens, cache, tip=True, forced=forced))
             self._supersede(session)
+        self._memory.touch(keys)
         session.written_tokens = len(tokens)
+        self._faults = 0
 
     def close(self, request_id: str) -> None:
         """The request is over, whatever became of it."""
@@ -305,10 +336,11 @@ class PrefixCache:
         if self._io is None or self._io.off is not None:
             return None
         self._io.busy = busy
+        self._memory.forget(MEMORY_SECONDS)
         while self._due and len(self._saving) < SAVES_AT_ONCE:
             self._save(self._due.popleft())
         if not self._tips:
-            return None
+            return MEMORY_SECONDS / 2 if len(self._memory) else None
         now = time.monotonic()
         ripe = [key for key in self._tips if (held := self._memory.get(key)) is None or now - held.used >= TIP_SECONDS]
         for key in ripe:
@@ -356,7 +388,8 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything, in memory now and on SSD when `Cleared` comes."""
-        self._memory.shrink(0)
+        self._epoch += 1  # what is being read, pinned or computed now belongs to before
+        self._memory.clear()
         self._due.clear()
         self._tips.clear()
         if self._io is not None:
@@ -460,14 +493,16 @@ class PrefixCache:
 
     def _keep_state(
         self, session: Session, tokens: chunks.Tokens, cache: records.Cache, *, tip: bool, forced: bool = False
-    ) -> None:
+    ) -> bytes:
+        """Take a checkpoint, unless it is there. Returns its key."""
         entry = self._state_entry(session, tokens, tip=tip)
         session.checkpoints += 1
         if not session.store or entry.key in self._memory:
-            return
+            return entry.key
         arrays, facts = records.cut_state(cache)
         self._keep(session, entry, arrays, facts, entry.saves_seconds, forced or (tip and self._goes_on(session)))
         self._report.checkpoints += 1
+        return entry.key
 
     def _goes_on(self, session: Session) -> bool:
         restored = session.match.tokens if session.match else 0
@@ -493,11 +528,16 @@ class PrefixCache:
     def _take(self, held: Held) -> None:
         self._spill(self._memory.add(held))
 
+    @property
+    def _spills(self) -> bool:
+        """Whether what leaves memory can still be written."""
+        return self._io is not None and self._io.off is None and sum(self._saving.values()) < MAX_SPILL_BYTES
+
     def _spill(self, dropped: Sequence[Held]) -> None:
         """What left memory before it was written is written now, if there is room to wait for the disk."""
         for gone in dropped:
-            if gone.dirty and gone.admitted and self._io is not None and self._io.off is None:
-                if sum(self._saving.values()) + gone.bytes <= MAX_SPILL_BYTES:
+            if gone.dirty and gone.admitted and gone.entry.key not in self._saving:
+                if self._spills:
                     self._hand_over(gone)
                 else:
                     self._report.spilled_away += 1
@@ -510,7 +550,7 @@ class PrefixCache:
             self._schedule(held)
 
     def _schedule(self, held: Held) -> None:
-        if held.dirty and self._io is not None:
+        if held.dirty and self._io is not None and self._io.off is None:
             if held.entry.tip:
                 self._tips[held.entry.key] = None
             else:
@@ -529,7 +569,7 @@ class PrefixCache:
     def _outgrow(self, entry: Entry) -> None:
         """Drop shorter blocks that the new one begins with."""
         for other in self._memory.children([entry.parent], "block"):
-            if other.stop < entry.stop and entry.tokens.startswith(other.tokens) and not self._is_pinned(other.key):
+            if begins(entry, other) and not self._is_pinned(other.key):
                 self._memory.drop(other.key)
                 self._tips.pop(other.key, None)
 

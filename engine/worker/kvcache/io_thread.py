@@ -17,7 +17,7 @@ from typing import Final, assert_never
 
 from engine.kvstore.blobs import Tensor
 from engine.kvstore.directory import Contents, Directory, Owned, Unusable
-from engine.kvstore.index import Damaged, Entry, Kind
+from engine.kvstore.index import Damaged, Entry, Kind, Unavailable
 from engine.worker.kvcache.memory_tier import Snapshot
 from engine.worker.kvcache.planner import NOTHING, Match, Prompt, plan
 
@@ -27,7 +27,8 @@ READERS: Final = 3
 BUSY_PAUSE_SECONDS: Final = 0.01
 """After every piece of a file while rows decode: at most 400 MB/s."""
 MAX_REPLANS: Final = 16
-OWNER_POLL_SECONDS: Final = 1.0
+OWNER_POLL_SECONDS, DISK_POLL_SECONDS = 1.0, 30.0
+"""After which a directory is tried again that another process had, or that could not be used."""
 
 Tensors = Mapping[str, Tensor]
 Facts = Mapping[str, str]
@@ -36,9 +37,10 @@ Facts = Mapping[str, str]
 @dataclass(frozen=True)
 class Find:
     """Plan `prompt` over RAM (`snapshot`) and SSD, and read what RAM lacks if that beats the `floor` tokens of RAM alone.
-    `sight` are keys to note as seen."""
+    `sight` are keys to note as seen. `epoch` counts clearings: nothing from before one is taken in after it."""
 
     id: str
+    epoch: int
     prompt: Prompt
     snapshot: Snapshot
     floor: int
@@ -47,14 +49,32 @@ class Find:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The answer to `Find`: what was read, the keys seen before, and whether something was damaged."""
+class Read:
+    """One file that `Find` needs, as soon as it is here."""
 
     id: str
+    epoch: int
+    entry: Entry
+    tensors: Tensors
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to `Find`, after its `Read`s: the match, and whether something was damaged."""
+
+    id: str
+    epoch: int
     match: Match
-    read: tuple[tuple[Entry, Tensors, Facts], ...] = ()
-    seen: frozenset[bytes] = frozenset()
     corrupt: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of what a `Find` was to note: the keys that had been seen before."""
+
+    id: str
+    keys: frozenset[bytes]
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,7 @@ class Cleared:
 
 
 Order = Save | Touch | Clear
-Answer = Found | Saved | Cleared
+Answer = Read | Found | Seen | Saved | Cleared
 
 
 @dataclass
@@ -119,7 +139,7 @@ class IoThread:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="kv-read")
         self._ready = threading.Event()
         self._directory: Directory | None = None
-        self._owned_elsewhere = False
+        self._try_again_at = 0.0
         self._thread = threading.Thread(target=self._run, name="kv-io", daemon=True)
         self._thread.start()
 
@@ -128,7 +148,7 @@ class IoThread:
         return self._ready.wait(seconds)
 
     def ask(self, find: Find) -> None:
-        """Answered by exactly one `Found`, before any order that still waits."""
+        """Answered by exactly one `Found`, before any order that still waits but `Clear`."""
         with self._wake:
             self._finds.append(find)
             self._wake.notify()
@@ -155,36 +175,37 @@ class IoThread:
         self._try_open()
         self._ready.set()
         while True:
-            if self._owned_elsewhere:
+            if self.off is not None and time.monotonic() >= self._try_again_at:
                 self._try_open()
             job = self._next()
             if job is None and self._stopping:
                 break
             if job is not None:
                 self._do(job)
-        if self._directory is not None:
-            self._directory.close()
+        self._close()
         self._readers.shutdown(wait=False)
 
     def _try_open(self) -> None:
-        """Another process may hold the directory for a while: the one before us, which is ending."""
+        """What keeps us off the disk may pass: a process before us that is ending, a full or read-only disk."""
         try:
             self._directory = directory = self._open()
             self.traffic.contents = directory.contents
-            self.relaid = directory.relaid
-            self.off, self._owned_elsewhere = None, False
-        except Owned as error:
-            if not self._owned_elsewhere:
-                self._turn_off(error)
-            self._owned_elsewhere = True
         except Exception as error:  # noqa: BLE001 - without a disk tier the worker serves on
             self._turn_off(error)
-            self._owned_elsewhere = False
+            return
+        if self.off is not None:
+            logger.info("KV goes to SSD again", extra={"action": "kv_disk_on"})
+        self.relaid, self.off = directory.relaid, None
+
+    def _close(self) -> None:
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
 
     def _next(self) -> Find | Order | None:
         with self._wake:
             if not (self._finds or self._orders or self._stopping):
-                self._wake.wait(OWNER_POLL_SECONDS if self._owned_elsewhere else None)
+                self._wake.wait(None if self.off is None else max(0.05, self._try_again_at - time.monotonic()))
             if self._finds and not self._clearing:
                 return self._finds.popleft()
             order = self._orders.popleft() if self._orders else None
@@ -193,27 +214,30 @@ class IoThread:
             return order
 
     def _do(self, job: Find | Order) -> None:
-        directory = self._directory
-        if directory is None or self.off is not None:
+        if self._directory is None:
             self._answer_nothing(job)
             return
         try:
-            try:
-                self._work(directory, job)
-            except Damaged as error:
-                logger.warning("the KV index is damaged and made anew: %s", error, extra={"action": "kv_index_damaged"})
-                self._answer_nothing(job)
-                directory.rebuild()
-                self.traffic.contents = directory.contents
+            self._work(self._directory, job)
+        except Damaged as error:
+            logger.warning("the KV index is damaged and made anew: %s", error, extra={"action": "kv_index_damaged"})
+            self._answer_nothing(job)
+            self._rebuild(self._directory)
+        except Exception as error:  # noqa: BLE001 - as when opening; the answer that is due is given here
+            self._turn_off(error)
+            self._answer_nothing(job)
+
+    def _rebuild(self, directory: Directory) -> None:
+        try:
+            directory.rebuild()
+            self.traffic.contents = directory.contents
         except Exception as error:  # noqa: BLE001 - as when opening
             self._turn_off(error)
-            if not isinstance(error.__context__, Damaged):
-                self._answer_nothing(job)
 
     def _work(self, directory: Directory, job: Find | Order) -> None:
         match job:
             case Find():
-                self._post(self._find(directory, job))
+                self._find(directory, job)
             case Save() if self._clearing:
                 self._post(Saved(job.entry.key, kept=False))
             case Save():
@@ -238,48 +262,54 @@ class IoThread:
         while True:
             with self._wake:
                 find = self._finds.popleft() if self._finds and not self._clearing else None
-            if find is None:
-                break
-            self._post(self._find(directory, find))
-        if self.busy and not self._stopping:
-            time.sleep(BUSY_PAUSE_SECONDS)
+                if find is None:
+                    if self.busy and not self._stopping:
+                        self._wake.wait(BUSY_PAUSE_SECONDS)
+                    if not self._finds or self._clearing:
+                        return
+                    continue
+            try:
+                self._find(directory, find)
+            except Exception:
+                self._answer_nothing(find)
+                raise
 
-    def _find(self, directory: Directory, find: Find) -> Found:
+    def _find(self, directory: Directory, find: Find) -> None:
         view = _Both(find.snapshot, directory)
-        seen = frozenset(directory.index.sight(find.sight, now=time.time())) if find.sight else frozenset()
-        corrupt = False
+        corrupt, known = False, set(find.snapshot.keys)
+        answer = Found(find.id, find.epoch, NOTHING, corrupt=True)
         for _ in range(MAX_REPLANS):
             match = plan(find.prompt, view, has_state=find.has_state)
-            missing = [key for key in match.keys if key not in find.snapshot.keys]
-            if match.tokens <= find.floor or not missing:
-                return Found(find.id, match, (), seen, corrupt)
-            read, damaged = self._read(directory, missing)
+            missing = [key for key in match.keys if key not in known]
+            damaged = self._read(directory, find, missing, known) if match.tokens > find.floor else []
             if not damaged:
-                self.traffic.read_bytes += sum(t.data.nbytes for _, tensors, _ in read for t in tensors.values())
-                return Found(find.id, match, tuple(read), seen, corrupt)
+                answer = Found(find.id, find.epoch, match, corrupt)
+                break
             corrupt = True
             self.traffic.corrupt += len(damaged)
             directory.remove(damaged)
-        return Found(find.id, NOTHING, (), seen, corrupt)
+        self._post(answer)
+        if find.sight and (seen := directory.index.sight(find.sight, now=time.time())):
+            self._post(Seen(find.id, frozenset(seen)))
 
-    def _read(
-        self, directory: Directory, keys: Sequence[bytes]
-    ) -> tuple[list[tuple[Entry, Tensors, Facts]], list[bytes]]:
-        """What could be read, and the keys of what could not."""
-        read: list[tuple[Entry, Tensors, Facts]] = []
-        damaged: list[bytes] = []
+    def _read(self, directory: Directory, find: Find, keys: Sequence[bytes], known: set[bytes]) -> list[bytes]:
+        """Read files, a few at once, and hand over each as it comes. Returns the keys of those that could not be read."""
+        damaged = []
         for key, content in zip(keys, self._readers.map(directory.read, keys), strict=True):
             entry = directory.index.get(key)
             if content is None or entry is None:
                 damaged.append(key)
-            else:
-                read.append((entry, *content))
-        return read, damaged
+                continue
+            tensors, facts = content
+            self.traffic.read_bytes += sum(tensor.data.nbytes for tensor in tensors.values())
+            known.add(key)
+            self._post(Read(find.id, find.epoch, entry, tensors, facts))
+        return damaged
 
     def _answer_nothing(self, job: Find | Order) -> None:
         match job:
             case Find():
-                self._post(Found(job.id, plan(job.prompt, job.snapshot, has_state=job.has_state)))
+                self._post(Found(job.id, job.epoch, plan(job.prompt, job.snapshot, has_state=job.has_state)))
             case Save():
                 self.traffic.refused += 1
                 self._post(Saved(job.entry.key, kept=False))
@@ -291,14 +321,18 @@ class IoThread:
                 assert_never(job)
 
     def _turn_off(self, error: Exception) -> None:
+        owned, before = isinstance(error, Owned), self.off
         self.off = str(error) or type(error).__name__
-        known = isinstance(error, Unusable | Owned)
-        logger.warning(
-            "KV is kept in memory only: %s",
-            self.off,
-            extra={"action": "kv_disk_off"},
-            exc_info=None if known else error,
-        )
+        self._try_again_at = time.monotonic() + (OWNER_POLL_SECONDS if owned else DISK_POLL_SECONDS)
+        self._close()
+        if self.off != before:
+            known = isinstance(error, Unusable | Unavailable | Owned)
+            logger.warning(
+                "KV is kept in memory only: %s",
+                self.off,
+                extra={"action": "kv_disk_off"},
+                exc_info=None if known else error,
+            )
 
 
 class _Both:

@@ -101,18 +101,32 @@ class MemoryTier:
                 del self._children[held.entry.parent, held.entry.kind]
         return held
 
-    def shrink(self, limit_bytes: int, *, pinned: bool = False) -> list[Held]:
-        """Drop the longest unused entries until `limit_bytes` are left, with `pinned` also those. Returns them."""
+    def clear(self) -> None:
+        """Drop all, pinned or not."""
+        self._held.clear()
+        self._children.clear()
+        self.bytes = 0
+
+    def shrink(self, limit_bytes: int) -> list[Held]:
+        """Drop the longest unused entries until `limit_bytes` are left. Returns them."""
         gone: list[Held] = []
-        if self.bytes <= limit_bytes:
-            return gone
-        for key in [key for key, held in self._held.items() if pinned or not held.pins]:
-            if self.bytes <= limit_bytes:
+        while self.bytes > limit_bytes:
+            oldest = next((key for key, held in self._held.items() if not held.pins), None)
+            if oldest is None:
                 break
-            held = self.drop(key)
+            held = self.drop(oldest)
             assert held is not None
             gone.append(held)
         return gone
+
+    def forget(self, seconds: float) -> None:
+        """Drop what is on SSD too and was not used for `seconds`."""
+        until = time.monotonic() - seconds
+        while self._held:
+            key, held = next(iter(self._held.items()))
+            if held.used > until or held.dirty or held.pins:
+                return
+            self.drop(key)
 
 
 _KINDS: tuple[Kind, ...] = ("block", "checkpoint")

@@ -41,11 +41,13 @@ def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, pr
     return Cuts(first, second)
 
 
-def role_at(request: GenerationRequest, offsets: Sequence[tuple[int, int]], text: str, position: int) -> str:
-    """The role of the message that token `position` belongs to; "template" between messages and in prompts with images."""
-    if position >= len(offsets):
+def role_at(request: GenerationRequest, encoded: Any | None, text: str, position: int) -> str:
+    """The role of the message that token `position` of the `encoded` text belongs to; "template" between messages, and in
+    prompts with images, which have no such encoding."""
+    span = encoded.token_to_chars(position) if encoded is not None and position < len(encoded) else None
+    if span is None:
         return "template"
-    here, start = offsets[position][0], 0
+    here, start = span[0], 0
     for message in request.messages:
         content = "".join(part.text for part in message.parts)
         at = text.find(content, start) if content else -1

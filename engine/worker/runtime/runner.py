@@ -115,6 +115,8 @@ class Runner:
         stepped, failed = self._batch.step()
         drawn += stepped
         for chunk in plan.prefill:
+            if chunk.id in failed:
+                continue  # its next chunk of the same tick
             try:
                 self._prefill(chunk)
             except Exception as error:  # noqa: BLE001 - the loop ends this row with it; its neighbours run on

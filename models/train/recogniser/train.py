@@ -34,7 +34,10 @@ BATCH_FRAMES: Final = 1_000
 SHORT_FRAMES, SHORT_BATCHES = 400, 800
 """The first epoch begins with this many batches of utterances up to four seconds (arXiv:1512.02595, SortaGrad)."""
 MAX_FRAMES: Final = 1_100
-STEPS: Final = 16_000
+STEPS: Final = 30_000
+SHORTER_UNTIL: Final = 0.7
+"""The share of all steps in which words are now and then cut into shorter pieces. After it every word has one form: CTC's best
+path, read frame by frame, would mix several into one another ("brringing")."""
 PEAK_RATE: Final = 1.2e-3
 SOUND_WEIGHT, MARK_WEIGHT = 0.7, 0.1
 
@@ -147,8 +150,11 @@ class Batch:
 
 
 class Trainer:
-    def __init__(self, corpus: Corpus, mean: NDArray[np.float32], deviation: NDArray[np.float32], model: Recogniser) -> None:
+    def __init__(
+        self, corpus: Corpus, mean: NDArray[np.float32], deviation: NDArray[np.float32], model: Recogniser, *, total_steps: int = 0
+    ) -> None:
         self.corpus, self.mean, self.deviation, self.model = corpus, mean, deviation, model
+        self._total = total_steps
         self._per_epoch = [len(corpus.batches(0))]
         self._epoch, self._batches = -1, list[list[int]]()
 
@@ -156,7 +162,9 @@ class Trainer:
         epoch, position = self._place(step)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self.corpus.batches(epoch)
-        batch = self.collate(self._batches[position % len(self._batches)], random.Random(steps.seed_of_step(step)))
+        rng = random.Random(steps.seed_of_step(step))
+        shorter = step < SHORTER_UNTIL * self._total
+        batch = self.collate(self._batches[position % len(self._batches)], rng, shorter_pieces=shorter)
         with torch.autocast("cpu", torch.bfloat16):
             hidden, sounds = self.model.hidden(batch.x, batch.lengths, batch.language, batch.text_norm)
             logits = self.model.output(self.model.output_norm(hidden))
@@ -170,7 +178,7 @@ class Trainer:
     def _place(self, step: int) -> tuple[int, int]:
         return divmod(step, self._per_epoch[0])
 
-    def collate(self, chosen: list[int], rng: random.Random | None) -> Batch:
+    def collate(self, chosen: list[int], rng: random.Random | None, *, shorter_pieces: bool = False) -> Batch:
         """With `rng`: random text form, known or unknown language, and masked features (SpecAugment, arXiv:1904.08779)."""
         corpus, tokens = self.corpus, self.corpus.tokens
         features, language, norm, marks, targets, sounds = [], [], [], [], [], []
@@ -188,7 +196,7 @@ class Trainer:
             feeling = "<|EMO_UNKNOWN|>" if row.language == "nospeech" else "<|NEUTRAL|>"
             form = "<|withitn|>" if itn else "<|woitn|>"
             marks.append([tokens.id[mark] for mark in (f"<|{row.language}|>", feeling, f"<|{row.event}|>", form)])
-            targets.append(tokens.encode(row.text if itn else row.bare, rng))
+            targets.append(tokens.encode(row.text if itn else row.bare, rng if shorter_pieces else None))
             sounds.append(row.sounds)
         return Batch(
             nn.utils.rnn.pad_sequence(features, batch_first=True),
@@ -326,7 +334,7 @@ def main() -> None:
     mean, deviation = statistics(corpus)
     np.savez(options.out / "statistics.npz", mean=mean, deviation=deviation)
     model = Recogniser(len(tokens.symbols), sounds.size)
-    trainer = Trainer(corpus, mean, deviation, model)
+    trainer = Trainer(corpus, mean, deviation, model, total_steps=options.steps)
     facts: dict[str, Any] = {
         "utterances": len(corpus.rows),
         "hours": round(len(corpus.features) / data.FRAMES_A_SECOND / 3600, 1),
