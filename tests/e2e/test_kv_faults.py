@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 KIND = "hybrid"  # blocks and checkpoints
 CAP = 4_000_000
 TAILS = ("one", "two", "three")
-NEAR, APART = 1e-3, 1e-2
+NEAR, APART = 1e-4, 1e-3
 """Log-probabilities of the same prompt differ by the noise of chunking only; those of another prompt by more."""
 
 Said = tuple[str, tuple[float, ...]]
