@@ -186,9 +186,9 @@ class Cache:
         for line in self.path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
-            except ValueError:
-                continue  # empty, or cut off when the run before was interrupted
-            found[row["key"]] = Heard(row["text"], row["route"])
+                found[row["key"]] = Heard(row["text"], row["route"])
+            except (ValueError, TypeError, KeyError):
+                continue  # empty, cut off when the run before was interrupted, or of another version
         return found
 
     def add(self, key: str, heard: Heard) -> None:
