@@ -224,10 +224,10 @@ async def test_a_worker_that_ends_while_it_loads_is_a_503_with_its_exit_code(tmp
 
 async def test_a_load_that_takes_too_long_is_given_up(tmp_path: Path, models: Path) -> None:
     folder = model_folder(models, "stuck", wait_for="never")
-    async with engine_service(tmp_path, models, load_timeout_seconds=1.0) as engine:
+    async with engine_service(tmp_path, models, load_timeout_seconds=3.0) as engine:
         answer = await engine.chat("hello", "stuck")
     assert answer.status_code == 503
-    assert "did not load in 1 s" in answer.json()["error"]["message"]
+    assert "did not load in 3 s" in answer.json()["error"]["message"]
     assert not is_alive(starts(folder)[0])
 
 
