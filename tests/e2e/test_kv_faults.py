@@ -108,7 +108,7 @@ def all_right(gateway: Gateway, expected: dict[str, Said], tails: tuple[str, ...
 
 def off(gateway: Gateway) -> str:
     """Why the worker keeps nothing on SSD, or ""."""
-    return str(get(gateway, "/v1/admin/kv").json()["workers"][KIND]["off"])
+    return str(get(gateway, "/v1/admin/kv").json()["workers"][KIND].get("off", ""))
 
 
 def until_written(home: Path) -> None:
