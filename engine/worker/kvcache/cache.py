@@ -271,7 +271,7 @@ class PrefixCache:
     def at_stop(self, request_id: str, cache: records.Cache, position: int) -> None:
         """Prefill stands at a stop: take the checkpoint."""
         session = self._sessions.get(request_id)
-        if session is None or not records.holds(cache, position):
+        if session is None or session.epoch != self._epoch or not records.holds(cache, position):
             return
         for stop in session.stops:
             if stop.position == position:
