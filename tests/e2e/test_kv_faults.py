@@ -81,10 +81,10 @@ def running(folder: Path, tmp_path: Path, expected: dict[str, Said]) -> Callable
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB in the place of the KV folder."""
+    """A disk of 8 MB in the place of the KV folder: a model's files, half of the cap, leave room on it."""
     place = tmp_path / "kv"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a disk can be mounted by root on Linux only")
     yield place
@@ -229,7 +229,7 @@ def test_a_full_disk_is_no_failure(
         all_right(gateway, expected)
         until_written(tmp_path)
         with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while file.write(bytes(512)):
+            while file.write(bytes(4096)):
                 pass
         all_right(gateway, expected)
         all_right(gateway, expected)
