@@ -173,6 +173,7 @@ class KvReport(msgspec.Struct, omit_defaults=True, tag="kv"):
     written_today: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    prompts: int = 0
     restored_tokens: int = 0
     checkpoints: int = 0
     refused: int = 0

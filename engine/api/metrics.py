@@ -32,6 +32,7 @@ _GAUGES = {
 }  # fmt: skip
 _COUNTERS = {
     "read_bytes": "Bytes of KV read from the SSD", "written_bytes": "Bytes of KV written to the SSD",
+    "prompts": "Prompts looked up: bytes read and written divide by it",
     "checkpoints": "Checkpoints of state layers taken", "refused": "KV files that a limit or the disk forbade",
     "corrupt": "KV files found damaged", "spilled_away": "Entries dropped because the disk was too slow",
 }  # fmt: skip

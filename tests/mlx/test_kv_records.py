@@ -57,6 +57,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "window with slack": lambda: kinds.BufferedRotatingKVCache(48, buffer_size=16),
     "chunks": lambda: kinds.ChunkedKVCache(64),
     "recurrence": lambda: kinds.ArraysCache(2),
+    "pooled": lambda: kinds.PoolingCache(8),
     "both in one layer": lambda: kinds.CacheList(kinds.KVCache(), kinds.ArraysCache(2)),
     "list of lists": lambda: kinds.CacheList(kinds.CacheList(kinds.RotatingKVCache(48)), kinds.KVCache()),
 }

@@ -150,6 +150,7 @@ class PrefixCache:
         prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
         session = Session(request_id, prompt, store, system, boundary, role_at, self._epoch)
         self._sessions[request_id] = session
+        self._report.prompts += 1
         in_memory = self._plan(session)
         nothing_left = in_memory.tokens >= chunks.whole(len(prompt.tokens) - 1, media)
         if self._io is None or self._io.off is not None or nothing_left:

@@ -29,7 +29,6 @@ _STATES: Final = (
     kinds.BufferedRotatingKVCache,
     kinds.ArraysCache,
     kinds.ChunkedKVCache,
-    kinds.SimpleKVCache,
     kinds.PoolingCache,
 )
 _DTYPES: Final = {
