@@ -282,7 +282,7 @@ class Pool:
             logger.warning(
                 "%s has no fingerprint, its KV stays in memory: %s", path.name, error, extra={"action": "kv_disk_off"}
             )
-            return self._leases.memory_only(secrets.token_hex(16))
+            return self._leases.memory_only(secrets.token_hex(16), f"its weights have no fingerprint: {error}")
 
     def _note_failure(self, slot: _Slot) -> None:
         slot.failures += 1

@@ -139,9 +139,14 @@ def _model(folder: Path, config: dict[str, Any]) -> Any:
 
 def _shaped(name: str, value: mx.array) -> mx.array:
     if "embed_tokens" in name and value.ndim == 2:
-        rows = mx.random.normal(value.shape) * 0.1
+        # Small beside what attention adds: else the last token alone would decide, whatever stood before it.
+        rows = mx.random.normal(value.shape) * 0.1 * value.shape[1] ** -0.5
         rows[256:] = 0.0
         return rows
+    if name.endswith("model.norm.weight"):
+        return value * 30  # so that the best token stands out all the same
+    if "q_norm" in name or "k_norm" in name:
+        return value * 0 + 2.5  # models that normalise queries and keys take no larger projections
     return value * 4 if "q_proj" in name or "k_proj" in name else value
 
 

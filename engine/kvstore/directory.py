@@ -106,7 +106,7 @@ class Directory:
 
         A shorter block after the same parent that the new one begins with goes: whatever needs it finds it in the new one.
         """
-        self.sweep()
+        self.sweep(pause)
         size = blobs.size(tensors, facts)
         if size > self.limits.disk_bytes or self._written_today() + size > self.limits.write_bytes_a_day:
             return False
@@ -114,7 +114,10 @@ class Directory:
             return True
         path = self.file(entry.key)
         try:
-            if shutil.disk_usage(self.path).free < self.limits.free_bytes + size:
+            short = self.limits.free_bytes + size - shutil.disk_usage(self.path).free
+            if short > 0:
+                # Others fill the disk: what is here gives way, and nothing new comes.
+                self.evict(max(0, self._index.size[0] - short))
                 return False
             self.evict(self.limits.disk_bytes - size)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -177,8 +180,9 @@ class Directory:
         self._index = self._create()
         return entries
 
-    def sweep(self) -> int:
-        """Remove files without a row and rows without a file, once, by their names. Returns their number."""
+    def sweep(self, pause: Callable[[], None] | None = None) -> int:
+        """Remove files without a row and rows without a file, once, by their names. Returns their number. `pause` is called
+        now and then, to let more urgent work go first."""
         if self._swept:
             return 0
         self._swept = True
@@ -195,6 +199,8 @@ class Directory:
             if missing := [key for key in keys if key.hex() + _SUFFIX not in there]:
                 self._index.remove(missing)
                 removed += len(missing)
+            if pause is not None:
+                pause()
         self.evict(self.limits.disk_bytes)
         return removed
 
@@ -308,8 +314,12 @@ def note_lease(path: Path, disk_bytes: int, write_bytes: int) -> None:
     """Write down what the owner-to-be of a directory may take, for other gateways of the same home."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     half = path / "lease.json.half"
-    half.write_text(json.dumps({"disk_bytes": disk_bytes, "write_bytes": write_bytes}), encoding="utf-8")
-    half.replace(path / "lease.json")
+    try:
+        half.write_text(json.dumps({"disk_bytes": disk_bytes, "write_bytes": write_bytes}), encoding="utf-8")
+        half.replace(path / "lease.json")
+    except OSError:
+        half.unlink(missing_ok=True)
+        raise
 
 
 def clear(root: Path, model: str | None = None) -> int:

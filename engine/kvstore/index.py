@@ -16,7 +16,7 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 Kind = Literal["block", "checkpoint"]
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 CHILDREN: Final = 64
 """Entries after one parent that a lookup compares: the most recently used ones."""
 KEYS_A_QUERY: Final = 500
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS entry (
   key BLOB PRIMARY KEY, kind TEXT NOT NULL, parent BLOB NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
   tokens BLOB NOT NULL, media BLOB NOT NULL, bytes INTEGER NOT NULL, saves_seconds REAL NOT NULL, tip INTEGER NOT NULL,
   created REAL NOT NULL, used REAL NOT NULL, hits INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent, kind, used);
 CREATE INDEX IF NOT EXISTS entry_used ON entry (used, start DESC);
 CREATE TABLE IF NOT EXISTS sighting (key BLOB PRIMARY KEY, seen REAL NOT NULL) WITHOUT ROWID;

@@ -53,11 +53,13 @@ class Lease:
     age_seconds: float = 0.0
     flush_seconds: float = 0.0
     fingerprint: str = ""
+    off: str = "memory only"
+    """Why there is no directory."""
 
     def arguments(self) -> list[str]:
         """For the command line of `engine.worker`."""
         found = ["--kv-memory-bytes", str(self.memory_bytes), "--kv-flush-seconds", str(self.flush_seconds)]
-        found += ["--kv-fingerprint", self.fingerprint]
+        found += ["--kv-fingerprint", self.fingerprint, "--kv-off", self.off]
         if self.directory is not None:
             found += ["--kv-directory", str(self.directory), "--kv-disk-bytes", str(self.disk_bytes)]
             found += ["--kv-write-bytes", str(self.write_bytes), "--kv-free-bytes", str(self.free_bytes)]
@@ -87,8 +89,10 @@ class Leases:
 
     def grant(self, fingerprint: str) -> Lease:
         """For a worker with these weights that is about to start."""
-        if not self.caps.disk_bytes or not self._memory_bytes or not _make_private(self.root):
-            return self.memory_only(fingerprint)
+        if not self.caps.disk_bytes or not self._memory_bytes:
+            return self.memory_only(fingerprint, "engine.kv_disk_bytes is 0")
+        if cause := _make_private(self.root):
+            return self.memory_only(fingerprint, cause)
         path = self.root / fingerprint[:32]
         with self._turn:
             disk, writes = self._left(path)
@@ -102,7 +106,7 @@ class Leases:
                 note_lease(path, share, writes // 2)
             except OSError as error:
                 logger.warning("KV is kept in memory only: %s", error, extra={"action": "kv_disk_off"})
-                return self.memory_only(fingerprint)
+                return self.memory_only(fingerprint, str(error))
             self._granted[path] = (share, writes // 2)
         caps = self.caps
         return Lease(
@@ -116,9 +120,9 @@ class Leases:
             fingerprint,
         )
 
-    def memory_only(self, fingerprint: str) -> Lease:
+    def memory_only(self, fingerprint: str, cause: str) -> Lease:
         """For a worker whose KV cannot go to SSD."""
-        return Lease(self._memory_bytes, flush_seconds=self._flush_seconds, fingerprint=fingerprint)
+        return Lease(self._memory_bytes, flush_seconds=self._flush_seconds, fingerprint=fingerprint, off=cause)
 
     def give_back(self, lease: Lease) -> None:
         """Its worker has ended."""
@@ -217,8 +221,9 @@ def _oldest_use(directory: Directory) -> float | None:
         return None
 
 
-def _make_private(root: Path) -> bool:
-    """Prompts can be read out of KV: nobody else may, and neither search nor backup has a use for it."""
+def _make_private(root: Path) -> str:
+    """Prompts can be read out of KV: nobody else may, and neither search nor backup has a use for it. Returns why it cannot be
+    used, "" when it can."""
     try:
         new = not root.exists()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -228,5 +233,5 @@ def _make_private(root: Path) -> bool:
             subprocess.run(["/usr/bin/tmutil", "addexclusion", str(root)], check=False, capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("KV cannot be kept under %s: %s", root, error, extra={"action": "kv_disk_off"})
-        return False
-    return True
+        return f"{root} cannot be used: {error}"
+    return ""

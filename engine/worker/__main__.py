@@ -75,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--kv-memory-bytes", type=int, default=0, help="KV kept in memory; 0 keeps none anywhere")
     parser.add_argument("--kv-fingerprint", default="", help="which weights these are")
+    parser.add_argument("--kv-off", default="memory only", help="why there is no directory")
     parser.add_argument("--kv-directory", type=Path, help="where KV goes to SSD; without it KV stays in memory")
     parser.add_argument("--kv-disk-bytes", type=int, default=0, help="what the directory may take")
     parser.add_argument("--kv-write-bytes", type=int, default=0, help="what may be written to it a day")
@@ -107,6 +108,7 @@ def _cache_maker(arguments: argparse.Namespace) -> MakeCache | None:
         PrefixCache,
         identity=identity,
         memory_bytes=arguments.kv_memory_bytes,
+        off=arguments.kv_off,
         open_directory=open_directory if arguments.kv_directory is not None and limits.disk_bytes else None,
     )
 

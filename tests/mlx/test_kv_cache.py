@@ -437,3 +437,11 @@ def test_a_chunk_after_a_failed_one_does_not_run(
     assert len(ran) == 1
     assert driver.kv.report.memory_entries == 0
     driver.end()
+
+
+@pytest.mark.parametrize(("kind", "bits"), KINDS, ids=IDS)
+def test_answers_depend_on_the_whole_prompt(model: Callable[..., Loaded], kind: str, bits: int | None) -> None:
+    """Else no test here could fail: a wrong cache has to show."""
+    loaded = model(kind)
+    asked = [ask(f"r{i}", words(20, 40 + i) + HEAD[:300], tokens=10) for i in range(4)]
+    assert len(set(plainly(loaded, bits, asked).values())) >= 3

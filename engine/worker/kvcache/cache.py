@@ -96,7 +96,8 @@ def _harmless(default: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
 class PrefixCache:
     """Raises `records.Unsupported` for a model whose cache cannot be kept. `open_directory` None: memory only.
 
-    `new_cache` makes one row's empty layers; `post` takes the answers of the disk's thread, on that thread.
+    `new_cache` makes one row's empty layers; `post` takes the answers of the disk's thread, on that thread; `off` says why
+    there is no directory.
     """
 
     def __init__(
@@ -107,8 +108,9 @@ class PrefixCache:
         memory_bytes: int,
         open_directory: Callable[[], Directory] | None,
         post: Callable[[Answer], None],
+        off: str = "memory only",
     ) -> None:
-        self._new_cache, self._identity = new_cache, identity
+        self._new_cache, self._identity, self._off = new_cache, identity, off
         self._layout = records.layout(new_cache())
         self._memory = MemoryTier(memory_bytes)
         self._io = None if open_directory is None else IoThread(open_directory, post)
@@ -180,10 +182,18 @@ class PrefixCache:
         """Take in a file that was read."""
         if answer.epoch != self._epoch:
             return
-        self._take(Held(answer.entry, records.as_arrays(answer.tensors), answer.facts, dirty=False, admitted=True))
-        if (session := self._sessions.get(answer.id)) is not None:
-            session.fetched.add(answer.entry.key)
-            self._pin(session, [answer.entry.key])
+        key, session = answer.entry.key, self._sessions.get(answer.id)
+        if key not in self._memory:
+            # Pinned before it is taken in, or it might be the first to go.
+            pins = 0 if session is None else 1
+            arrays = records.as_arrays(answer.tensors)
+            self._take(Held(answer.entry, arrays, answer.facts, dirty=False, admitted=True, pins=pins))
+            if session is not None:
+                session.pinned.append(key)
+        elif session is not None:
+            self._pin(session, [key])
+        if session is not None:
+            session.fetched.add(key)
 
     def found(self, answer: Found) -> list[str]:
         """All that a request asked for is here. Returns the requests that need not wait any longer."""
@@ -276,7 +286,9 @@ class PrefixCache:
             return
         for stop in session.stops:
             if stop.position == position:
-                self._keep_state(session, session.prompt.tokens[:position], cache, tip=stop.tip)
+                # Where two prompts part, what stands before has been wanted twice.
+                wanted = stop.place == "divergence"
+                self._keep_state(session, session.prompt.tokens[:position], cache, tip=stop.tip, wanted=wanted)
 
     @_harmless(None)
     def keep(
@@ -308,12 +320,13 @@ class PrefixCache:
             )  # fmt: skip
             arrays = records.cut_block(cache, block.start, block.stop)
             taken += records.nbytes(arrays)
-            if taken > self._memory.limit_bytes and not (going_on and self._spills):
+            held = self._new(session, entry, arrays, {}, total_seconds, going_on)
+            if taken > self._memory.limit_bytes and not (held.admitted and self._spills):
                 break  # a prompt larger than the tier: its beginning is what can be used
-            self._keep(session, entry, arrays, {}, total_seconds, going_on)
+            self._keep(held)
             self._outgrow(entry)
         if ended and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
-            keys.append(self._keep_state(session, sequence.tokens, cache, tip=True, forced=forced))
+            keys.append(self._keep_state(session, sequence.tokens, cache, tip=True, wanted=forced))
             self._supersede(session)
         self._memory.touch(keys)
         session.written_tokens = len(tokens)
@@ -410,7 +423,7 @@ class PrefixCache:
             self._report.refused, self._report.corrupt = traffic.refused, traffic.corrupt
             self._report.off = self._io.off or ""
         else:
-            self._report.off = "memory only"
+            self._report.off = self._off
         return self._report
 
     # Inside ----------------------------------------------------------------------------------------------------------
@@ -493,7 +506,7 @@ class PrefixCache:
         )  # fmt: skip
 
     def _keep_state(
-        self, session: Session, tokens: chunks.Tokens, cache: records.Cache, *, tip: bool, forced: bool = False
+        self, session: Session, tokens: chunks.Tokens, cache: records.Cache, *, tip: bool, wanted: bool
     ) -> bytes:
         """Take a checkpoint, unless it is there. Returns its key."""
         entry = self._state_entry(session, tokens, tip=tip)
@@ -501,7 +514,9 @@ class PrefixCache:
         if not session.store or entry.key in self._memory:
             return entry.key
         arrays, facts = records.cut_state(cache)
-        self._keep(session, entry, arrays, facts, entry.saves_seconds, forced or (tip and self._goes_on(session)))
+        self._keep(
+            self._new(session, entry, arrays, facts, entry.saves_seconds, wanted or (tip and self._goes_on(session)))
+        )
         self._report.checkpoints += 1
         return entry.key
 
@@ -509,19 +524,15 @@ class PrefixCache:
         restored = session.match.tokens if session.match else 0
         return admission.is_conversation(restored=restored, system=session.system, prompt=len(session.prompt.tokens))
 
-    def _keep(
-        self,
-        session: Session,
-        entry: Entry,
-        arrays: records.Arrays,
-        facts: dict[str, str],
-        total: float,
-        admitted: bool,
-    ) -> None:
-        records.begin(arrays)
-        size = records.nbytes(arrays)
-        worth = admission.is_worth(total_seconds=total, seconds=entry.saves_seconds, size=size)
-        held = Held(entry, arrays, facts, dirty=True, admitted=admitted or worth or entry.key in session.seen)
+    def _new(
+        self, session: Session, entry: Entry, arrays: records.Arrays, facts: dict[str, str], total: float, wanted: bool
+    ) -> Held:
+        """An entry that this request made; `wanted` ones go to SSD whatever they cost."""
+        worth = admission.is_worth(total_seconds=total, seconds=entry.saves_seconds, size=records.nbytes(arrays))
+        return Held(entry, arrays, facts, dirty=True, admitted=wanted or worth or entry.key in session.seen)
+
+    def _keep(self, held: Held) -> None:
+        records.begin(held.arrays)
         self._take(held)
         if held.admitted:
             self._schedule(held)

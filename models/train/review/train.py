@@ -32,7 +32,7 @@ CONTEXT: Final = 2048
 STEPS: Final = 9_000
 PEAK_RATE: Final = 1.5e-3
 ROWS: Final[dict[Task, int]] = {"drill": 24, "review": 24, "summary": 8, "chat": 24}
-SHARES: Final[dict[Task, float]] = {"review": 0.83, "summary": 0.12, "chat": 0.05}
+SHARES: Final[dict[Task, float]] = {"review": 0.75, "summary": 0.2, "chat": 0.05}
 DRILLED_UNTIL: Final = 0.5
 """The share of all steps in which reviews are partly drills: first nearly all of them, in the end none."""
 MARKED_WEIGHT: Final = 3.0
