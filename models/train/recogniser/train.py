@@ -34,8 +34,8 @@ BATCH_FRAMES: Final = 1_000
 SHORT_FRAMES, SHORT_BATCHES = 400, 800
 """The first epoch begins with this many batches of utterances up to four seconds (arXiv:1512.02595, SortaGrad)."""
 MAX_FRAMES: Final = 1_100
-STEPS: Final = 30_000
-SHORTER_UNTIL: Final = 0.7
+STEPS: Final = 45_000
+SHORTER_UNTIL: Final = 0.6
 """The share of all steps in which words are now and then cut into shorter pieces. After it every word has one form: CTC's best
 path, read frame by frame, would mix several into one another ("brringing")."""
 PEAK_RATE: Final = 1.2e-3
