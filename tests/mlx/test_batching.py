@@ -79,12 +79,30 @@ def test_eight_requests_joining_at_different_times_equal_themselves_alone(
     model: Callable[..., Loaded], kind: str, dtype: str
 ) -> None:
     loaded = model(kind, dtype)
-    together = Driver(loaded).run(mixed_requests(kind), ARRIVALS)
-    alone = {request.id: Driver(loaded).run([request])[request.id] for request in mixed_requests(kind)}
+    company = Driver(loaded)
+    together = company.run(mixed_requests(kind), ARRIVALS)
+    singles = {request.id: Driver(loaded) for request in mixed_requests(kind)}
+    alone = {request.id: singles[request.id].run([request])[request.id] for request in mixed_requests(kind)}
     assert len(set(alone.values())) >= 6, (
         "the checkpoint's answers do not depend on the prompt: the test proves nothing"
     )
-    assert together == alone
+    if dtype == "float32":
+        assert together == alone
+    else:
+        # A batch has other shapes, and so other rounding: answers may part where the two best tokens are that close.
+        assert not [name for name, single in singles.items() if not _part_by_rounding(company, single, name)]
+
+
+def _part_by_rounding(company: Driver, single: Driver, name: str) -> bool:
+    """Whether two runs of a request say the same up to where what each picked was nearly as likely in the other."""
+    noise = 0.0
+    for ours, theirs in zip(company.of(name, TextDelta), single.of(name, TextDelta), strict=True):
+        if ours.logprob.raw == theirs.logprob.raw:
+            noise = max(noise, abs(ours.logprob.logprob - theirs.logprob.logprob))
+            continue
+        # Both are the best of their run: were they not close, rounding could not have turned them round.
+        return abs(ours.logprob.logprob - theirs.logprob.logprob) <= 4 * max(noise, 0.02)
+    return True
 
 
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
