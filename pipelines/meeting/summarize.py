@@ -23,7 +23,7 @@ from pipelines.meeting.stages import Context
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 QUOTE_SIMILARITY = 80.0
 EXTRACT_ITEMS = 6
 
@@ -36,7 +36,7 @@ _MARKS: dict[Kind, re.Pattern[str]] = {
 
 
 class Item(msgspec.Struct, frozen=True):
-    """`verified`: the quote was found in the segments named."""
+    """`verified`: the quote was found in the segments named, and stands here as it stands there."""
 
     kind: Kind
     text: str
@@ -105,10 +105,10 @@ async def _of_window(engine: Engine, reviewer: Reviewer, window: Sequence[Review
 
 
 class RawItem(msgspec.Struct):
-    """An item as the model writes it."""
+    """An item as the model writes it. Small models do well to quote only: without a `text`, the quote is the text."""
 
     kind: Kind
-    text: str
+    text: str = ""
     segment_ids: tuple[str, ...] = ()
     quote: str = ""
 
@@ -119,12 +119,36 @@ class _RawSummary(msgspec.Struct):
 
 
 def verified(item: RawItem, segments: Sequence[ReviewedSegment]) -> Item:
-    """One item of the model's, its quote looked up in the segments it names."""
+    """One item of the model's, its quote looked up in the segments it names and shown as it was said there."""
     texts = {segment.id: segment.text for segment in segments}
     known = tuple(name for name in item.segment_ids if name in texts)
-    said = " ".join(texts[name] for name in known)
-    found = bool(item.quote) and fuzz.partial_ratio(item.quote.lower(), said.lower()) >= QUOTE_SIMILARITY
-    return Item(item.kind, item.text, known, item.quote, found)
+    said = quoted(item.quote, " ".join(texts[name] for name in known))
+    quote = item.quote if said is None else said
+    return Item(item.kind, item.text or quote, known, quote, said is not None)
+
+
+def quoted(quote: str, said: str) -> str | None:
+    """The words of `said` that `quote` means, whole Latin words at both ends; None when nothing there is like it."""
+    alignment = (
+        fuzz.partial_ratio_alignment(_lower(quote), _lower(said), score_cutoff=QUOTE_SIMILARITY) if quote else None
+    )
+    if alignment is None or alignment.dest_start == alignment.dest_end:
+        return None
+    start, end = alignment.dest_start, alignment.dest_end
+    while start > 0 and _in_word(said[start - 1 : start + 1]):
+        start -= 1
+    while end < len(said) and _in_word(said[end - 1 : end + 1]):
+        end += 1
+    return said[start:end].strip()
+
+
+def _lower(text: str) -> str:
+    """In lower case, character by character: positions stay."""
+    return "".join(character.lower() if len(character.lower()) == 1 else character for character in text)
+
+
+def _in_word(pair: str) -> bool:
+    return len(pair) == 2 and all(character.isascii() and character.isalnum() for character in pair)
 
 
 def extract(segments: Sequence[ReviewedSegment], terms: Sequence[str]) -> list[Item]:

@@ -17,7 +17,7 @@ from pipelines.meeting.diarize import SpeakerTurn
 from pipelines.meeting.export import clock, escaped, reviewed_markdown, srt_text, transcript
 from pipelines.meeting.job import Artifacts, Progress, StageTimes
 from pipelines.meeting.review import Review, ReviewedSegment
-from pipelines.meeting.summarize import RawItem, extract, verified, windows
+from pipelines.meeting.summarize import RawItem, extract, quoted, verified, windows
 from pipelines.meeting.transcribe import assign
 from speech.splitter import Span
 
@@ -92,6 +92,25 @@ def test_a_quote_that_was_not_said_is_unverified() -> None:
     assert not verified(replace(good, quote="下个月取消"), said).verified
     assert not verified(replace(good, segment_ids=("s0002",)), said).verified
     assert verified(replace(good, segment_ids=("s0001", "s0099")), said).segment_ids == ("s0001",)
+
+
+@pytest.mark.parametrize(
+    ("quote", "said", "found"),
+    [
+        ("下州四上线", "那么定在下周四上线", "下周四上线"),
+        ("ship on Thursdy", "OK, we SHIP on Thursday then", "SHIP on Thursday"),
+        ("so we ship on thursday then all right", "we ship on thursday", "we ship on thursday"),
+        ("cancel it", "we ship on thursday", None),
+        ("", "we ship on thursday", None),
+    ],
+)
+def test_a_quote_is_shown_as_it_was_said(quote: str, said: str, found: str | None) -> None:
+    assert quoted(quote, said) == found
+
+
+def test_an_item_without_a_text_is_its_quote() -> None:
+    item = RawItem("decision", quote="下州四上线", segment_ids=("s0001",))
+    assert verified(item, segments("那么定在下周四上线")).text == "下周四上线"
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(100, 200))

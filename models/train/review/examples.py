@@ -183,8 +183,8 @@ class Author:
             lines.append((name, f"S{rng.randint(1, 4)}", text))
             topics += [noun for noun in nouns if noun in text and not mixed]
             if kind is not None:
-                # The id first: what is copied is then what stands behind it.
-                items.append({"kind": kind, "segment_ids": [name], "quote": text, "text": text})
+                # The id first: what is copied is then what stands behind it. The quote is the text too: once is enough.
+                items.append({"kind": kind, "segment_ids": [name], "quote": text})
         named = list(dict.fromkeys(topics))[:2]
         overview = talk.overview(named, language)
         answer = json.dumps({"overview": overview, "items": items}, ensure_ascii=False)
