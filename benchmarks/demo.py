@@ -1,6 +1,6 @@
 """`make demo`: everything once, with the models that come with Duet, offline.
 
-Chat, embeddings, a transcription and a bilingual meeting turned into five files, with what each took and how many errors
+Chat, reading an image, embeddings, a transcription and a bilingual meeting turned into five files, with what each took and how many errors
 the review removed. The models are tiny demonstrations trained on synthetic voices: this shows that it works, not how well
 real models do.
 """
@@ -8,6 +8,7 @@ real models do.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import sys
@@ -68,6 +69,7 @@ def run(console: Console, home: Path | None) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("chat", lambda: chat(console, stack)),
+            ("vision", lambda: vision(console, stack)),
             ("embeddings", lambda: embeddings(console, stack)),
             ("transcription", lambda: transcription(console, stack)),
             ("meeting", lambda: meeting(console, stack, outputs)),
@@ -113,6 +115,20 @@ def chat(console: Console, stack: Stack) -> dict[str, Any]:
         raise DemoFailed("the chat model said nothing")
     console.print(f"first token after {first:.2f} s (the model was loaded for it)", style="dim")
     return {"answer": "".join(pieces), "ttft_seconds": round(first, 3)}
+
+
+def vision(console: Console, stack: Stack) -> dict[str, Any]:
+    """Rendered words and digits, each an image sent to the OCR model as any OpenAI client would."""
+    truth: dict[str, str] = json.loads((DEMO / "pictures" / "texts.json").read_text(encoding="utf-8"))
+    read: dict[str, str] = {}
+    with _openai(stack) as client:
+        for name in truth:
+            image = base64.b64encode((DEMO / "pictures" / name).read_bytes()).decode()
+            url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
+            answer = client.chat.completions.create(model="ocr", messages=[{"role": "user", "content": [url]}])
+            read[name] = answer.choices[0].message.content or ""
+    console.print(table(("image", "shows", "read"), [(name, shown, read[name]) for name, shown in truth.items()]))
+    return {"read": read, "right": sum(read[name] == shown for name, shown in truth.items()), "images": len(truth)}
 
 
 def embeddings(console: Console, stack: Stack) -> dict[str, Any]:

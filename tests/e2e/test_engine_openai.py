@@ -154,7 +154,7 @@ def test_embeddings_of_both_formats_agree(client: openai.OpenAI) -> None:
 
 
 def test_the_models_are_shown_as_demonstrations(gateway: Gateway, client: openai.OpenAI) -> None:
-    assert {model.id for model in client.models.list()} == {"duet-tiny-chat", "duet-tiny-embed"}
+    assert {model.id for model in client.models.list()} == {"duet-tiny-chat", "duet-tiny-embed", "duet-tiny-vl"}
     answer = httpx.get(f"{gateway.url}/v1/models/duet-tiny-chat", headers={"Authorization": f"Bearer {gateway.key}"})
     assert answer.json()["duet"]["demonstration"] is True
     chat = client.chat.completions.with_raw_response.create(model="chat", messages=says(ASK))

@@ -13,7 +13,7 @@ import pytest
 
 import models
 
-NAMES = ("duet-tiny-asr", "duet-tiny-chat", "duet-tiny-embed", "duet-tiny-speaker")
+NAMES = ("duet-tiny-asr", "duet-tiny-chat", "duet-tiny-embed", "duet-tiny-speaker", "duet-tiny-vl")
 HELD_OUT_VOICES = {"m4", "m8", "f3", "klatt3", "Annie", "john", "linda", "max", "quincy", "paul"}
 TRAIN = models.CARDS / "train"
 
@@ -40,6 +40,7 @@ def test_the_embedded_models_are_small() -> None:
     sizes = {name: sum(f.stat().st_size for f in (models.EMBEDDED / name).rglob("*") if f.is_file()) for name in NAMES}
     assert all((models.EMBEDDED / name).is_dir() for name in NAMES)
     assert sizes["duet-tiny-embed"] <= 4_000_000
+    assert sizes["duet-tiny-vl"] <= 8_000_000
     assert sum(sizes.values()) <= 30_000_000
 
 

@@ -162,6 +162,7 @@ def test_embedded_models_take_every_role_they_can_and_nothing_is_fetched_for_the
     assert found.resolve("chat").id == "duet-tiny-chat"
     assert found.resolve("reviewer").id == "duet-tiny-chat"
     assert found.resolve("embedding").id == "duet-tiny-embed"
+    assert found.resolve("vision").id == found.resolve("ocr").id == "duet-tiny-vl"
     assert found.resolve("mine").id == "mine"
     with pytest.raises(ModelNotFound):
         found.resolve("asr")
