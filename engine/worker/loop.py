@@ -47,7 +47,7 @@ from engine.worker.runtime.loader import Loaded
 from engine.worker.runtime.runner import Runner, StepResult
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase
-from engine.workers.protocol import Cancel, ClearKv, Events, Shutdown, ToWorker
+from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class Loop:
         self._looking_up: dict[str, int] = {}
         self._reported = KvReport()
         self._reported_at = 0.0
+        self._memory = memory.Reporter(channel.send)
         self._jobs: deque[Job] = deque()
         self._events: list[Accepted | TextDelta | Finished | Failed] = []
 
@@ -142,12 +143,14 @@ class Loop:
         if self._jobs:
             self._step(self._jobs[0])
         self._emit()
+        self._memory.report()
 
     def _drain(self) -> None:
         """Take what is in the mailbox; wait for it when there is nothing else to do."""
         if self.idle and self._mailbox.empty():
             self._scheduler.check()
             memory.release()
+            self._memory.report(now=True)
             wake = None
             if self._kv is not None:
                 wake = self._kv.tend(busy=False)
@@ -173,6 +176,10 @@ class Loop:
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()
+            case FreeMemory():
+                if self._kv is not None:
+                    self._kv.free_memory()
+                memory.release()
             case GenerationRequest() | EmbeddingRequest() | TranscriptionRequest():
                 try:
                     self._start(message)

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.types import Accepted, Failed, Finished, GenerationRequest, Message, Part, SamplingParams, TextDelta
+from engine.types import (
+    Accepted,
+    Failed,
+    Finished,
+    GenerationRequest,
+    MemoryReport,
+    Message,
+    Part,
+    SamplingParams,
+    TextDelta,
+)
 from engine.worker.loop import Loop
 from engine.worker.runtime.loader import Loaded, load
 from engine.workers.protocol import Events
@@ -52,12 +62,16 @@ def model(checkpoint: Callable[..., Path]) -> Callable[..., Loaded]:
 
 
 class Recorder:
-    """A channel's sending side that keeps what was sent."""
+    """A channel's sending side that keeps what was sent; reports on memory, which come when they will, apart."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
+        self.memory: list[MemoryReport] = []
 
     def send(self, message: Any) -> None:
+        if isinstance(message, MemoryReport):
+            self.memory.append(message)
+            return
         self.sent += message.events if isinstance(message, Events) else [message]
 
 
