@@ -261,9 +261,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """One model's place in the pool. Bytes: `estimate_bytes` before a load, `charged_bytes` in the ledger, `memory` what its
-    process reports. `running` requests are in its worker, `waiting` ones not yet. `pinned` models are unloaded only when
-    asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. Counts are since the engine started."""
+    """One model's place in the pool.
+
+    Bytes: `estimate_bytes` before a load, `charged_bytes` in the ledger, `memory_bytes` what its process holds by its own
+    report, `memory`. `running` requests are in its worker, `waiting` ones not yet. `pinned` models are unloaded only when
+    asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. Counts are since the engine started.
+    """
 
     id: str
     state: ModelState
@@ -271,6 +274,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     resident: bool
     estimate_bytes: int
     charged_bytes: int
+    memory_bytes: int | None
     memory: MemoryReport | None
     ttl_seconds: float | None
     idle_seconds: float | None

@@ -251,6 +251,7 @@ class Residency:
             resident=slot.pinned == "resident",
             estimate_bytes=wanted(card, self.launcher.kv_memory_bytes).bytes,
             charged_bytes=slot.charged_bytes,
+            memory_bytes=slot.held_bytes if slot.memory is not None else None,
             memory=slot.memory,
             ttl_seconds=self.ttl_seconds(card),
             idle_seconds=round(now - slot.last_used, 1) if worker is not None and not slot.users else None,

@@ -13,11 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from duet.cli.main import app
 from engine.pool.ledger import WORKER_BYTES
 from engine.pressure import Reading
 from tests.contract.test_engine_pool import is_alive, until_dead
 from tests.fakes.engine_service import (
+    KEY,
     EngineService,
     FakeHub,
     FakeMachine,
@@ -415,6 +418,35 @@ async def test_stats_of_one_model_and_names_that_there_are_not(tmp_path: Path) -
         assert (await engine.client.get("/v1/admin/models/nobody/stats")).status_code == 404
         for action in ("load", "unload", "pin", "unpin"):
             assert (await post(engine, "nobody/nothing", action)).status_code == 404
+
+
+async def test_the_command_line_sees_and_does_the_same(tmp_path: Path) -> None:
+    async with engine_for(tmp_path, "a", "b") as engine:
+        (tmp_path / "api_key").write_text(KEY)
+        port = engine.url.rpartition(":")[2]
+        places = {"DUET_HOME": str(tmp_path), "DUET_ENGINE__PORT": port, "DUET_ROUTER__PORT": "1"}
+
+        async def duet(*arguments: str) -> tuple[int, str]:
+            result = await asyncio.to_thread(CliRunner().invoke, app, [*arguments], env=places)
+            return result.exit_code, result.output
+
+        assert (await duet("models", "load", "a"))[0] == 0
+        code, said = await duet("models", "pin", "a")
+        assert (code, "pinned" in said, "loaded" in said) == (0, True, True)
+        code, said = await duet("models", "list")
+        assert code == 0
+        assert "memory: 0.4 GB of 1.0 GB for models; preset 64gb" in said
+        assert "unloaded     needs about 0.4 GB" in said
+        _, said = await duet("status")
+        assert "a" in said
+        assert "0.4 GB charged  pinned" in said
+        async with busy(engine, "a"):
+            code, said = await duet("models", "unload", "a")
+            assert (code, "force=true ends them" in said) == (1, True)
+        assert (await duet("models", "unload", "a"))[0] == 0
+        assert await loaded(engine) == set()
+        code, said = await duet("models", "load", "nobody")
+        assert (code, "there is no model 'nobody'" in said) == (1, True)
 
 
 async def test_admin_needs_the_key(tmp_path: Path) -> None:
