@@ -150,7 +150,9 @@ class Residency:
     def _note_load(self, slot: Slot, task: asyncio.Task[WorkerHandle]) -> None:
         slot.loading, slot.progress, slot.last_used = None, "", time.monotonic()
         if not task.cancelled() and task.exception() is None:
-            slot.note_loaded(task.result())
+            worker = task.result()
+            slot.note_loaded(worker)
+            worker.when_ended(lambda: self._note_death(slot, worker))
         else:
             slot.booked_bytes = None
             error = None if task.cancelled() else task.exception()
@@ -162,6 +164,9 @@ class Residency:
         self.room.note_change()
 
     def _note_death(self, slot: Slot, worker: WorkerHandle) -> None:
+        """Once for a worker that ended by itself."""
+        if slot.worker is not worker:
+            return
         self.launcher.note_death(worker)
         slot.note_death(worker)
         self.room.note_change()
@@ -290,10 +295,8 @@ class Residency:
                 logger.exception("the sweep failed", extra={"action": "sweep_failed"})
 
     async def _tend(self) -> None:
-        """See workers that died while nobody asked, answer to the machine's memory, unload what was idle for its TTL."""
+        """Answer to the machine's memory, unload what was idle for its TTL, keep the spare."""
         for slot in self.slots.values():
-            if slot.worker is not None and not slot.worker.alive:
-                self._note_death(slot, slot.worker)
             if slot.memory is not None:
                 self.room.working_set_bytes = slot.memory.working_set_bytes or self.room.working_set_bytes
         await self.room.look()

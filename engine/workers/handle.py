@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from duet.channel import ChannelClosed
@@ -110,6 +110,10 @@ class WorkerHandle:
     @property
     def alive(self) -> bool:
         return not self._reader.done()
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call back once its process has ended and its requests have been told, whatever the cause."""
+        self._reader.add_done_callback(lambda _: callback())
 
     @property
     def pid(self) -> int:
