@@ -17,6 +17,7 @@ import json
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ NEAR_BYTES = 64 << 20
 """How far a worker's word on its memory may be from the system's."""
 GATEWAY_GROWTH_BYTES = 64 << 20
 SETTLE_SECONDS = 30.0
+PATIENCE_SECONDS = 300.0
+"""A client that gets nothing for this long has found a request that never ends."""
 
 
 @dataclass
@@ -79,7 +82,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--json", type=Path, default=RESULT, help="write the figures to this file")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the engine is stopped on the way out
     with running() as engine:
+        print(f"asking for {arguments.seconds:.0f} s", flush=True)
         found = asyncio.run(measure(engine, arguments.seconds, arguments.clients, arguments.seed))
     failed = [name for name, passed in found["checks"].items() if not passed]
     record = {
@@ -108,7 +113,9 @@ class Engine:
     def client(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.key}"}
         limits = httpx.Limits(max_connections=1)  # so that open handles can be counted
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=120.0, trust_env=False, limits=limits)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, limits=limits
+        )
 
     def workers(self) -> dict[int, int]:
         """Processes that came from it, with their resident bytes as the system counts them."""
@@ -171,11 +178,10 @@ def running() -> Iterator[Engine]:
 
 
 async def measure(engine: Engine, seconds: float, clients: int, seed: int) -> dict[str, Any]:
-    """Warm each model once, let clients ask, unload all, compare."""
+    """Load one model once, let clients ask, unload all, compare."""
     async with engine.client() as operator:
-        for name in MODELS:
-            (await operator.post(f"/v1/admin/models/{name}/load")).raise_for_status()
-            (await operator.post(f"/v1/admin/models/{name}/unload")).raise_for_status()
+        for action in ("load", "unload"):  # what the gateway opens and imports for the first one stays
+            (await operator.post(f"/v1/admin/models/{next(iter(MODELS))}/{action}")).raise_for_status()
         before = {"handles": engine.handles(), "gateway_bytes": engine.resident_bytes()}
         seen = Seen()
         until = time.monotonic() + seconds
@@ -245,6 +251,9 @@ async def _client(engine: Engine, chance: random.Random, until: float, seen: See
                     refused = await _ask(client, body, headers, seen)
             except TimeoutError:
                 seen.outcomes["left"] += 1
+                continue
+            except httpx.HTTPError as error:
+                seen.unclean.append(f"{type(error).__name__} on {body['model']}")
                 continue
             if refused:
                 await asyncio.sleep(chance.uniform(0.05, 0.5))  # sooner than it was told to: it is a bad client

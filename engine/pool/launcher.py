@@ -7,10 +7,11 @@ import logging
 import os
 import secrets
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 from duet.settings import Settings
-from engine.cards import Card, WorkerRole
+from engine.cards import Card
 from engine.kvstore.fingerprint import fingerprint
 from engine.kvstore.leases import FOLDER, Caps, Lease, Leases
 from engine.workers.handle import WorkerHandle
@@ -32,9 +33,10 @@ class Launcher:
         """What a chat model may keep of KV in memory."""
         return _kv_memory_bytes(self._settings)
 
-    async def start(self, card: Card, path: Path, role: WorkerRole, weight_bytes: int) -> WorkerHandle:
-        """A worker with the model loaded. Raises `Unavailable`."""
-        lease = await asyncio.to_thread(self._lease, path) if role == "chat" else None
+    async def start(self, card: Card, path: Path, kv_memory_bytes: int) -> WorkerHandle:
+        """A worker with the card's model loaded from `path`. Raises `Unavailable`."""
+        role = card.worker_role
+        lease = await asyncio.to_thread(self._lease, path, kv_memory_bytes) if role == "chat" else None
         engine = self._settings.engine
         try:
             return await WorkerHandle.start(
@@ -48,7 +50,7 @@ class Launcher:
                 timeout_seconds=engine.load_timeout_seconds,
                 lease=lease,
                 kv_bits=card.kv_bits,
-                wired_limit_bytes=wired_limit_bytes(engine.wired_limit, weight_bytes),
+                wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
                 spare=self.spare.take(),
             )
         except BaseException:
@@ -70,7 +72,10 @@ class Launcher:
         if lease is not None:
             self.leases.give_back(lease)
 
-    def _lease(self, path: Path) -> Lease:
+    def _lease(self, path: Path, memory_bytes: int) -> Lease:
+        return replace(self._granted(path), memory_bytes=memory_bytes)
+
+    def _granted(self, path: Path) -> Lease:
         """What a worker of this folder may do with KV. Without a fingerprint nothing may be shared with what was before."""
         try:
             return self.leases.grant(fingerprint(path))

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-WEIGHTS_FACTOR: Final = 1.1
+WEIGHTS_FACTOR: Final = 1.05
 """Weights in memory with what a step computes, over weights on disk."""
 WORKER_BYTES: Final = 400 << 20
 """A worker process without a model: Python, MLX, the libraries' code."""
+LEAST_KV_BYTES: Final = 128 << 20
+"""The smallest KV tier in memory that a model is loaded with, unless a smaller one is set."""
 BUSY_RETRY_SECONDS: Final = 5
 MOVING_RETRY_SECONDS: Final = 2
 SHORT_RETRY_SECONDS: Final = 30
@@ -25,7 +27,8 @@ class Entry:
     """One model that holds memory or is about to. Times are of one clock, in seconds.
 
     `users`: requests that have it or wait for it. `moving`: its process comes or goes, so its bytes cannot be had now.
-    `yields`: it leaves before a large model loads although it is pinned. `ttl_seconds` None: it stays.
+    `yields`: it leaves for a large model if need be, although it is pinned; `gives_way`: whether need be or not.
+    `ttl_seconds` None: it stays.
     """
 
     model: str
@@ -35,6 +38,7 @@ class Entry:
     moving: bool = False
     large: bool = False
     yields: bool = False
+    gives_way: bool = False
     loaded_at: float = 0.0
     last_used: float = 0.0
     ttl_seconds: float | None = None
@@ -95,6 +99,12 @@ def estimate(weight_bytes: int, kv_memory_bytes: int) -> int:
     return round(weight_bytes * WEIGHTS_FACTOR) + kv_memory_bytes + WORKER_BYTES
 
 
+def kv_that_fits(weight_bytes: int, kv_memory_bytes: int, ceiling_bytes: int) -> int:
+    """The KV tier in memory of a model that fills the machine: smaller, rather than not to load at all."""
+    left = ceiling_bytes - estimate(weight_bytes, 0)
+    return min(kv_memory_bytes, max(LEAST_KV_BYTES, left))
+
+
 def charge(estimate_bytes: int, held_bytes: int | None, kv_promised_bytes: int, kv_held_bytes: int) -> int:
     """What a model is charged: the estimate until it reports, then what it holds and may still fill with KV."""
     if held_bytes is None:
@@ -118,14 +128,14 @@ def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules,
     if wanted.bytes > limit.ceiling_bytes:
         return Refuse(_too_large(wanted, limit), 0, never=True)
     obliged = [entry for entry in entries if _must_leave(entry, wanted, rules)]
-    stuck = [entry for entry in obliged if _obstacle(entry, rules, now)]
+    stuck = [entry for entry in obliged if _obstacle(entry, wanted, rules, now)]
     if stuck:
         return Refuse(_sentence(wanted, limit, stuck, rules, now), _retry_after(stuck, rules, now))
     staying = [entry for entry in entries if entry not in obliged]
     missing = sum(entry.bytes for entry in staying) + wanted.bytes - limit.bytes
     if missing <= 0:
         return Evict(_names(obliged)) if obliged else Admit()
-    free_to_go = [entry for entry in staying if not _obstacle(entry, rules, now)]
+    free_to_go = [entry for entry in staying if not _obstacle(entry, wanted, rules, now)]
     chosen = victims(free_to_go, missing, now)
     if chosen is None:
         return Refuse(_sentence(wanted, limit, entries, rules, now), _retry_after(entries, rules, now))
@@ -133,11 +143,11 @@ def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules,
 
 
 def victims(candidates: Sequence[Entry], missing_bytes: int, now: float) -> list[Entry] | None:
-    """Those whose end frees enough: the longest unused and largest first (idle time × bytes), none that is not needed. None:
-    all of them are not enough."""
+    """Those whose end frees enough: the longest unused and largest first (idle time × bytes), pinned ones last, none that is
+    not needed. None: all of them are not enough."""
     chosen: list[Entry] = []
     freed = 0
-    for entry in sorted(candidates, key=lambda entry: _worth(entry, now), reverse=True):
+    for entry in sorted(candidates, key=lambda entry: (not entry.pinned, *_worth(entry, now)), reverse=True):
         if freed >= missing_bytes:
             break
         chosen.append(entry)
@@ -175,20 +185,20 @@ def _worth(entry: Entry, now: float) -> tuple[float, str]:
 
 
 def _must_leave(entry: Entry, wanted: Wanted, rules: Rules) -> bool:
-    return wanted.large and (entry.yields or (rules.one_large and entry.large and not entry.pinned))
+    return wanted.large and (entry.gives_way or (rules.one_large and entry.large and not entry.pinned))
 
 
 def _residency_left(entry: Entry, rules: Rules, now: float) -> float:
-    return 0.0 if entry.yields else entry.loaded_at + rules.minimum_residency_seconds - now
+    return 0.0 if entry.pinned or entry.gives_way else entry.loaded_at + rules.minimum_residency_seconds - now
 
 
-def _obstacle(entry: Entry, rules: Rules, now: float) -> str:
+def _obstacle(entry: Entry, wanted: Wanted, rules: Rules, now: float) -> str:
     """Why a model cannot be unloaded for another one, in words; "" when it can."""
     if entry.moving:
         return "is being loaded or unloaded"
     if entry.users:
         return f"has {entry.users} request{'s' if entry.users > 1 else ''}"
-    if entry.pinned and not entry.yields:
+    if entry.pinned and not (wanted.large and (entry.yields or entry.gives_way)):
         return "is pinned"
     if (left := _residency_left(entry, rules, now)) > 0:
         return f"was loaded just now and stays {left:.0f} s more"
@@ -224,7 +234,7 @@ def _too_large(wanted: Wanted, limit: Limit) -> str:
 
 def _sentence(wanted: Wanted, limit: Limit, entries: Sequence[Entry], rules: Rules, now: float) -> str:
     holders = ", ".join(
-        f"{entry.model} ({gigabytes(entry.bytes)}) {_obstacle(entry, rules, now) or 'could go, which is not enough'}"
+        f"{entry.model} ({gigabytes(entry.bytes)}) {_obstacle(entry, wanted, rules, now) or 'could go, which is not enough'}"
         for entry in sorted(entries, key=lambda entry: -entry.bytes)
     )
     others = "; other programs use the rest" if limit.bytes < limit.ceiling_bytes else ""

@@ -18,7 +18,7 @@ from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher
 from engine.pool.ledger import Entry
 from engine.pool.room import Probe, Room
-from engine.pool.slot import Slot, wanted
+from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
 from engine.types import ModelState, Placement, Unloading
 from engine.workers.handle import WorkerHandle
@@ -116,11 +116,11 @@ class Residency:
             raise
 
     async def _load(self, card: Card, slot: Slot) -> WorkerHandle:
-        kv_bytes = self.launcher.kv_memory_bytes
-        self.room.refuse_too_large(wanted(card, kv_bytes))
+        self.room.refuse_too_large(wanted(card, self._kv_bytes(card)))
         if card.path is None:
             card = await fetch(card, self._downloads, slot, allowed=self._settings.engine.hub)
         assert card.path is not None
+        kv_bytes = self._kv_bytes(card)
         wish = wanted(card, kv_bytes)
         slot.card, slot.state = card, "loading"
         loading = f"loading {card.id} ({ledger.gigabytes(card.memory_bytes)})"
@@ -136,7 +136,7 @@ class Residency:
         slot.progress = loading
         started_at = time.monotonic()
         async with slot.moving:
-            worker = await self.launcher.start(card, card.path, card.worker_role, card.bytes_on_disk)
+            worker = await self.launcher.start(card, card.path, kv_bytes)
         extra = {
             "action": "model_loaded",
             "model": card.id,
@@ -239,6 +239,9 @@ class Residency:
         seconds = engine.ttl_seconds.get(card.id, card.ttl_seconds)
         return (engine.idle_unload_seconds if seconds is None else seconds) or None
 
+    def _kv_bytes(self, card: Card) -> int:
+        return kv_bytes_for(card, self.launcher.kv_memory_bytes, self.room.limit().ceiling_bytes)
+
     def state(self, card: Card) -> ModelState:
         slot = self.slots.get(card.id)
         state = slot.shown_state if slot is not None else "unloaded"
@@ -253,8 +256,8 @@ class Residency:
             id=card.id,
             state=self.state(card),
             pinned=slot.pinned != "no",
-            resident=slot.pinned == "resident",
-            estimate_bytes=wanted(card, self.launcher.kv_memory_bytes).bytes,
+            resident=slot.pinned in ("preset", "resident"),
+            estimate_bytes=wanted(card, self._kv_bytes(card)).bytes,
             charged_bytes=slot.charged_bytes,
             memory_bytes=slot.held_bytes if slot.memory is not None else None,
             memory=slot.memory,
@@ -277,7 +280,7 @@ class Residency:
                 card = self._catalogue.resolve(name)
                 if wished is None and (card.path is None or card.demonstration):
                     continue
-                self._slot(card.id).pinned = "resident"
+                self._slot(card.id).pinned = "preset" if wished is None else "resident"
                 await self.load(card.id)
             except DuetError as error:
                 logger.warning(

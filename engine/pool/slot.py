@@ -9,7 +9,7 @@ from typing import Final, Literal
 from duet.errors import Unavailable
 from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card
-from engine.pool.ledger import Entry, Wanted, charge, estimate
+from engine.pool.ledger import WORKER_BYTES, Entry, Wanted, charge, estimate, kv_that_fits
 from engine.presets import LARGE_BYTES, Preset
 from engine.types import MemoryReport, ModelState, Unloading
 from engine.workers.handle import WorkerHandle
@@ -17,8 +17,8 @@ from engine.workers.handle import WorkerHandle
 CRASHES_BEFORE_BREAK: Final = 3
 BREAK_SECONDS: Final = 30.0
 """After three crashes or failed loads in a row a model rests, so that it does not take the machine down with it."""
-Pinned = Literal["no", "resident", "asked"]
-"""Why a model stays loaded: it is of the resident set, or somebody asked for it at run time."""
+Pinned = Literal["no", "preset", "resident", "asked"]
+"""Why a model stays loaded: it is of the preset's resident set or of the settings', or somebody asked for it at run time."""
 
 
 class Slot:
@@ -82,6 +82,7 @@ class Slot:
         if self.booked_bytes is None:
             return None
         settled = self.worker is not None and self.worker.alive
+        gives_way = preset.asr_yields and self.card.worker_role == "asr" and self.pinned != "asked"
         return Entry(
             model=self.model,
             bytes=self.charged_bytes,
@@ -89,7 +90,8 @@ class Slot:
             pinned=self.pinned != "no",
             moving=not settled,
             large=is_large(self.card, self.booked_bytes),
-            yields=preset.asr_yields and self.card.worker_role == "asr" and self.pinned != "asked",
+            yields=self.pinned == "preset",
+            gives_way=gives_way,
             loaded_at=self.loaded_at,
             last_used=self.last_used,
             ttl_seconds=ttl_seconds,
@@ -148,8 +150,17 @@ def is_large(card: Card, bytes_needed: int) -> bool:
     return card.worker_role == "chat" and bytes_needed >= LARGE_BYTES
 
 
+def kv_bytes_for(card: Card, kv_memory_bytes: int, ceiling_bytes: int) -> int:
+    """The KV tier in memory that a card's model gets, of the `kv_memory_bytes` that every chat model is meant to have."""
+    if card.worker_role != "chat":
+        return 0
+    return kv_that_fits(card.bytes_on_disk or card.memory_bytes, kv_memory_bytes, ceiling_bytes)
+
+
 def wanted(card: Card, kv_memory_bytes: int) -> Wanted:
-    """What a card's model will hold: by its weights when they are here, else by what the card says."""
-    kv = kv_memory_bytes if card.worker_role == "chat" else 0
-    needed = estimate(card.bytes_on_disk, kv) + (0 if card.bytes_on_disk else card.memory_bytes)
+    """What a card's model will hold: by its weights when they are here, else what the card says."""
+    if card.bytes_on_disk:
+        needed = estimate(card.bytes_on_disk, kv_memory_bytes)
+    else:
+        needed = max(card.memory_bytes, WORKER_BYTES) + kv_memory_bytes
     return Wanted(card.id, needed, large=is_large(card, needed))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from engine.pool.ledger import (
+    LEAST_KV_BYTES,
     WORKER_BYTES,
     Admit,
     Decision,
@@ -23,6 +24,7 @@ from engine.pool.ledger import (
     decide,
     estimate,
     expired,
+    kv_that_fits,
     limit,
     relief,
     victims,
@@ -90,11 +92,25 @@ def test_a_model_larger_than_the_ceiling_is_refused_for_good_and_nothing_is_unlo
 
 
 def test_an_idle_recogniser_leaves_before_a_large_model_loads_although_it_is_pinned() -> None:
-    listener = entry("listener", 1, pinned=True, yields=True, loaded_at=NOW)
+    listener = entry("listener", 1, pinned=True, gives_way=True, loaded_at=NOW)
     assert decide([listener], asked(5, large=True), LIMIT, RULES, NOW) == Evict(("listener",))
     assert decide([listener], asked(5), LIMIT, RULES, NOW) == Admit(), "a small one may stand beside it"
     busy = decide([replace(listener, users=1)], asked(5, large=True), LIMIT, RULES, NOW)
     assert isinstance(busy, Refuse)
+
+
+def test_a_pinned_model_that_yields_goes_last_and_only_for_a_large_one() -> None:
+    entries = [entry("resident", 3, pinned=True, yields=True, last_used=0), entry("idle", 2, last_used=999)]
+    assert decide(entries, asked(7, large=True), LIMIT, RULES, NOW) == Evict(("idle",))
+    assert decide(entries, asked(9, large=True), LIMIT, RULES, NOW) == Evict(("idle", "resident"))
+    assert isinstance(decide(entries, asked(9), LIMIT, RULES, NOW), Refuse)
+
+
+def test_a_model_that_fills_the_machine_gets_a_smaller_kv_tier() -> None:
+    assert kv_that_fits(4 * GB, GB, 10 * GB) == GB
+    assert kv_that_fits(8 * GB, 2 * GB, 10 * GB) == 10 * GB - estimate(8 * GB, 0)
+    assert kv_that_fits(10 * GB, GB, 10 * GB) == LEAST_KV_BYTES
+    assert kv_that_fits(10 * GB, 0, 10 * GB) == 0
 
 
 def test_one_large_model_at_a_time() -> None:
@@ -115,7 +131,7 @@ def test_the_limit_is_the_smallest_ceiling_and_what_the_machine_has_left() -> No
 
 
 def test_a_model_is_charged_its_estimate_then_what_it_holds_and_may_still_take() -> None:
-    assert estimate(8 * GB, GB) == round(8.8 * GB) + GB + WORKER_BYTES
+    assert estimate(8 * GB, GB) == round(8.4 * GB) + GB + WORKER_BYTES
     assert charge(5 * GB, None, GB, 0) == 5 * GB
     assert charge(5 * GB, 3 * GB, GB, GB // 4) == 3 * GB + 3 * GB // 4
     assert charge(5 * GB, 3 * GB, GB, 2 * GB) == 3 * GB
@@ -182,8 +198,8 @@ class Pool(RuleBasedStateMachine):
     def moves(self, pick: int, moving: bool) -> None:
         self.change(pick, moving=moving)
 
-    @rule(size=st.integers(1, 25), large=st.booleans(), yields=st.booleans())
-    def load(self, size: int, large: bool, yields: bool) -> None:
+    @rule(size=st.integers(1, 25), large=st.booleans(), yields=st.sampled_from(["no", "if need be", "always"]))
+    def load(self, size: int, large: bool, yields: str) -> None:
         self.numbered += 1
         wanted = Wanted(f"m{self.numbered}", size, large)
         before = dict(self.entries)
@@ -204,7 +220,13 @@ class Pool(RuleBasedStateMachine):
         assert sum(entry.bytes for entry in self.entries.values()) + size <= self.limit.bytes
         assert not large or not any(entry.large and not entry.pinned for entry in self.entries.values())
         self.entries[wanted.model] = Entry(
-            wanted.model, size, large=large, yields=yields and not large, loaded_at=self.now, last_used=self.now
+            wanted.model,
+            size,
+            large=large,
+            yields=yields == "if need be",
+            gives_way=yields == "always" and not large,
+            loaded_at=self.now,
+            last_used=self.now,
         )
 
     def decide(self, wanted: Wanted) -> Decision:
@@ -215,8 +237,8 @@ class Pool(RuleBasedStateMachine):
     def check_victim(self, victim: Entry, wanted: Wanted) -> None:
         assert not victim.users
         assert not victim.moving
-        assert not victim.pinned or (victim.yields and wanted.large)
-        assert victim.yields or self.now - victim.loaded_at >= self.rules.minimum_residency_seconds
+        assert not victim.pinned or ((victim.yields or victim.gives_way) and wanted.large)
+        assert victim.pinned or victim.gives_way or self.now - victim.loaded_at >= self.rules.minimum_residency_seconds
 
 
 TestPool = Pool.TestCase
