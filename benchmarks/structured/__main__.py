@@ -93,7 +93,7 @@ def main() -> int:
     forms += [Structure("regex", expression, "guided_regex") for expression in expressions]
     milliseconds = compile_milliseconds(loaded, forms)
     answers = [*answered(loaded, forms)]
-    found = {
+    found: dict[str, Any] = {
         "schemas": judged(schemas, answers[: len(schemas)], follows_schema),
         "expressions": judged(expressions, answers[len(schemas) :], matches),
         "compile_milliseconds": {

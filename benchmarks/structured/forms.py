@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 Schema = dict[str, Any]
@@ -38,6 +39,7 @@ def random_schemas(count: int, seed: int) -> list[Schema]:
 
 
 def _any(rng: random.Random, depth: int) -> Schema:
+    makers: list[Callable[[random.Random, int], Schema]]
     makers = [_integer, _number, _string, _pattern, _format, _enum, _constant, _simple, _reference]
     if depth:
         makers += [_object, _object, _array, _array, _tuple, _any_of, _one_of]
