@@ -35,13 +35,15 @@ class RequestFailed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """`first_text_seconds`: from sending the request to the first event with text in it, thought or said."""
+    """`first_text_seconds`: from sending the request to the first event with text in it, thought or said. `logprobs` are the
+    tokens' own, when asked for."""
 
     text: str
     first_text_seconds: float
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    logprobs: tuple[float, ...] = ()
 
 
 class Client:
@@ -70,13 +72,16 @@ class Client:
         self._http = self._connected()
         self.warm_up()
 
-    def ask(self, messages: Messages, *, max_tokens: int) -> Answer:
+    def ask(self, messages: Messages, *, max_tokens: int, logprobs: bool = False) -> Answer:
         """One greedy streamed request. Raises `RequestFailed`."""
         body = {
             "model": self.server.recipe.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
+        if logprobs:
+            body["logprobs"] = True
         texts: list[str] = []
+        found: list[float] = []
         usage: Mapping[str, Any] = {}
         first = 0.0
         begun = time.perf_counter()
@@ -93,6 +98,7 @@ class Client:
                 if text := event_text(event):
                     first = first or time.perf_counter() - begun
                     texts.append(text)
+                found += event_logprobs(event)
         if not texts or not usage:
             raise RequestFailed(f"{self.server.name}: {len(texts)} events with text, usage {dict(usage)}")
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
@@ -102,6 +108,7 @@ class Client:
             usage.get("prompt_tokens") or usage["input_tokens"],
             details.get("cached_tokens") or 0,
             usage.get("completion_tokens") or usage.get("output_tokens") or len(texts),
+            tuple(found),
         )
 
     def cache_report(self) -> dict[str, Any] | None:
@@ -138,6 +145,12 @@ def event_text(event: Mapping[str, Any]) -> str:
     return "".join(
         delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in deltas
     )
+
+
+def event_logprobs(event: Mapping[str, Any]) -> list[float]:
+    """The natural log-probabilities of an event's tokens, where it has any."""
+    found = [(choice.get("logprobs") or {}).get("content") or () for choice in event.get("choices") or ()]
+    return [token["logprob"] for tokens in found for token in tokens]
 
 
 def message(role: str, text: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ DEVELOPMENT_PAIRS: Final = 500
 """The last of a bank, which nothing is trained on."""
 FRAMES: Final = (
     '{"segments": [', '{"id": "', '", "edits": [', '{"from": "', '", "to": "', '"}', "]}", '{"overview": "', '", "items": [',
-    '{"kind": "', '", "text": "', '", "segment_ids": ["', '"], "quote": "',
+    '{"segment_ids": ["', '"], "kind": "', '", "quote": "',
     "Glossary:\n- ", "\n- ", "There is no glossary.", "\n\n<transcript>\n[s", "<transcript>\n[s", "\n[s", "] ", "\n</transcript>",
     *(f"{number:02d}" for number in range(100)),
 )  # fmt: skip
@@ -183,8 +183,8 @@ class Author:
             lines.append((name, f"S{rng.randint(1, 4)}", text))
             topics += [noun for noun in nouns if noun in text and not mixed]
             if kind is not None:
-                # The id first: what is copied is then what stands behind it. The quote is the text too: once is enough.
-                items.append({"kind": kind, "segment_ids": [name], "quote": text})
+                # The id first: kind and quote are then those of the line behind it. The quote is the text too: once is enough.
+                items.append({"segment_ids": [name], "kind": kind, "quote": text})
         named = list(dict.fromkeys(topics))[:2]
         overview = talk.overview(named, language)
         answer = json.dumps({"overview": overview, "items": items}, ensure_ascii=False)
