@@ -26,10 +26,11 @@ REVIEWS = [
 ]
 POINT = {"kind": "point", "text": "一句话。", "segment_ids": ["s0001", "s0002"], "quote": "words\n"}
 SHORT = {"kind": "action", "segment_ids": ["s0020"], "quote": "我来做"}
+FIRST = {"segment_ids": ["s0001"], "kind": "question", "quote": "谁来做？"}
 SUMMARIES = [
     {"overview": "", "items": []},
     {"overview": "Two.", "items": [POINT]},
-    {"overview": "二", "items": [SHORT, POINT]},
+    {"overview": "二", "items": [SHORT, POINT, FIRST]},
 ]
 WAYS: list[Callable[[Any], str]] = [
     json.dumps,
