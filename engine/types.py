@@ -51,6 +51,15 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
 
 
+class Structure(msgspec.Struct, frozen=True):
+    """The form that an answer must have. `text` is a JSON schema, a regular expression that the whole answer matches, a JSON
+    list of strings of which it is one, or a grammar (Lark's notation, or GBNF). `param` is the field that asked for it."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+    param: str
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One answer to one conversation. `id` is unique among the live requests of a worker (`n` answers are n requests).
 
@@ -68,6 +77,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     template_options: dict[str, Any] = {}
     tenant: str = ""
     store: bool = True
+    structure: Structure | None = None
 
 
 class CacheNote(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,6 +18,7 @@ from duet.wire import Usage
 from engine.api.dependencies import BackendDep, answer_headers, cache_header, tenant_of
 from engine.api.images import load_image
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
+from engine.api.schemas.structure import structure_of
 from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
 from engine.types import (
     Accepted,
@@ -76,6 +77,7 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo, tenant: str
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
     options = _template_options(body)
+    structure = structure_of(body)
     stem = secrets.token_hex(8)
     return [
         GenerationRequest(
@@ -90,6 +92,7 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo, tenant: str
             template_options=options,
             tenant=tenant,
             store=body.store is not False,
+            structure=structure,
         )
         for i in range(body.n or 1)
     ]
