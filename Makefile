@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fix bench bench-kv kv-kills serve footprint train evaluate wheel lock clean
+.PHONY: help demo test prove check fix bench bench-kv bench-pool bench-structured kv-kills serve footprint train evaluate wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,6 +48,12 @@ bench-kv: $(READY) $(PEERS)/.ready ## the prefix cache beside mlx_vlm.server and
 	$(RUN) -m benchmarks.kv.prefix
 	$(RUN) -m benchmarks.kv.restore
 	$(RUN) -m benchmarks.kv.agents
+
+bench-pool: $(READY) ## four models, memory for two, random clients for five minutes: clean answers only, nothing left
+	$(RUN) -m benchmarks.pool
+
+bench-structured: $(READY) ## 1,000 random schemas and 300 expressions: every answer is of its form, and what that costs; minutes
+	$(RUN) -m benchmarks.structured
 
 kv-kills: $(READY) ## 200 times kill -9 inside writes of the KV cache: nothing may be broken; minutes
 	$(RUN) -m benchmarks.kv.kills

@@ -50,7 +50,7 @@ def running(home: Path | None = None) -> Iterator[Stack]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine_port, router_port = free_ports(2)
         log = folder / "up.log"
-        environment = {name: value for name, value in _environment().items() if not name.startswith("DUET_")}
+        environment = {name: value for name, value in inherited().items() if not name.startswith("DUET_")}
         environment["DUET_HOME"] = str(folder)
         arguments = ["up", "--embedded", "--engine-port", str(engine_port), "--router-port", str(router_port)]
         with log.open("wb") as output:
@@ -60,11 +60,11 @@ def running(home: Path | None = None) -> Iterator[Stack]:
             )  # fmt: skip
         try:
             urls = [f"http://127.0.0.1:{port}" for port in (engine_port, router_port)]
-            _wait(process, urls, log)
+            wait_until_ready(process, urls, log)
             key = (folder / "api_key").read_text().strip()
             yield Stack(folder, urls[0], urls[1], key, process.pid, log)
         finally:
-            _stop(process)
+            stop(process)
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,11 +79,13 @@ def free_ports(count: int) -> list[int]:
             item.close()
 
 
-def _environment() -> dict[str, str]:
+def inherited() -> dict[str, str]:
+    """This process's, to be handed to another one."""
     return dict(os.environ)  # noqa: TID251 - handed to the child, not read
 
 
-def _wait(process: subprocess.Popen[bytes], urls: list[str], log: Path) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], urls: list[str], log: Path) -> None:
+    """Return when all `urls` are ready. Raises `StackFailed` when the process ends or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     for url in urls:
         while not _ready(f"{url}/ready"):
@@ -100,7 +102,8 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL to all that it started."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)

@@ -24,6 +24,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from duet import logs
 from duet.errors import DuetError, ForbiddenHost, Internal, InvalidRequest, NotFound, PayloadTooLarge, Unauthorized
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        logs.request_id.set(request_id)
         scope.setdefault("state", {})["request_id"] = request_id
         started_at, status = time.perf_counter(), 0
 

@@ -10,8 +10,10 @@
     │   └── ModelNotFound (404)
     ├── Conflict (409)
     ├── Busy (429)                 a bounded queue is full; says when to come back
-    └── Unavailable (503)          a worker died, a model is loading or does not fit; says when to come back
-        └── WorkerLost (503)
+    ├── Unavailable (503)          a worker died or a model cannot be loaded now; says when to come back
+    │   ├── WorkerLost (503)
+    │   └── MemoryFull (503)       others hold the memory; says who, and when to come back
+    └── ModelTooLarge (507)        it never fits on this machine; says what would help
     Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
 
 Every error is raised where its cause is known and translated once, in `duet.edge`, into OpenAI's envelope
@@ -85,6 +87,18 @@ class WorkerLost(Unavailable):
     """The process that ran the request ended before it answered. A new one starts; the request may be repeated."""
 
     code = "worker_lost"
+
+
+class MemoryFull(Unavailable):
+    """What the request needs does not fit beside what is held now. The message says what holds it and why that stays."""
+
+    code = "memory_full"
+
+
+class ModelTooLarge(DuetError):
+    """The model would not fit if nothing else were loaded: to come back is of no use."""
+
+    status, kind, code = 507, "server_error", "model_too_large"
 
 
 def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:

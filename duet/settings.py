@@ -6,6 +6,7 @@ one of these is an error that names it, in the file and in the environment alike
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -44,7 +45,26 @@ class EngineSettings(_Section):
     """Discover the hub's cache, and download a repo id on first use."""
     hub_endpoint: str = "https://huggingface.co"
     default_chat_model: str | None = None
-    idle_unload_seconds: float = Field(600.0, gt=0)
+    preset: Literal["16gb", "32gb", "64gb"] | None = None
+    """Which models stand for the roles, and how they share the memory; by default as large as the machine."""
+    resident: tuple[str, ...] | None = None
+    """Ids, aliases or roles that are loaded at start and stay; by default the preset's, as far as they are here."""
+    idle_unload_seconds: float = Field(600.0, ge=0)
+    """A model unused for longer is unloaded; 0: never."""
+    ttl_seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """The same for single models by id, before their cards; in the environment as JSON."""
+    minimum_residency_seconds: float = Field(15.0, ge=0)
+    """A loaded model is not unloaded for another one before this: two that take turns must not spend their time loading."""
+    memory_limit_bytes: int | None = Field(None, gt=0)
+    """What all models together may hold; by default the preset's share of the machine."""
+    memory_reserve_bytes: int | None = Field(None, ge=0)
+    """What must stay free for other programs when a model is loaded; by default a sixteenth of the machine, 4 GB at most."""
+    memory_wait_seconds: float = Field(30.0, ge=0)
+    """How long a request waits for memory that others use before it gets a 503."""
+    wired_limit: Literal["off", "auto"] | int = "off"
+    """Memory that Metal keeps wired for each model: `off`, `auto` (its weights' size) or bytes. macOS 15 and later."""
+    warm_spare: bool | None = None
+    """Keep a worker process ready with everything imported; by default the preset decides."""
     load_timeout_seconds: float = Field(300.0, gt=0)
     max_body_bytes: int = Field(64 << 20, gt=0)
     max_audio_seconds: float = Field(3 * 3600.0, gt=0)
@@ -71,6 +91,25 @@ class EngineSettings(_Section):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("resident", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("ttl_seconds", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("wired_limit", mode="after")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, int) and value <= 0:
+            raise ValueError("off, auto or a number of bytes above 0")
         return value
 
 
@@ -176,8 +215,11 @@ def to_environment(settings: Settings) -> dict[str, str]:
             key = f"{prefix}{name.upper()}"
             if isinstance(value, BaseModel):
                 walk(f"{key}__", value)
-            elif isinstance(value, tuple):
+            elif isinstance(value, dict):
                 if value:
+                    found[key] = json.dumps(value)
+            elif isinstance(value, tuple):
+                if value or name == "resident":  # none is another thing than the default
                     found[key] = (os.pathsep if name == "model_dirs" else ",").join(str(item) for item in value)
             elif value is not None and key != "DUET_HOME":
                 found[key] = str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,6 +13,7 @@ from duet.docs import install_docs
 from duet.edge import OPEN_PATHS, install_edge
 from duet.settings import Settings
 from engine.api import admin, audio, chat, embeddings, metrics, models
+from engine.api.metered import Metered
 from engine.api.sse import ClientGone
 from engine.types import Backend
 
@@ -41,7 +42,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.backend = backend
+    app.state.backend = Metered(backend)
     app.state.max_audio_seconds = settings.engine.max_audio_seconds
     install_edge(
         app,

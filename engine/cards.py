@@ -20,10 +20,10 @@ import models
 from duet.errors import ModelNotFound
 from duet.settings import Settings
 from engine.downloads import Downloads
+from engine.presets import PRESETS, preset_for
 from engine.types import ReviewLimits, Role, SamplingParams
 
 WorkerRole = Literal["chat", "embedding", "asr"]
-PRESETS = frozenset({"16gb", "32gb", "64gb"})
 ROLE_NAMES = (*get_args(Role), "completions", "reviewer")
 _ENCODERS = frozenset({"bert", "modernbert", "xlm-roberta", "roberta", "distilbert", "nomic_bert", "gte", "new"})
 _SPEECH = frozenset({"qwen3_asr", "whisper"})
@@ -42,7 +42,8 @@ class Card:
 
     `memory_bytes` is an estimate from the card or the size of the weights. `defaults` are sampling parameters for
     requests that name none. With `kv_bits` (4 or 8) its KV is quantised.
-    `preferred` roles are those that a preset gives to this model.
+    `presets` are the roles that each preset gives to this model. `ttl_seconds` is how long it stays loaded without being
+    used; 0: for good; None: as long as the settings say.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Card:
     stops: tuple[str, ...] = ()
     max_tokens: int | None = None
     kv_bits: int | None = None
+    ttl_seconds: float | None = None
 
     @property
     def worker_role(self) -> WorkerRole:
@@ -78,6 +80,7 @@ def read_card(path: Path) -> Card:
     known = {
         "id", "aliases", "roles", "repo", "revision", "memory_bytes", "context", "demonstration", "description",
         "sampling", "review", "presets", "ocr", "kv_bits",
+        "ttl_seconds",
     }  # fmt: skip
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -90,12 +93,15 @@ def read_card(path: Path) -> Card:
         (values.get("roles", ()), frozenset(get_args(Role))),
         (values.get("sampling", {}), _SAMPLING),
         (ocr, frozenset({"prompt", "stops", "max_tokens"})),
-        (values.get("presets", {}), PRESETS),
+        (values.get("presets", {}), frozenset(PRESETS)),
     ):
         if bad := set(table) - allowed:
             raise CardError(f"{path}: unknown {', '.join(sorted(bad))}; known: {', '.join(sorted(allowed))}")
     if values.get("kv_bits") not in (None, 4, 8):
         raise CardError(f"{path}: kv_bits is 4 or 8")
+    ttl = values.get("ttl_seconds")
+    if ttl is not None and not (isinstance(ttl, int | float) and ttl >= 0):
+        raise CardError(f"{path}: ttl_seconds is a number of seconds, 0 for never")
     folder = path.parent / values["id"]
     here = folder.is_dir()
     return Card(
@@ -106,7 +112,7 @@ def read_card(path: Path) -> Card:
         repo=values.get("repo"),
         revision=values.get("revision"),
         memory_bytes=values.get("memory_bytes", 0),
-        bytes_on_disk=_weights_size(folder) if here else 0,
+        bytes_on_disk=weights_size(folder) if here else 0,
         context=values.get("context"),
         demonstration=values.get("demonstration", False),
         description=values.get("description", ""),
@@ -117,6 +123,7 @@ def read_card(path: Path) -> Card:
         stops=tuple(ocr.get("stops", ())),
         max_tokens=ocr.get("max_tokens"),
         kv_bits=values.get("kv_bits"),
+        ttl_seconds=ttl,
     )
 
 
@@ -171,7 +178,8 @@ class Catalogue:
         self._embedded = (
             [read_card(path) for path in sorted(models.EMBEDDED.glob("*.toml"))] if settings.embedded else []
         )
-        self._preset = preset_for(memory_bytes or physical_memory_bytes())
+        self.preset = settings.engine.preset or preset_for(memory_bytes or physical_memory_bytes())
+        """Its name: which models stand for roles, and how they share the memory."""
         self._looked: dict[Path, _Look] = {}
         self._known: list[Card] = []
         self._known_until = 0.0
@@ -204,7 +212,7 @@ class Catalogue:
         try:
             stamp = (folder.stat().st_mtime_ns, (folder / "config.json").stat().st_mtime_ns)
             before = self._looked.get(folder)
-            return before if before and before.stamp == stamp else _Look(stamp, classify(folder), _weights_size(folder))
+            return before if before and before.stamp == stamp else _Look(stamp, classify(folder), weights_size(folder))
         except OSError:
             return None
 
@@ -249,7 +257,7 @@ class Catalogue:
         if role == "chat" and wished and wished not in ROLE_NAMES:
             return self.resolve(wished)
         able = [card for card in known if role in card.roles or (role == "reviewer" and "chat" in card.roles)]
-        preferred = [card for card in able if role in card.presets.get(self._preset, ())]
+        preferred = [card for card in able if role in card.presets.get(self.preset, ())]
         present = [card for card in able if card.path]
         embedded = [card for card in present if card.demonstration]
         # With the embedded models nothing is fetched for a role: that mode works without a network.
@@ -263,12 +271,6 @@ def is_repo_id(name: str) -> bool:
     owner, slash, repo = name.partition("/")
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
     return bool(slash and owner and repo) and set(owner + repo) <= allowed and ".." not in name and len(name) <= 96
-
-
-def preset_for(memory_bytes: int) -> str:
-    """The preset by physical memory: `16gb`, `32gb` or `64gb`."""
-    gigabytes = memory_bytes / (1 << 30)
-    return "64gb" if gigabytes >= 60 else "32gb" if gigabytes >= 30 else "16gb"
 
 
 def physical_memory_bytes() -> int:
@@ -287,5 +289,5 @@ def _folders(root: Path) -> Iterator[Path]:
         yield from sorted(config.parent for config in root.glob(pattern))
 
 
-def _weights_size(folder: Path) -> int:
+def weights_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -51,6 +51,15 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
 
 
+class Structure(msgspec.Struct, frozen=True):
+    """The form that an answer must have. `text` is a JSON schema, a regular expression that the whole answer matches, a JSON
+    list of strings of which it is one, or a grammar (Lark's notation, or GBNF). `param` is the field that asked for it."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+    param: str
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One answer to one conversation. `id` is unique among the live requests of a worker (`n` answers are n requests).
 
@@ -68,6 +77,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     template_options: dict[str, Any] = {}
     tenant: str = ""
     store: bool = True
+    structure: Structure | None = None
 
 
 class CacheNote(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -182,6 +192,22 @@ class KvReport(msgspec.Struct, omit_defaults=True, tag="kv"):
     off: str = ""
 
 
+class MemoryReport(msgspec.Struct, frozen=True, omit_defaults=True, tag="memory"):
+    """What one worker process holds: MLX's arrays, the buffers it keeps for reuse, its peak, and what the system charges the
+    process for. `working_set_bytes` is what Metal recommends for all processes together, 0 without Metal."""
+
+    active_bytes: int = 0
+    cache_bytes: int = 0
+    peak_bytes: int = 0
+    footprint_bytes: int = 0
+    working_set_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that ends with the process. Where the footprint leaves the GPU's buffers out, MLX's own count is larger."""
+        return max(self.footprint_bytes, self.active_bytes + self.cache_bytes)
+
+
 class KvDirectory(msgspec.Struct, frozen=True):
     """KV of one model on disk. `owned`: a worker uses it now."""
 
@@ -219,6 +245,11 @@ class ReviewLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prompt: Literal["instruction", "duet-tiny"] = "instruction"
 
 
+ModelState = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]
+Unloading = Literal["idle", "evicted", "pressure", "asked", "stopping"]
+"""Why a model was unloaded: its TTL, for another model, because the machine was short of memory, by an operator, at the end."""
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded.
     `defaults` are sampling parameters, and `max_tokens` the answer's bound, for requests that name none. `stops` are
@@ -227,7 +258,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     aliases: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ()
-    state: Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"] = "unloaded"
+    state: ModelState = "unloaded"
     bytes_on_disk: int = 0
     context: int | None = None
     demonstration: bool = False
@@ -237,6 +268,53 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     ocr_prompt: str | None = None
     stops: tuple[str, ...] = ()
     max_tokens: int | None = None
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """One model's place in the pool.
+
+    Bytes: `estimate_bytes` before a load, `charged_bytes` in the ledger, `memory_bytes` what its process holds by its own
+    report, `memory`. `running` requests are in its worker, `waiting` ones not yet. `pinned` models are unloaded only when
+    asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. Counts are since the engine started.
+    """
+
+    id: str
+    state: ModelState
+    pinned: bool
+    resident: bool
+    estimate_bytes: int
+    charged_bytes: int
+    memory_bytes: int | None
+    memory: MemoryReport | None
+    ttl_seconds: float | None
+    idle_seconds: float | None
+    loaded_seconds: float | None
+    running: int
+    waiting: int
+    loads: int
+    crashes: int
+    unloads: dict[Unloading, int]
+    pid: int | None
+
+
+class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory and models. `limit_bytes` is what models may hold now, of at most `ceiling_bytes`; `charged_bytes` is what they
+    are charged and `held_bytes` what their processes report. `available_bytes` None: unknown. `refused`: loads for which
+    there was no memory."""
+
+    preset: str
+    limit_bytes: int
+    ceiling_bytes: int
+    ceiling: str
+    charged_bytes: int
+    held_bytes: int
+    available_bytes: int | None
+    swap_used_bytes: int
+    pressure: Literal["normal", "warning", "critical"]
+    waiting_for_memory: int
+    refused: int
+    spare: bool
+    models: tuple[Placement, ...]
 
 
 class Backend(Protocol):
@@ -259,6 +337,27 @@ class Backend(Protocol):
 
     async def clear_kv(self, model: str | None) -> int:
         """Forget the KV of a model or of all. Returns how many entries lay on disk without a worker. Raises `ModelNotFound`."""
+        ...
+
+    def pool(self) -> PoolStatus:
+        """Memory, and every model that is here or was asked for."""
+        ...
+
+    def placement(self, name: str) -> Placement:
+        """One model's place. Raises `ModelNotFound`."""
+        ...
+
+    async def load(self, name: str) -> Placement:
+        """Load a model as a request would. Returns when it is loaded. Raises as `generate` does before its first event."""
+        ...
+
+    async def unload(self, name: str, *, force: bool = False) -> Placement:
+        """Unload a model, pinned or not. Returns when its memory is back. Raises `Conflict` while it has requests, unless
+        `force`: then they fail."""
+        ...
+
+    def pin(self, name: str, pinned: bool) -> Placement:
+        """Let a model stay once it is loaded, or let it go like any other."""
         ...
 
     def progress(self, model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,8 @@ from duet.keys import api_key
 from duet.settings import Settings
 from duet.wire import Segment
 from speech.wav import as_wav
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class EngineUnavailable(Unavailable):
     """The engine is not there, or has no such model, or failed. Review and summary go on without it."""
 
 
+class _Refused(DuetError):
+    """The engine answered 400 or 422, and says with `param` because of what, if it says so."""
+
+
 class Engine:
-    """Owned by one run of a stage; `async with`."""
+    """Owned by one run of a stage; `async with`. Another OpenAI-compatible engine may be behind it: one that does not know
+    schemas is asked without from then on."""
 
     def __init__(self, settings: Settings, *, timeout_seconds: float) -> None:
         self._client = httpx.AsyncClient(
@@ -46,6 +54,7 @@ class Engine:
             timeout=httpx.Timeout(timeout_seconds, connect=2.0),
             trust_env=False,
         )
+        self._follows_schemas = True
 
     async def __aenter__(self) -> Engine:
         return self
@@ -69,9 +78,30 @@ class Engine:
             return False
         return bool(shown.get("duet", {}).get("state") != "absent")
 
-    async def chat(self, model: str, messages: list[dict[str, str]], *, max_tokens: int) -> str:
-        """The greedy answer's text. Raises `EngineUnavailable`, `DuetError` for a refused request."""
+    async def chat(
+        self, model: str, messages: list[dict[str, str]], *, max_tokens: int, schema: dict[str, Any] | None = None
+    ) -> str:
+        """The greedy answer's text, which follows `schema` if the engine can do that: it may have any form all the same.
+
+        Raises `EngineUnavailable`, `DuetError` for a refused request.
+        """
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        if schema is None or not self._follows_schemas:
+            return await self._answer(body)
+        # Not strict: OpenAI's strict schemas may have no property that can be left out.
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        try:
+            return await self._answer({**body, "response_format": form})
+        except _Refused as error:
+            if error.param is not None and not error.param.startswith("response_format"):
+                raise
+        answer = await self._answer(body)
+        # Only now: what was refused may have been something else, without a word.
+        self._follows_schemas = False
+        logger.info("the engine follows no schemas", extra={"action": "schemas_off"})
+        return answer
+
+    async def _answer(self, body: dict[str, Any]) -> str:
         answer = await self._send("POST", "/v1/chat/completions", json=body)
         return str(answer["choices"][0]["message"]["content"])
 
@@ -100,14 +130,17 @@ class Engine:
         if answer.status_code == 200:
             found: dict[str, Any] = answer.json()
             return found
-        message = _message(answer)
+        message, param = _error(answer)
         if answer.status_code in (404, 429) or answer.status_code >= 500:
             raise EngineUnavailable(f"the engine answered {answer.status_code}: {message}")
-        raise DuetError(f"the engine refused the request ({answer.status_code}): {message}")
+        kind = _Refused if answer.status_code in (400, 422) else DuetError
+        raise kind(f"the engine refused the request ({answer.status_code}): {message}", param=param)
 
 
-def _message(answer: httpx.Response) -> str:
+def _error(answer: httpx.Response) -> tuple[str, str | None]:
+    """Message and parameter of OpenAI's envelope, as far as they are there."""
     try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return "no further word"
+        error = answer.json()["error"]
+        return str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "no further word", None

@@ -16,7 +16,8 @@ def lines(settings: Settings) -> list[str]:
     came_from = origins()
     found = [f"# DUET_HOME = {settings.home}"]
     for name, value in _settings(settings, ""):
-        origin = came_from.get(name, "default")
+        inside = (origin for key, origin in came_from.items() if key.startswith(f"{name}."))
+        origin = came_from.get(name) or next(inside, "default")
         found.append(f"# {name} is not set  # {origin}" if value is None else f"{name} = {_toml(value)}  # {origin}")
     return found
 
@@ -33,6 +34,8 @@ def _settings(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(item)}' for key, item in value.items())}}}"
     if isinstance(value, bool):
         return str(value).lower()
     # A JSON string is a TOML string; a path is a string.

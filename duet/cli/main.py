@@ -24,6 +24,8 @@ kv = typer.Typer(
     help="The KV cache: prompts that were computed once and are kept, in memory and on SSD.", no_args_is_help=True
 )
 app.add_typer(kv, name="kv")
+models = typer.Typer(help="Which models are loaded, and which stay. The engine must be running.", no_args_is_help=True)
+app.add_typer(models, name="models")
 
 
 def settings_or_exit(**overrides: Any) -> Settings:
@@ -233,6 +235,66 @@ def kv_verify() -> None:
     from duet.cli.kv import verify
 
     raise typer.Exit(verify(settings_or_exit()))
+
+
+_Model = Annotated[str, typer.Argument(help="Id, alias, role or repo id.")]
+
+
+@models.command(name="list")
+def models_list(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say which models there are, which are loaded, what they hold, and what is left.
+
+    Example: duet models list
+    """
+    from duet.cli.models import show
+
+    raise typer.Exit(show(settings_or_exit(), as_json=as_json))
+
+
+@models.command(name="load")
+def models_load(model: _Model) -> None:
+    """Load a model now, downloading it if need be; other idle models may have to leave.
+
+    Example: duet models load qwen3-14b
+    """
+    from duet.cli.models import act
+
+    raise typer.Exit(act(settings_or_exit(), model, "load"))
+
+
+@models.command(name="unload")
+def models_unload(
+    model: _Model, force: Annotated[bool, typer.Option("--force", help="Also while it answers: requests fail.")] = False
+) -> None:
+    """Unload a model and get its memory back, pinned or not.
+
+    Example: duet models unload qwen3-14b
+    """
+    from duet.cli.models import act
+
+    raise typer.Exit(act(settings_or_exit(), model, "unload", force=force))
+
+
+@models.command(name="pin")
+def models_pin(model: _Model) -> None:
+    """Let a model stay once it is loaded, until the engine ends.
+
+    Example: duet models pin qwen3-14b
+    """
+    from duet.cli.models import act
+
+    raise typer.Exit(act(settings_or_exit(), model, "pin"))
+
+
+@models.command(name="unpin")
+def models_unpin(model: _Model) -> None:
+    """Let a model go like any other.
+
+    Example: duet models unpin qwen3-14b
+    """
+    from duet.cli.models import act
+
+    raise typer.Exit(act(settings_or_exit(), model, "unpin"))
 
 
 @service.command()

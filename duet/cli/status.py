@@ -9,6 +9,7 @@ import httpx
 import typer
 
 from duet.cli.failures import key_or_exit, reason
+from duet.cli.models import described, memory_line
 from duet.keys import KEY_FILE
 from duet.settings import Settings
 
@@ -22,6 +23,8 @@ def run(settings: Settings, *, as_json: bool) -> int:
         found = {
             name: ask(client, url) for name, url in (("engine", settings.engine_url), ("router", settings.router_url))
         }
+        if found["engine"]["ready"]:
+            found["engine"]["pool"] = ask_pool(client, settings.engine_url)
     typer.echo(
         json.dumps(found, indent=1)
         if as_json
@@ -59,14 +62,27 @@ def ask(client: httpx.Client, url: str) -> dict[str, Any]:
     }
 
 
+def ask_pool(client: httpx.Client, url: str) -> dict[str, Any] | None:
+    """Memory and models as the engine's own pool has them; None when another engine answers, which has no such thing."""
+    try:
+        answer = client.get(f"{url}/v1/admin/models")
+    except httpx.HTTPError:
+        return None
+    return answer.json() if answer.status_code == 200 else None
+
+
 def shown(name: str, service: dict[str, Any]) -> list[str]:
     state = "ready" if service["ready"] else "up, not ready" if service["up"] else "down"
     lines = [f"{name:7} {state:14} {service['url']}"]
     if service["problem"]:
         lines.append(f"        {service['problem']}")
+    pool = service.get("pool")
+    places = {place["id"]: described(place) for place in pool["models"]} if pool else {}
+    if pool:
+        lines.append(f"        {memory_line(pool)}")
     for model in service["models"]:
         extra = model.get("duet", {})
-        where = extra.get("state") or ("ready" if extra.get("ready") else "not ready")
-        if where != "absent":
+        where = places.get(model["id"]) or extra.get("state") or ("ready" if extra.get("ready") else "not ready")
+        if extra.get("state") != "absent":
             lines.append(f"        {model['id']:32} {where}{' (demonstration)' if extra.get('demonstration') else ''}")
     return lines

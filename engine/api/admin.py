@@ -1,4 +1,4 @@
-"""`/v1/admin/kv`: what the KV cache holds, and its end."""
+"""`/v1/admin/models`: what is loaded, and who decides that; `/v1/admin/kv`: what the KV cache holds, and its end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,53 @@ import msgspec
 from fastapi import APIRouter
 
 from engine.api.dependencies import BackendDep
+from engine.types import Placement
 
 router = APIRouter()
+
+
+@router.get("/v1/admin/models")
+async def list_placements(backend: BackendDep) -> dict[str, Any]:
+    """Memory, and every model that is here or was asked for: state, what it holds, who uses it, how long it stays."""
+    found = msgspec.to_builtins(backend.pool())
+    assert isinstance(found, dict)
+    return found
+
+
+@router.get("/v1/admin/models/{model_id:path}/stats")
+async def model_stats(model_id: str, backend: BackendDep) -> dict[str, Any]:
+    """One model's place in the pool."""
+    return _shown(backend.placement(model_id))
+
+
+@router.post("/v1/admin/models/{model_id:path}/load")
+async def load_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+    """Load it, as a request for it would. Answers when it is loaded."""
+    return _shown(await backend.load(model_id))
+
+
+@router.post("/v1/admin/models/{model_id:path}/unload")
+async def unload_model(model_id: str, backend: BackendDep, force: bool = False) -> dict[str, Any]:
+    """Unload it, pinned or not. Answers when its memory is back. 409 while it has requests, unless `force`: they fail."""
+    return _shown(await backend.unload(model_id, force=force))
+
+
+@router.post("/v1/admin/models/{model_id:path}/pin")
+async def pin_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+    """Let it stay once it is loaded."""
+    return _shown(backend.pin(model_id, True))
+
+
+@router.post("/v1/admin/models/{model_id:path}/unpin")
+async def unpin_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+    """Let it go like any other."""
+    return _shown(backend.pin(model_id, False))
+
+
+def _shown(placement: Placement) -> dict[str, Any]:
+    found = msgspec.to_builtins(placement)
+    assert isinstance(found, dict)
+    return found
 
 
 @router.get("/v1/admin/kv")

@@ -17,8 +17,8 @@ from duet.errors import DuetError, Internal, InvalidRequest, from_code
 from duet.wire import Usage
 from engine.api.dependencies import BackendDep, answer_headers, cache_header, tenant_of
 from engine.api.images import load_image
-from engine.api.metrics import note_answer
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
+from engine.api.schemas.structure import structure_of
 from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
 from engine.types import (
     Accepted,
@@ -57,8 +57,6 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
     if not body.stream:
         choices = await unless_gone(request, _collect_all(backend, asked))
         headers |= cache_header(choices[0].cache)
-        for choice in choices:
-            note_answer(model.id, choice.cache, choice.usage)
         return Response(answer.complete(choices), media_type="application/json", headers=headers)
     events = fan_in(backend, asked)
     first = await _first_event(events)
@@ -79,6 +77,7 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo, tenant: str
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
     options = _template_options(body)
+    structure = structure_of(body)
     stem = secrets.token_hex(8)
     return [
         GenerationRequest(
@@ -93,6 +92,7 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo, tenant: str
             template_options=options,
             tenant=tenant,
             store=body.store is not False,
+            structure=structure,
         )
         for i in range(body.n or 1)
     ]
@@ -307,7 +307,6 @@ class Answer:
     ) -> AsyncIterator[bytes]:
         """SSE frames: per choice the role, its tokens, its end; then the usage if asked for; then [DONE]."""
         usages: list[Usage] = []
-        notes: dict[int, CacheNote] = {}
         tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         try:
             for i in range(count):
@@ -319,8 +318,6 @@ class Answer:
                 index, event = item
                 raise_failure(event)
                 match event:
-                    case Accepted():
-                        notes[index] = event.cache
                     case TextDelta() if event.text or event.logprob is not None:
                         yield self._token(event, index, tail)
                     case Finished():
@@ -328,7 +325,6 @@ class Answer:
                             yield self._frame({"content": event.text}, index, tail)
                         yield self._frame({}, index, tail, reason=event.reason)
                         usages.append(event.usage)
-                        note_answer(self._head["model"], notes.get(index, CacheNote()), event.usage)
                     case _:
                         pass
             if include_usage:

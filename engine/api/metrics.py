@@ -1,68 +1,52 @@
-"""`GET /metrics`: Prometheus text. Counted here, where every answer passes, and read from the backend when asked for."""
+"""`GET /metrics`: Prometheus text. Requests are counted in `metered`; the pool and the KV cache are read when asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final, get_args
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from duet.wire import Usage
 from engine.api.dependencies import BackendDep
-from engine.types import CacheNote, KvReport, KvStatus
+from engine.api.metered import REGISTRY
+from engine.types import KvReport, KvStatus, ModelState, Placement, PoolStatus
 
 router = APIRouter()
-REGISTRY = CollectorRegistry()
-_PROMPT_TOKENS = Counter("duet_prompt_tokens", "Prompt tokens of answered requests", ["model"], registry=REGISTRY)
-_CACHED_TOKENS = Counter(
-    "duet_cached_tokens", "Prompt tokens that were restored, by tier (ram, ssd)", ["model", "tier"], registry=REGISTRY
-)
-_LOOKUPS = Counter(
-    "duet_kv_lookups",
-    "Prompts looked up in the KV cache, by why no more was found",
-    ["model", "miss"],
-    registry=REGISTRY,
-)
 
-_GAUGES = {
+_KV_GAUGES: Final = {
     "memory_bytes": "KV in memory", "memory_entries": "Blocks and checkpoints in memory", "disk_bytes": "KV on SSD",
     "disk_entries": "Blocks and checkpoints on SSD", "written_today": "Bytes of KV written to the SSD today",
 }  # fmt: skip
-_COUNTERS = {
+_KV_COUNTERS: Final = {
     "read_bytes": "Bytes of KV read from the SSD", "written_bytes": "Bytes of KV written to the SSD",
     "prompts": "Prompts looked up: bytes read and written divide by it",
     "checkpoints": "Checkpoints of state layers taken", "refused": "KV files that a limit or the disk forbade",
     "corrupt": "KV files found damaged", "spilled_away": "Entries dropped because the disk was too slow",
 }  # fmt: skip
-
-
-def note_answer(model: str, note: CacheNote, usage: Usage) -> None:
-    """Count one answered request."""
-    _PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
-    _LOOKUPS.labels(model, note.reason.partition("(")[0] or "none").inc()
-    if usage.cached_tokens:
-        _CACHED_TOKENS.labels(model, note.tier or "ram").inc(usage.cached_tokens)
+_PRESSURES: Final = {"normal": 0, "warning": 1, "critical": 2}
 
 
 @router.get("/metrics")
 async def metrics(backend: BackendDep) -> Response:
-    """For Prometheus: counters since the start, and the KV cache of every loaded model as it is now."""
+    """For Prometheus: counters since the start, and the pool and the KV cache of every loaded model as they are now."""
     registry = CollectorRegistry()
-    registry.register(_Workers(await backend.kv(directories=False)))
+    registry.register(_Kv(await backend.kv(directories=False)))
+    registry.register(_Pool(backend.pool()))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class _Workers(Collector):
+class _Kv(Collector):
     def __init__(self, status: KvStatus) -> None:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
         """One family a field of `KvReport`, one sample a loaded model."""
-        for name, text in _GAUGES.items():
+        for name, text in _KV_GAUGES.items():
             yield self._filled(GaugeMetricFamily(f"duet_kv_{name}", text, labels=["model"]), name)
-        for name, text in _COUNTERS.items():
+        for name, text in _KV_COUNTERS.items():
             yield self._filled(CounterMetricFamily(f"duet_kv_{name}", text, labels=["model"]), name)
 
     def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, name: str) -> Metric:
@@ -70,3 +54,65 @@ class _Workers(Collector):
             assert isinstance(report, KvReport)
             family.add_metric([model], getattr(report, name))
         return family
+
+
+class _Pool(Collector):
+    def __init__(self, status: PoolStatus) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """The pool as a whole, then its models."""
+        status = self._status
+        yield _gauge("duet_memory_limit_bytes", "What models may hold now", status.limit_bytes)
+        yield _gauge("duet_memory_charged_bytes", "What models are charged by the ledger", status.charged_bytes)
+        yield _gauge("duet_memory_held_bytes", "What workers report that they hold", status.held_bytes)
+        if status.available_bytes is not None:
+            yield _gauge("duet_memory_available_bytes", "What the machine has left", status.available_bytes)
+        yield _gauge("duet_swap_used_bytes", "Swap in use on the machine", status.swap_used_bytes)
+        yield _gauge("duet_memory_pressure", "0 normal, 1 warning, 2 critical", _PRESSURES[status.pressure])
+        yield _gauge("duet_loads_waiting", "Loads that wait for memory", status.waiting_for_memory)
+        refused = CounterMetricFamily("duet_memory_refused", "Loads for which there was no memory")
+        refused.add_metric([], status.refused)
+        yield refused
+        yield from _by_model(status.models)
+
+
+def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
+    running = GaugeMetricFamily("vllm:num_requests_running", "Requests in a worker", labels=["model_name"])
+    waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests before a worker", labels=["model_name"])
+    memory = GaugeMetricFamily(
+        "duet_model_memory_bytes",
+        "A model's memory: estimate, charged, held, and MLX's own count",
+        labels=["model", "kind"],
+    )
+    state = GaugeMetricFamily("duet_model_state", "1 for the state that a model is in", labels=["model", "state"])
+    loads = CounterMetricFamily("duet_model_loads", "Times that a model was loaded", labels=["model"])
+    unloads = CounterMetricFamily("duet_model_unloads", "Times that it was unloaded", labels=["model", "reason"])
+    crashes = CounterMetricFamily("duet_worker_crashes", "Workers that ended by themselves", labels=["model"])
+    for model in models:
+        running.add_metric([model.id], model.running)
+        waiting.add_metric([model.id], model.waiting)
+        for kind, size in _memory(model).items():
+            memory.add_metric([model.id, kind], size)
+        for name in get_args(ModelState):
+            state.add_metric([model.id, name], model.state == name)
+        loads.add_metric([model.id], model.loads)
+        crashes.add_metric([model.id], model.crashes)
+        for reason, count in model.unloads.items():
+            unloads.add_metric([model.id, reason], count)
+    yield from (running, waiting, memory, state, loads, unloads, crashes)
+
+
+def _memory(model: Placement) -> Mapping[str, int]:
+    found = {"estimate": model.estimate_bytes, "charged": model.charged_bytes}
+    if model.memory is not None:
+        report = model.memory
+        found |= {"held": report.held_bytes, "mlx_active": report.active_bytes, "mlx_cache": report.cache_bytes}
+        found["mlx_peak"] = report.peak_bytes
+    return found
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], value)
+    return family

@@ -8,6 +8,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,24 @@ import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.logs import configure_logs
-from engine.workers.protocol import LoadFailed, Ready, ToWorker
+from engine.workers.protocol import Assign, LoadFailed, Ready, ToWorker
 
 if TYPE_CHECKING:
     from engine.worker.loop import MakeCache
 
 
 def main() -> int:
-    arguments = _arguments()
-    configure_logs(arguments.log_level, f"worker:{arguments.model}")
+    arguments = _arguments(sys.argv[1:])
     # The gateway ends us by closing the channel; SIGTERM must end us too while a model loads.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    channel: BlockingChannel[ToWorker] = BlockingChannel.from_fd(arguments.fd, ToWorker)
+    configure_logs(arguments.log_level, f"worker:{arguments.model or 'spare'}")
+    channel: BlockingChannel[Any] = BlockingChannel.from_fd(arguments.fd, ToWorker | Assign)
+    if arguments.spare:
+        assigned = _assigned(channel)
+        if assigned is None:
+            return 0  # the gateway has no use for a spare any more
+        arguments = _arguments(["--fd", str(arguments.fd), *assigned.arguments])
+        configure_logs(arguments.log_level, f"worker:{arguments.model}")
     mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     loaded_event = threading.Event()
     threading.Thread(target=_receive, args=(channel, mailbox, loaded_event), daemon=True, name="mailbox").start()
@@ -36,7 +43,7 @@ def main() -> int:
     from engine.worker.runtime import memory
     from engine.worker.runtime.loader import LoadError, load
 
-    memory.configure()
+    memory.configure(arguments.wired_limit)
     try:
         loaded = load(arguments.path, arguments.role)
         loop = Loop(
@@ -62,11 +69,26 @@ def main() -> int:
     return 0
 
 
-def _arguments() -> argparse.Namespace:
+def _assigned(channel: BlockingChannel[Any]) -> Assign | None:
+    """Import what every model needs, then wait to hear which one it is. None: the channel was closed."""
+    import engine.worker.loop  # noqa: F401 - with all that it imports
+    from engine.worker.runtime.loader import import_libraries
+
+    import_libraries()
+    try:
+        message = channel.receive()
+    except ChannelClosed:
+        return None
+    assert isinstance(message, Assign)
+    return message
+
+
+def _arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="engine.worker", description="One model in a process of its own.")
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the gateway")
-    parser.add_argument("--path", type=Path, required=True, help="model folder")
-    parser.add_argument("--model", required=True, help="the model's id, for the log")
+    parser.add_argument("--spare", action="store_true", help="import everything and wait for the rest of these")
+    parser.add_argument("--path", type=Path, help="model folder")
+    parser.add_argument("--model", help="the model's id, for the log")
     parser.add_argument("--role", choices=("chat", "embedding", "asr"), default="chat")
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--prefill-chunk", type=int, default=256, help="prompt tokens between two decode steps")
@@ -84,8 +106,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--kv-flush-seconds", type=float, default=10.0, help="time to write what is only in memory at the end"
     )
+    parser.add_argument("--wired-limit", type=int, default=0, help="bytes that Metal keeps wired; 0: off")
     parser.add_argument("--log-level", default="info")
-    return parser.parse_args()
+    arguments = parser.parse_args(given)
+    if not arguments.spare and (arguments.path is None or arguments.model is None):
+        parser.error("--path and --model are needed without --spare")
+    return arguments
 
 
 def _cache_maker(arguments: argparse.Namespace) -> MakeCache | None:
@@ -113,7 +139,7 @@ def _cache_maker(arguments: argparse.Namespace) -> MakeCache | None:
     )
 
 
-def _receive(channel: BlockingChannel[ToWorker], mailbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:
+def _receive(channel: BlockingChannel[Any], mailbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:
     try:
         while True:
             mailbox.put(channel.receive())

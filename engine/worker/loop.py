@@ -38,6 +38,7 @@ from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Read, Saved,
 from engine.worker.kvcache.records import Unsupported
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.output import Output, TokenText
+from engine.worker.prompts.structured import Compiled, Grammars
 from engine.worker.runtime import memory
 from engine.worker.runtime.families.audio import start_transcription
 from engine.worker.runtime.families.embedding import start_embedding
@@ -47,11 +48,11 @@ from engine.worker.runtime.loader import Loaded
 from engine.worker.runtime.runner import Runner, StepResult
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase
-from engine.workers.protocol import Cancel, ClearKv, Events, Shutdown, ToWorker
+from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
-Mailbox = queue.SimpleQueue[ToWorker | Answer | Exception | None]
+Mailbox = queue.SimpleQueue[ToWorker | Answer | Compiled | Exception | None]
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
 REPORT_SECONDS = 1.0
 
@@ -104,11 +105,13 @@ class Loop:
             max_rows = 1
         self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=chunk_tokens)
         self._tokens = TokenText(loaded.tokenizer) if self._runner else None
+        self._grammars = Grammars(loaded, mailbox.put)
         self._outputs: dict[str, Output] = {}
         self._lookups: dict[str, _Lookup] = {}
         self._looking_up: dict[str, int] = {}
         self._reported = KvReport()
         self._reported_at = 0.0
+        self._memory = memory.Reporter(channel.send)
         self._jobs: deque[Job] = deque()
         self._events: list[Accepted | TextDelta | Finished | Failed] = []
 
@@ -142,12 +145,14 @@ class Loop:
         if self._jobs:
             self._step(self._jobs[0])
         self._emit()
+        self._memory.report()
 
     def _drain(self) -> None:
         """Take what is in the mailbox; wait for it when there is nothing else to do."""
         if self.idle and self._mailbox.empty():
             self._scheduler.check()
             memory.release()
+            self._memory.report(now=True)
             wake = None
             if self._kv is not None:
                 wake = self._kv.tend(busy=False)
@@ -159,7 +164,7 @@ class Loop:
         while not self._mailbox.empty():
             self._handle(self._mailbox.get())
 
-    def _handle(self, message: ToWorker | Answer | Exception | None) -> None:
+    def _handle(self, message: ToWorker | Answer | Compiled | Exception | None) -> None:
         match message:
             case None | Shutdown():
                 raise Stop
@@ -170,9 +175,16 @@ class Loop:
                 self._jobs = deque(job for job in self._jobs if job.id != request_id)
             case Read() | Found() | Seen() | Saved() | Cleared():
                 self._take_in(message)
+            case Compiled(request):
+                if self._grammars.back(message):
+                    self._handle(request)
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()
+            case FreeMemory():
+                if self._kv is not None:
+                    self._kv.free_memory()
+                memory.release()
             case GenerationRequest() | EmbeddingRequest() | TranscriptionRequest():
                 try:
                     self._start(message)
@@ -192,7 +204,12 @@ class Loop:
         match request:
             case GenerationRequest():
                 assert self._tokens is not None and self._runner is not None
-                prepared = prepare_generation(self._loaded, self._tokens, request)
+                form = None
+                if request.structure is not None:
+                    form = self._grammars.form(request, request.structure)
+                    if form is None:
+                        return  # it comes back as `Compiled`
+                prepared = prepare_generation(self._loaded, self._tokens, request, form)
                 self._outputs[request.id] = prepared.output
                 self._runner.add(prepared.row)
                 ready = self._look_up(request, prepared)
@@ -211,6 +228,9 @@ class Loop:
 
     def _collect(self, result: StepResult) -> None:
         for request_id, error in result.failed.items():
+            if isinstance(error, DuetError):
+                self._fail(request_id, error)
+                continue
             logger.error("a row failed", exc_info=error, extra={"action": "row_failed"})
             self._fail(request_id, Internal(f"the model failed on this request: {type(error).__name__}"))
         for drawn in result.drawn:
@@ -244,6 +264,7 @@ class Loop:
         self._outputs.pop(request_id, None)
         self._looking_up.pop(request_id, None)
         self._lookups.pop(request_id, None)
+        self._grammars.forget(request_id)
         leaves_by_plan = self._scheduler.end(request_id)
         if self._runner is not None:
             self._runner.drop(request_id)
@@ -368,7 +389,7 @@ class Loop:
         )
 
     def _fail_all(self, message: str) -> None:
-        for request_id in [*self._outputs, *(job.id for job in self._jobs)]:
+        for request_id in [*self._outputs, *self._grammars.waiting, *(job.id for job in self._jobs)]:
             self._events.append(Failed(request_id, "worker_lost", message))
         self._emit()
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from duet.channel import ChannelClosed
@@ -21,15 +21,16 @@ from engine.types import (
     Finished,
     GenerationRequest,
     KvReport,
+    MemoryReport,
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Cancel, ClearKv, Events, FromWorker, LoadFailed, Ready
+from engine.workers.protocol import Assign, Cancel, ClearKv, Events, FreeMemory, FromWorker, LoadFailed, Ready
 
 logger = logging.getLogger(__name__)
 
 # Models are fetched by the gateway; a worker's libraries must not look for anything on a network.
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 MAX_QUEUED_EVENTS = 4096
 """Events that a slow client may leave unread before its request is cancelled: memory stays bounded."""
@@ -48,6 +49,8 @@ class WorkerHandle:
         self.ready = ready
         self.kv = KvReport()
         """What the worker last said of its KV cache."""
+        self.memory: MemoryReport | None = None
+        """What it last said that it holds; None before it said anything."""
         self._queues: dict[str, asyncio.Queue[Answer]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -68,17 +71,19 @@ class WorkerHandle:
         timeout_seconds: float,
         lease: Lease | None = None,
         kv_bits: int | None = None,
+        wired_limit_bytes: int = 0,
+        spare: Child[FromWorker] | None = None,
     ) -> WorkerHandle:
-        """Start `python -m module` and wait until its model is loaded. Raises `Unavailable` with the loader's words."""
+        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded. Raises `Unavailable`
+        with the loader's words."""
         arguments = [
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
             *(lease.arguments() if lease is not None else ()),
             *(("--kv-bits", str(kv_bits)) if kv_bits is not None else ()),
+            *(("--wired-limit", str(wired_limit_bytes)) if wired_limit_bytes else ()),
         ]
-        child: Child[FromWorker] = await Child.start(
-            module, arguments, FromWorker, name=f"worker:{model}", environment=_OFFLINE
-        )
+        child = await _process(module, model, arguments, spare)
         try:
             async with asyncio.timeout(timeout_seconds):
                 first = await child.channel.receive()
@@ -105,6 +110,10 @@ class WorkerHandle:
     @property
     def alive(self) -> bool:
         return not self._reader.done()
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call back once its process has ended and its requests have been told, whatever the cause."""
+        self._reader.add_done_callback(lambda _: callback())
 
     @property
     def pid(self) -> int:
@@ -146,6 +155,11 @@ class WorkerHandle:
             await self._child.channel.send(ClearKv())
         except ChannelClosed as error:
             raise WorkerLost("the worker ended before it could clear its KV; send the request again") from error
+
+    async def free_memory(self) -> None:
+        """Ask it to give up what can be had again. One that has ended holds nothing."""
+        with contextlib.suppress(ChannelClosed):
+            await self._child.channel.send(FreeMemory())
 
     async def stop(self) -> None:
         """End it in order: it has time to write the KV that is only in memory."""
@@ -202,6 +216,9 @@ class WorkerHandle:
             if isinstance(answer, KvReport):
                 self.kv = answer
                 continue
+            if isinstance(answer, MemoryReport):
+                self.memory = answer
+                continue
             assert not isinstance(answer, Events)
             queue = self._queues.get(answer.id)
             if queue is None:
@@ -221,6 +238,23 @@ class WorkerHandle:
             await self._child.channel.send(Cancel(request_id))
         except ChannelClosed:
             logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
+
+
+async def _process(module: str, model: str, arguments: list[str], spare: Child[FromWorker] | None) -> Child[FromWorker]:
+    if spare is not None:
+        try:
+            await spare.channel.send(Assign(tuple(arguments)))
+        except ChannelClosed:
+            logger.warning("the spare worker had ended", extra={"action": "spare_lost"})
+            await spare.stop()
+        except BaseException:
+            spare.kill()
+            await spare.stop()
+            raise
+        else:
+            spare.name = f"worker:{model}"
+            return spare
+    return await Child.start(module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE)
 
 
 def as_error(failed: Failed) -> DuetError:

@@ -1,7 +1,8 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
-gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | Shutdown`
-worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport`
+gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
+FreeMemory | Shutdown`; to a spare process first `Assign`
+worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport`
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from engine.types import (
     Finished,
     GenerationRequest,
     KvReport,
+    MemoryReport,
     TextDelta,
     TranscriptionRequest,
     TranscriptionResult,
@@ -30,6 +32,16 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class ClearKv(msgspec.Struct, frozen=True, tag="clear_kv"):
     """Forget all KV, in memory and on SSD. A `KvReport` follows."""
+
+
+class FreeMemory(msgspec.Struct, frozen=True, tag="free_memory"):
+    """The machine is short of memory: give up what can be had again. KV that earned its place goes to SSD."""
+
+
+class Assign(msgspec.Struct, frozen=True, tag="assign"):
+    """To a process that was started with `--spare`: be this worker, as if these had been its command line."""
+
+    arguments: tuple[str, ...]
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -56,5 +68,5 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     events: list[Accepted | TextDelta | Finished | Failed]
 
 
-ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | Shutdown
-FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | KvReport | Failed
+ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | FreeMemory | Shutdown
+FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport | Failed

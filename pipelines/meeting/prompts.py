@@ -71,6 +71,34 @@ def read_review(answer: str, window: Sequence[Line]) -> dict[str, list[Proposal]
     return found
 
 
+def review_schema(window: Sequence[Line]) -> dict[str, Any]:
+    """The form of a review's answer: segments of the window only, each at most once."""
+    text = {"type": "string"}
+    edits = {"type": "array", "items": _object({"from": text, "to": text})}
+    segment = _object({"id": {"enum": [name for name, _ in window]}, "edits": edits})
+    return _object({"segments": {"type": "array", "items": segment, "maxItems": len(window)}})
+
+
+def summary_schema(names: Sequence[str]) -> dict[str, Any]:
+    """The form of a summary's answer, with evidence from the segments of these `names` only.
+
+    An item's `text` may be left out. What follows a schema writes properties in its order.
+    """
+    text = {"type": "string"}
+    kind = {"enum": ["point", "decision", "action", "question"]}
+    ids = {"type": "array", "items": {"enum": list(names)}, "minItems": 1}
+    as_asked = _object({"kind": kind, "text": text, "segment_ids": ids, "quote": text}, optional=("text",))
+    # A grammar fixes the order of keys. A small model does better when it names the segment first.
+    by_segment = _object({"segment_ids": ids, "kind": kind, "quote": text})
+    item = {"anyOf": [as_asked, by_segment]}
+    return _object({"overview": text, "items": {"type": "array", "items": item}})
+
+
+def _object(properties: dict[str, Any], *, optional: Sequence[str] = ()) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
 def review_tokens(window: Sequence[Line]) -> int:
     """Room for the answer: edits are short, but there may be many."""
     return 64 + 2 * sum(len(text) for _, text in window)

@@ -21,7 +21,7 @@ from pipelines.meeting.windows import Window, corrected, propose, windows
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 WINDOWS_AT_ONCE = 4
 
 

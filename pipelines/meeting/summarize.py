@@ -17,13 +17,13 @@ from rapidfuzz import fuzz
 from duet.errors import DuetError
 from pipelines.clients import Engine, Reviewer
 from pipelines.glossary import parse
-from pipelines.meeting.prompts import SUMMARY_TOKENS, ask_summary, json_object
+from pipelines.meeting.prompts import SUMMARY_TOKENS, ask_summary, json_object, summary_schema
 from pipelines.meeting.review import Review, ReviewedSegment
 from pipelines.meeting.stages import Context
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 QUOTE_SIMILARITY = 80.0
 EXTRACT_ITEMS = 6
 
@@ -99,7 +99,8 @@ def windows(segments: Sequence[ReviewedSegment], characters: int) -> list[Sequen
 
 async def _of_window(engine: Engine, reviewer: Reviewer, window: Sequence[ReviewedSegment]) -> tuple[str, list[Item]]:
     messages = ask_summary([(item.id, item.segment.speaker or "", item.text) for item in window])
-    parsed = json_object(await engine.chat(reviewer.id, messages, max_tokens=SUMMARY_TOKENS))
+    schema = summary_schema([item.id for item in window])
+    parsed = json_object(await engine.chat(reviewer.id, messages, max_tokens=SUMMARY_TOKENS, schema=schema))
     found = msgspec.convert(parsed, _RawSummary)
     return found.overview, [verified(item, window) for item in found.items]
 

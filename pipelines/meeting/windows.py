@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipelines.clients import Engine, Reviewer
 from pipelines.glossary import Term
 from pipelines.meeting.edits import Decision, Proposal, apply
-from pipelines.meeting.prompts import Line, ask_review, read_review, review_tokens
+from pipelines.meeting.prompts import Line, ask_review, read_review, review_schema, review_tokens
 from pipelines.meeting.rule import by_sound
 from pipelines.meeting.tiny import MAX_TOKENS, ask_tiny, read_tiny
 
@@ -50,7 +50,8 @@ async def propose(
         messages = ask_tiny(line, terms, glossary_terms=reviewer.glossary_terms)
         return read_tiny(await engine.chat(reviewer.id, messages, max_tokens=MAX_TOKENS), line, terms)
     messages = ask_review(window.before, window.lines, window.after, terms, glossary_terms=reviewer.glossary_terms)
-    answer = await engine.chat(reviewer.id, messages, max_tokens=review_tokens(window.lines))
+    tokens, schema = review_tokens(window.lines), review_schema(window.lines)
+    answer = await engine.chat(reviewer.id, messages, max_tokens=tokens, schema=schema)
     return read_review(answer, window.lines)
 
 

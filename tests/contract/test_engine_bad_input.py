@@ -49,6 +49,10 @@ def image(url: str) -> dict[str, Any]:
 
 URL = "messages[0].content[0].image_url.url"
 HELLO = "hello"
+OBJECT = {"type": "json_object"}
+NAMED = {"name": "a", "schema": {}}
+WITHOUT = {"type": "json_schema", "json_schema": {"name": "a"}}
+TWO_OUTPUTS = "structured_outputs.regex"
 CHAT: list[tuple[str, Any, str | None]] = [
     ("unknown model", chat_body(HELLO, "nobody"), "model"),
     ("model of wrong type", chat_body(HELLO, 7), "model"),  # type: ignore[arg-type]
@@ -100,7 +104,25 @@ CHAT: list[tuple[str, Any, str | None]] = [
     ("tools", chat_body(HELLO, tools=[{"type": "function"}]), "tools"),
     ("tool_choice required", chat_body(HELLO, tool_choice="required"), "tool_choice"),
     ("functions", chat_body(HELLO, functions=[{"name": "f"}]), "functions"),
-    ("json mode", chat_body(HELLO, response_format={"type": "json_object"}), "response_format"),
+    ("unknown format", chat_body(HELLO, response_format={"type": "yaml"}), "response_format.type"),
+    ("schema missing", chat_body(HELLO, response_format={"type": "json_schema"}), "response_format"),
+    ("schema in text", chat_body(HELLO, response_format={"type": "text", "json_schema": NAMED}), "response_format"),
+    ("schema without a schema", chat_body(HELLO, response_format=WITHOUT), "response_format.json_schema.schema"),
+    ("two forms", chat_body(HELLO, guided_regex="a", guided_choice=["a"]), "guided_choice"),
+    ("two forms of two kinds", chat_body(HELLO, response_format=OBJECT, guided_json={}), "guided_json"),
+    ("two structured outputs", chat_body(HELLO, structured_outputs={"regex": "a", "json": {}}), TWO_OUTPUTS),
+    (
+        "structural tag",
+        chat_body(HELLO, structured_outputs={"structural_tag": "x"}),
+        "structured_outputs.structural_tag",
+    ),
+    ("guided_json is no JSON", chat_body(HELLO, guided_json="{"), "guided_json"),
+    ("guided_json is a list", chat_body(HELLO, guided_json="[]"), "guided_json"),
+    ("no choice", chat_body(HELLO, guided_choice=[]), "guided_choice"),
+    ("a choice that is a number", chat_body(HELLO, guided_choice=[7]), "guided_choice[0]"),
+    ("an endless expression", chat_body(HELLO, guided_regex="a" * 70_000), "guided_regex"),
+    ("half a surrogate in a choice", chat_body(HELLO, guided_choice=["\ud800"]), "guided_choice"),
+    ("half a surrogate in a grammar", chat_body(HELLO, guided_grammar="\ud800"), "guided_grammar"),
     ("audio out", chat_body(HELLO, modalities=["text", "audio"]), "modalities"),
     ("template of its own", chat_body(HELLO, chat_template_kwargs={"chat_template": "x"}), "chat_template_kwargs"),
     ("template number of 200 bits", chat_body(HELLO, chat_template_kwargs={"x": 1 << 200}), "chat_template_kwargs"),

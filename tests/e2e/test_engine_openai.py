@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 import models
 
@@ -187,6 +189,57 @@ def test_an_image_for_a_model_that_cannot_see_is_refused(client: openai.OpenAI) 
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="chat", messages=[{"role": "user", "content": content}])
     assert refused.value.param == "messages"
+
+
+class Drink(BaseModel):
+    kind: Literal["tea", "coffee", "水"]
+    cups: Annotated[int, Field(ge=1, le=12)]
+    notes: Annotated[list[Literal["hot", "cold"]], Field(max_length=2)]
+
+
+def test_an_answer_is_parsed_into_the_class_that_was_asked_for(client: openai.OpenAI) -> None:
+    parsed = client.chat.completions.parse(
+        model="chat", messages=says(ASK), temperature=2, n=2, response_format=Drink, max_tokens=400
+    )
+    assert all(isinstance(choice.message.parsed, Drink) for choice in parsed.choices)
+    assert [choice.finish_reason for choice in parsed.choices] == ["stop"] * 2
+    with client.chat.completions.stream(
+        model="chat", messages=says(ASK), temperature=2, response_format=Drink, max_tokens=400
+    ) as stream:
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Drink)
+
+
+def test_vllm_s_names_for_forms_work_beside_each_other(client: openai.OpenAI) -> None:
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({"guided_regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
+        ({"guided_choice": ["yes", "不"]}, "yes|不"),
+        ({"guided_grammar": 'root ::= "a" ("b" | "c")'}, "ab|ac"),
+        ({"guided_json": {"enum": [7, "x"]}}, '7|"x"'),
+        ({"structured_outputs": {"regex": "[xy]{4}"}}, "[xy]{4}"),
+        ({"structured_outputs": {"json": '{"type": "boolean"}'}}, "true|false"),
+    ]
+
+    def answer(fields: dict[str, Any]) -> str | None:
+        made = client.chat.completions.create(
+            model="chat", messages=says(ASK), temperature=2, max_tokens=50, extra_body=fields
+        )
+        return made.choices[0].message.content
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(answer, [fields for fields, _ in asked]))
+    assert [text for text, (_, form) in zip(answers, asked, strict=True) if not re.fullmatch(form, text or "")] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_form_that_cannot_be_followed_is_refused_by_its_name(client: openai.OpenAI, stream: bool) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"structured_outputs": {"grammar": "?"}}, "structured_outputs.grammar"),
+    ]
+    for fields, param in refused:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="chat", messages=says(ASK), stream=stream, extra_body=fields)
+        assert caught.value.param == param
 
 
 def test_killing_a_worker_ends_its_stream_with_an_error_and_the_next_request_works(

@@ -44,6 +44,8 @@ class FakeEngine:
     at_once: int = 0
     most_at_once: int = 0
     left_early: int = 0
+    chats: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies of chat requests as they came. They are answered like pieces, then with "{}"."""
 
     async def model(self, _: Request) -> Response:
         self.asked_for_model += 1
@@ -69,6 +71,10 @@ class FakeEngine:
             return self.answers.pop(0)
         return transcription(f"piece{number}", piece.seconds)
 
+    async def chat(self, request: Request) -> Response:
+        self.chats.append(await request.json())
+        return self.answers.pop(0) if self.answers else said("{}")
+
     async def _left_before(self, request: Request, event: asyncio.Event) -> bool:
         waiting = asyncio.create_task(event.wait())
         leaving = asyncio.create_task(_disconnect(request))
@@ -81,6 +87,10 @@ class FakeEngine:
 def transcription(text: str, seconds: float, *, language: str = "en") -> Response:
     segment = {"id": 0, "start": 0.0, "end": seconds, "text": text, "language": language}
     return JSONResponse({"text": text, "language": language, "duration": seconds, "segments": [segment]})
+
+
+def said(text: str) -> Response:
+    return JSONResponse({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]})
 
 
 def failure(status: int, message: str, *, param: str | None = None) -> Response:
@@ -110,6 +120,7 @@ async def fake_engine() -> AsyncIterator[FakeEngine]:
     routes = [
         Route("/v1/models/{name:path}", engine.model),
         Route("/v1/audio/transcriptions", engine.transcriptions, methods=["POST"]),
+        Route("/v1/chat/completions", engine.chat, methods=["POST"]),
     ]
     async with served(Starlette(routes=routes), lifespan="off") as url:
         engine.url = url

@@ -19,6 +19,7 @@ from engine.app import create_app
 from engine.cards import Catalogue
 from engine.downloads import Downloads
 from engine.pool import Pool
+from engine.pressure import Reading
 
 KEY = "test-key"
 WORKER = "tests.fakes.engine_worker"
@@ -64,7 +65,8 @@ def starts(folder: Path) -> list[int]:
 
 
 def make_settings(home: Path, models: Path, **engine: Any) -> Settings:
-    return Settings(home=home, engine=EngineSettings(model_dirs=(models,), **{"hub": False, **engine}))
+    alone = {"hub": False, "resident": (), "warm_spare": False}
+    return Settings(home=home, engine=EngineSettings(model_dirs=(models,), **{**alone, **engine}))
 
 
 class FakeHub:
@@ -86,13 +88,25 @@ class FakeHub:
         return model_folder(self._cache, "far")
 
 
+class FakeMachine:
+    """In the place of this machine's memory: `reading` may be changed meanwhile. By default it is large and empty."""
+
+    def __init__(self, reading: Reading | None = None) -> None:
+        self.reading = reading or Reading(total_bytes=64 << 30, available_bytes=60 << 30)
+
+    def __call__(self) -> Reading:
+        return self.reading
+
+
 @asynccontextmanager
 async def engine_service(
-    home: Path, models: Path, *, hub: FakeHub | None = None, **engine: Any
+    home: Path, models: Path, *, hub: FakeHub | None = None, machine: FakeMachine | None = None, **engine: Any
 ) -> AsyncIterator[EngineService]:
     settings = make_settings(home, models, **({"hub": True} if hub else {}), **engine)
     downloads: Any = hub or Downloads(home / "hub", settings.engine.hub_endpoint)
-    pool = Pool(settings, Catalogue(settings, downloads), downloads, worker_module=WORKER)
+    machine = machine or FakeMachine()
+    catalogue = Catalogue(settings, downloads, memory_bytes=machine.reading.total_bytes)
+    pool = Pool(settings, catalogue, downloads, worker_module=WORKER, probe=machine)
     await pool.open()
     app = create_app(pool, settings, key=KEY)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))

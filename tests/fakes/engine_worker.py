@@ -1,7 +1,8 @@
 """A worker process that speaks the real protocol and has no model: `python -m tests.fakes.engine_worker --fd N …`.
 
 What it does is decided by the last message of a request (`SAY…` below), and how it loads by `fake.json` in the model
-folder: `{"load_error": "…"}`, `{"exit_code": 3}`, `{"wait_for": "go"}` (a file in the folder), `{"capabilities": [...]}`.
+folder: `{"load_error": "…"}`, `{"exit_code": 3}`, `{"wait_for": "go"}` (a file in the folder), `{"capabilities": [...]}`,
+`{"memory_bytes": N}` (what it says that it holds).
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from engine.types import (
     Failed,
     Finished,
     GenerationRequest,
+    MemoryReport,
     TextDelta,
     TokenLogprob,
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Cancel, Events, LoadFailed, Ready, Shutdown, ToWorker
+from engine.workers.protocol import Assign, Cancel, Events, FreeMemory, LoadFailed, Ready, Shutdown, ToWorker
 
 SAY_FOREVER = "forever"
 """Tokens without end."""
@@ -49,7 +51,7 @@ SAY_REFUSE = "refuse"
 SAY_BREAK = "break"
 """Failed after two tokens."""
 SAY_STATUS = "status"
-"""One token: `live=N cancelled=M pid=P`, the requests beside this one."""
+"""One token: `live=N cancelled=M pid=P freed=F`: the requests beside this one, and how often it was asked to free memory."""
 SAY_NOTHING = "nothing"
 """Accepted, and then silence until cancelled."""
 DIMENSIONS = 8
@@ -60,7 +62,7 @@ class Worker:
         self._channel = channel
         self._mailbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
         self._live: dict[str, Iterator[Event | None]] = {}
-        self._cancelled = 0
+        self._cancelled = self._freed = 0
         self._fast = False
         threading.Thread(target=self._receive, daemon=True).start()
 
@@ -97,6 +99,8 @@ class Worker:
             case GenerationRequest():
                 self._fast |= message.messages[-1].parts[0].text == SAY_FAST
                 self._live[message.id] = self._say(message)
+            case FreeMemory():
+                self._freed += 1
             case EmbeddingRequest():
                 self._channel.send(_embed(message))
             case TranscriptionRequest():
@@ -109,7 +113,9 @@ class Worker:
         yield Accepted(request.id, 7)
         tokens = _answer(said)
         if said == SAY_STATUS:
-            tokens = iter([f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()}"])
+            tokens = iter(
+                [f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()} freed={self._freed}"]
+            )
         limit = request.max_tokens or 10**9
         count = 0
         for count, text in enumerate(tokens, 1):
@@ -157,14 +163,21 @@ def _transcribe(request: TranscriptionRequest) -> TranscriptionResult:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--path", type=Path)
+    parser.add_argument("--spare", action="store_true")
     arguments, _ = parser.parse_known_args()
+    channel: BlockingChannel[Any] = BlockingChannel.from_fd(arguments.fd, ToWorker | Assign)
+    if arguments.spare:
+        try:
+            assigned = channel.receive()
+        except ChannelClosed:
+            return 0
+        arguments, _ = parser.parse_known_args(["--fd", str(arguments.fd), *assigned.arguments])
     plan: dict[str, Any] = {}
     if (arguments.path / "fake.json").exists():
         plan = json.loads((arguments.path / "fake.json").read_text())
     with (arguments.path / "starts.log").open("a") as log:
         log.write(f"{os.getpid()}\n")
-    channel: BlockingChannel[ToWorker] = BlockingChannel.from_fd(arguments.fd, ToWorker)
     if "exit_code" in plan:
         return int(plan["exit_code"])
     if "load_error" in plan:
@@ -174,6 +187,8 @@ def main() -> int:
         time.sleep(0.005)
     worker = Worker(channel)
     channel.send(Ready(tuple(plan.get("capabilities", ["chat"])), 4096, 123, 1000))
+    if "memory_bytes" in plan:
+        channel.send(MemoryReport(footprint_bytes=plan["memory_bytes"]))
     try:
         worker.run()
     except ChannelClosed:

@@ -15,7 +15,7 @@ from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import chunks, records
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.runtime.loader import Loaded
-from engine.workers.protocol import Cancel
+from engine.workers.protocol import Cancel, FreeMemory
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, picture, words
 from tests.mlx.kv import LIMITS, KvDriver
@@ -267,6 +267,23 @@ def test_memory_stays_within_its_limit_and_what_is_pushed_out_is_found_on_ssd(
     driver.run([request("back", 1)])
     assert driver.note("back").tier == "ssd"
     assert driver.cached("back") >= 600
+    driver.end()
+
+
+def test_freed_memory_is_found_on_ssd_if_it_had_earned_its_place(model: Callable[..., Loaded], tmp_path: Path) -> None:
+    loaded = model("plain")
+    driver = KvDriver(loaded, tmp_path / "kv")
+    for i in range(2):  # the beginning is seen twice
+        driver.run([request(f"r{i}", i)])
+    assert driver.kv.report.memory_bytes > 0
+    driver.post(FreeMemory())
+    driver.tick()
+    assert driver.kv.report.memory_bytes == 0
+    while driver.kv._saving:
+        driver.tick()
+    answers = driver.run([request("again", 1)])
+    assert (driver.note("again").tier, driver.cached("again") >= 512) == ("ssd", True)
+    assert answers["again"] == plainly(loaded, None, [request("again", 1)])["again"]
     driver.end()
 
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.types import EmbeddingRequest, Failed, Finished, TextDelta
+from engine.types import EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
 from engine.worker.loop import Stop
 from engine.worker.runtime import memory
 from engine.worker.runtime.loader import Loaded, LoadError, load
@@ -161,6 +161,41 @@ def test_libraries_cannot_set_the_wired_limit() -> None:
     memory.configure()
     assert mx.set_wired_limit(1 << 20) == 0
     assert mx.set_wired_limit.__module__ == "engine.worker.runtime.memory"
+
+
+def test_a_wired_limit_is_set_once_within_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(mx, "set_wired_limit", asked.append)
+    monkeypatch.setattr(memory, "working_set_bytes", lambda: 5000)
+    memory.configure(9000)
+    assert asked == [5000]
+    assert mx.set_wired_limit(1) == 0, "and it is out of the libraries' hands"
+    assert asked == [5000]
+
+
+def test_a_system_that_refuses_a_wired_limit_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(limit: int) -> int:
+        raise ValueError("macOS 15 or later is needed")
+
+    monkeypatch.setattr(mx, "set_wired_limit", refuse)
+    memory.configure(9000)
+    assert mx.set_wired_limit(1) == 0
+
+
+def test_memory_is_reported_when_it_changes_notably(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[MemoryReport] = []
+    held = 100 << 20
+    monkeypatch.setattr(memory, "own_footprint_bytes", lambda: held)
+    reporter = memory.Reporter(sent.append)
+    reporter.report(now=True)
+    held += memory.NOTABLE_BYTES - 1
+    reporter.report(now=True)
+    assert [report.footprint_bytes for report in sent] == [100 << 20]
+    held += 1
+    reporter.report()
+    assert len(sent) == 1, "not twice within a second"
+    reporter.report(now=True)
+    assert sent[-1].footprint_bytes == held
 
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "cut weights", "no safetensors", "unknown type"])

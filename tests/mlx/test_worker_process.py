@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ import msgspec
 import pytest
 
 from duet.supervise import Child
-from engine.types import Accepted, Failed, Finished, TextDelta
-from engine.workers.protocol import Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
+from engine.pressure import resident_bytes
+from engine.types import Accepted, Failed, Finished, MemoryReport, TextDelta
+from engine.workers.protocol import Assign, Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
 from tests.mlx.conftest import ask, words
 
 
@@ -28,11 +30,18 @@ async def worker(folder: Path, *arguments: str) -> AsyncIterator[Child[Any]]:
         await child.stop()
 
 
+async def said(child: Child[Any]) -> Any:
+    """The next message that is no report on memory."""
+    while isinstance(message := await child.channel.receive(), MemoryReport):
+        continue
+    return message
+
+
 async def events_of(child: Child[Any], request_id: str) -> list[Any]:
     """Events of one request until it ends."""
     found: list[Any] = []
     while not (found and isinstance(found[-1], Finished | Failed)):
-        message = await child.channel.receive()
+        message = await said(child)
         assert isinstance(message, Events)
         found += [event for event in message.events if event.id == request_id]
     return found
@@ -62,6 +71,35 @@ async def test_shutdown_ends_a_busy_worker_cleanly(checkpoint: Callable[..., Pat
         assert await asyncio.wait_for(child.wait(), 10) == 0
 
 
+async def test_a_worker_says_what_it_holds_once_it_is_loaded(checkpoint: Callable[..., Path]) -> None:
+    async with worker(checkpoint("plain")) as child:
+        assert isinstance(await child.channel.receive(), Ready)
+        report = await child.channel.receive()
+        assert isinstance(report, MemoryReport)
+        weights = (checkpoint("plain") / "model.safetensors").stat().st_size
+        assert report.active_bytes >= weights * 0.9
+        assert report.held_bytes >= report.footprint_bytes > weights
+        if sys.platform == "linux":
+            assert abs(report.footprint_bytes - resident_bytes(child.pid)) < 64 << 20
+
+
+async def test_a_spare_becomes_the_worker_that_it_is_assigned_to_be(checkpoint: Callable[..., Path]) -> None:
+    child: Child[Any] = await Child.start("engine.worker", ("--spare",), FromWorker, name="spare")
+    try:
+        await child.channel.send(Assign(("--path", str(checkpoint("plain")), "--model", "tiny")))
+        assert isinstance(await child.channel.receive(), Ready)
+        await child.channel.send(ask("a", "hello", tokens=5))
+        assert [type(event) for event in await events_of(child, "a")] == [Accepted, *[TextDelta] * 5, Finished]
+    finally:
+        assert await child.stop() == 0
+
+
+async def test_a_spare_ends_with_its_gateway() -> None:
+    child: Child[Any] = await Child.start("engine.worker", ("--spare",), FromWorker, name="spare")
+    await child.channel.close()
+    assert await asyncio.wait_for(child.wait(), 60) == 0
+
+
 @pytest.mark.parametrize("content", ["no folder", "no weights"])
 async def test_a_worker_that_cannot_load_says_why_and_ends(tmp_path: Path, content: str) -> None:
     if content == "no weights":
@@ -84,7 +122,7 @@ async def test_a_message_that_cannot_be_read_fails_live_requests_and_ends_the_wo
         await child.channel.receive()
         await child.channel.send(ask("live", words(20, 1), tokens=4000))
         while True:
-            message = await child.channel.receive()
+            message = await said(child)
             if any(isinstance(event, Accepted) for event in message.events):
                 break
         await child.channel.send(Unknown())

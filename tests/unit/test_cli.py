@@ -15,6 +15,7 @@ from duet.settings import load_settings
 
 COMMANDS = (
     ("up",), ("status",), ("key",), ("config",), ("transcribe",), ("meeting",), ("service", "install"), ("service", "uninstall"),
+    ("models", "list"), ("models", "load"), ("models", "unload"), ("models", "pin"), ("models", "unpin"),
 )  # fmt: skip
 
 

@@ -47,6 +47,11 @@ def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
         ("DUET_ENGINE__PORT", "65536", "engine.port"),
         ("DUET_ENGINE__MAX_ROWS", "0", "engine.max_rows"),
         ("DUET_ENGINE__IDLE_UNLOAD_SECONDS", "-1", "engine.idle_unload_seconds"),
+        ("DUET_ENGINE__TTL_SECONDS", "soon", "engine.ttl_seconds"),
+        ("DUET_ENGINE__TTL_SECONDS", '{"a": -1}', "engine.ttl_seconds.a"),
+        ("DUET_ENGINE__WIRED_LIMIT", "some", "engine.wired_limit"),
+        ("DUET_ENGINE__WIRED_LIMIT", "0", "engine.wired_limit"),
+        ("DUET_ENGINE__PRESET", "8gb", "engine.preset"),
         ("DUET_LOG_LEVEL", "loud", "log_level"),
         ("DUET_EMBEDDED", "perhaps", "embedded"),
         ("DUET_ENGINE", "x", "engine"),
@@ -94,6 +99,19 @@ def test_folders_are_separated_as_path_is_and_made_absolute(monkeypatch: pytest.
     settings = load_settings(environ)
     assert settings.engine.model_dirs == (Path("/home/me/models"),)
     assert settings.router.sensevoice_dir == Path("/home/me/sv")
+
+
+def test_pool_settings_survive_the_way_to_a_child_and_into_a_file(tmp_path: Path) -> None:
+    text = '[engine]\nresident = []\nwired_limit = 1000\npreset = "32gb"\n[engine.ttl_seconds]\n"owner/a b.c" = 0\nd = 1.5\n'
+    settings = load_settings(written(tmp_path, text))
+    assert settings.engine.ttl_seconds == {"owner/a b.c": 0, "d": 1.5}
+    assert settings.engine.resident == ()
+    environment = to_environment(settings)
+    (tmp_path / "config.toml").unlink()
+    assert load_settings(environment) == settings
+    assert load_settings(written(tmp_path, "\n".join(lines(settings)))) == settings
+    environ = {"DUET_HOME": str(tmp_path / "new"), "DUET_ENGINE__RESIDENT": "asr, owner/name"}
+    assert load_settings(environ).engine.resident == ("asr", "owner/name")
 
 
 def test_the_environment_for_a_child_means_the_same_settings(tmp_path: Path) -> None:

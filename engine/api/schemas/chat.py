@@ -12,7 +12,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StrictInt,
@@ -21,6 +20,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.types import StrictFloat
+
+from engine.api.schemas.base import Lenient
+from engine.api.schemas.structure import Choices, ResponseFormat, Schema, StructuredOutputs
 
 MAX_STOPS = 16
 MAX_TOKENS = 1_000_000_000
@@ -43,13 +45,7 @@ Text = Annotated[StrictStr, AfterValidator(_encodable)]
 Refused = Annotated[Any, Field(description="Not supported yet: a request that needs it is refused.")]
 
 
-class _Lenient(BaseModel):
-    """Unknown fields are kept, to be reported."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class ImageUrl(_Lenient):
+class ImageUrl(Lenient):
     url: StrictStr
     detail: Literal["auto", "low", "high"] | None = None
 
@@ -58,7 +54,7 @@ def _image_object(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value  # some clients send the bare address
 
 
-class ContentPart(_Lenient):
+class ContentPart(Lenient):
     """One piece of a message: the field named by `type` is set."""
 
     type: Literal["text", "image_url"]
@@ -86,7 +82,7 @@ def _parts(value: Any) -> Any:
     return [] if value is None else value
 
 
-class ChatMessage(_Lenient):
+class ChatMessage(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[ContentPart] | None, BeforeValidator(_parts)] = None
     name: Text | None = None
@@ -107,19 +103,15 @@ class ChatMessage(_Lenient):
         return self
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     include_usage: StrictBool = False
-
-
-class ResponseFormat(_Lenient):
-    type: Literal["text", "json_object", "json_schema"]
 
 
 def _strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class ChatCompletionRequest(_Lenient):
+class ChatCompletionRequest(Lenient):
     model: StrictStr = Field(min_length=1, max_length=512)
     messages: list[ChatMessage] = Field(min_length=1)
     stream: StrictBool | None = False
@@ -143,12 +135,18 @@ class ChatCompletionRequest(_Lenient):
     store: StrictBool | None = None
     """False: nothing of this request is kept for later ones, no KV of its prompt either."""
     chat_template_kwargs: dict[str, Any] | None = None
+    # The answer's form: one of these.
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: StrictStr | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: StrictStr | None = None
     # Known, and refused until they can be done.
     tools: Refused = None
     tool_choice: Refused = None
     functions: Refused = None
     function_call: Refused = None
-    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     audio: Refused = None
     prediction: Refused = None
@@ -186,13 +184,6 @@ class ChatCompletionRequest(_Lenient):
         # Without tools "auto" asks for nothing.
         if value not in (None, "none", "auto"):
             raise ValueError("is not supported yet")
-        return value
-
-    @field_validator("response_format")
-    @classmethod
-    def _only_text(cls, value: ResponseFormat | None) -> ResponseFormat | None:
-        if value is not None and value.type != "text":
-            raise ValueError(f"{value.type} is not supported yet")
         return value
 
     @field_validator("modalities")
@@ -240,4 +231,8 @@ def _holders(body: ChatCompletionRequest) -> list[tuple[BaseModel, str]]:
         found.append((body.stream_options, "stream_options"))
     if body.response_format is not None:
         found.append((body.response_format, "response_format"))
+        if body.response_format.json_schema is not None:
+            found.append((body.response_format.json_schema, "response_format.json_schema"))
+    if body.structured_outputs is not None:
+        found.append((body.structured_outputs, "structured_outputs"))
     return found

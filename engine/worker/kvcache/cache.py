@@ -400,6 +400,11 @@ class PrefixCache:
                 time.sleep(0.002)
         return self._io.close(max(0.1, until - time.monotonic())) and not waiting
 
+    @_harmless(None)
+    def free_memory(self) -> None:
+        """Drop what no request uses just now; what earned its place on SSD is written first, within bounds."""
+        self._spill(self._memory.shrink(0))
+
     def clear(self) -> None:
         """Forget everything, in memory now and on SSD when `Cleared` comes."""
         self._epoch += 1  # what is being read, pinned or computed now belongs to before

@@ -55,9 +55,17 @@ class TokenText:
         return TokenLogprob(data.decode(errors="replace"), data, value)
 
 
+class OpenThought(Protocol):
+    """What comes before the answer and is not shown: see `engine.worker.prompts.reasoning`."""
+
+    open: bool
+
+    def take(self, token: int) -> None: ...
+
+
 class Output:
     """The answer of one request so far. `max_tokens` counts tokens before an end-of-sequence token; `cached_tokens` of the
-    prompt were not computed."""
+    prompt were not computed. A `thought` that the prompt has opened is counted and not shown."""
 
     def __init__(
         self,
@@ -69,10 +77,11 @@ class Output:
         eos_ids: frozenset[int],
         prompt_tokens: int,
         max_tokens: int,
+        thought: OpenThought | None = None,
     ) -> None:
         self._id, self._text, self._tokens = request_id, text, tokens
         self._stops, self._eos_ids = StopMatcher(stops), eos_ids
-        self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
+        self._prompt_tokens, self._max_tokens, self._thought = prompt_tokens, max_tokens, thought
         self.cached_tokens = 0
         self._completion_tokens = 0
 
@@ -83,6 +92,9 @@ class Output:
         self._completion_tokens += 1
         if token in self._eos_ids:
             return None, self._finished("stop", self._stops.flush())
+        if self._thought is not None and self._thought.open:
+            self._thought.take(token)
+            return None, self._finished("length", "") if self._completion_tokens >= self._max_tokens else None
         shown, stopped = self._stops.feed(self._text.step(token) or "")
         delta = TextDelta(
             self._id,

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from engine.types import SamplingParams
+from engine.worker.prompts.structured import Constraint
 from engine.worker.runtime.families.vision import VisionInputs
 from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
 
@@ -28,6 +29,7 @@ class Row:
     sampling: SamplingParams
     cache: list[Any] | None = None
     vision: VisionInputs | None = None
+    constraint: Constraint | None = field(default=None, repr=False)
     seed: int = 0
     issued: int = 0
     prefilled: int = 0
@@ -156,7 +158,7 @@ class Batch:
     def step(self) -> tuple[list[Drawn], dict[str, Exception]]:
         """Launch one decode step of all rows and return the tokens of the step before.
 
-        A row whose penalties fail is reported in the second value and does not harm the others.
+        A row whose penalties or constraint fail is reported in the second value and does not harm the others.
         """
         self._admit()
         logits = self._forward() if self.rows else None
@@ -165,7 +167,7 @@ class Batch:
         return drawn, failed
 
     def read(self) -> list[Drawn]:
-        """Wait for the tokens that are being computed, and tell each row's penalties."""
+        """Wait for the tokens that are being computed, and tell each row's penalties and constraint."""
         pending, self._pending = self._pending, None
         if pending is None:
             return []
@@ -180,6 +182,8 @@ class Batch:
             row.said.append(tokens[i])
             if row.penalties is not None:
                 row.penalties.observe(tokens[i])
+            if row.constraint is not None:
+                row.constraint.observe(tokens[i])
             wants = row.sampling.logprobs
             best = tuple(zip(top_ids[i], top_values[i], strict=True)) if wants and top_ids is not None else ()
             logprob = logprobs[i] if wants else None
@@ -197,7 +201,7 @@ class Batch:
         return logits
 
     def _sample(self, raw: Any) -> dict[str, Exception]:
-        logits, failed = self._penalised(raw)
+        logits, failed = self._adjusted(raw)
         if self._columns is None:
             self._columns = Columns([row.sampling for row in self.rows], [row.seed for row in self.rows])
         self._last = self._columns.sample(logits, [row.issued for row in self.rows])
@@ -211,18 +215,22 @@ class Batch:
         self._pending = _Pending(tuple(self.rows), self._last, *logprobs)
         return failed
 
-    def _penalised(self, logits: Any) -> tuple[Any, dict[str, Exception]]:
+    def _adjusted(self, logits: Any) -> tuple[Any, dict[str, Exception]]:
+        """Logits [B, V] with each row's penalties and then its constraint, which has the last word; and rows that failed."""
         failed: dict[str, Exception] = {}
-        if not any(row.penalties for row in self.rows):
+        if not any(row.penalties or row.constraint for row in self.rows):
             return logits, failed
         parts = []
         for i, row in enumerate(self.rows):
-            part = logits[i : i + 1]
+            part = logits[i : i + 1].astype(mx.float32)
             try:
-                parts.append(row.penalties.apply(part) if row.penalties else part.astype(mx.float32))
+                adjusted = part if row.penalties is None else row.penalties.apply(part)
+                if row.constraint is not None:
+                    adjusted = adjusted + mx.array(row.constraint.addends(logits.shape[-1]))
             except Exception as error:  # noqa: BLE001 - handed to the caller, who ends this row with it
                 failed[row.id] = error
-                parts.append(part.astype(mx.float32))
+                adjusted = part
+            parts.append(adjusted)
         return mx.concatenate(parts), failed
 
     def _extract(self, i: int) -> list[Any]:

@@ -38,6 +38,11 @@ class Loaded:
     image_token_id: int | None
 
 
+def import_libraries() -> None:
+    """Import now what loading a chat model imports, which takes about a second."""
+    import mlx_vlm.utils  # noqa: F401
+
+
 def load(path: Path, role: str) -> Loaded:
     """Load `path` as `role`: "chat" (text and vision), "embedding" or "asr". Raises `LoadError`."""
     config = _read_json(path / "config.json")

@@ -11,6 +11,8 @@ from duet.errors import InvalidRequest
 from engine.kvstore.index import Media
 from engine.types import GenerationRequest
 from engine.worker.prompts.output import Detokeniser, Output, TokenText
+from engine.worker.prompts.reasoning import Thought, opens_thought
+from engine.worker.prompts.structured import Form
 from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
 from engine.worker.runtime.families.vision import open_image, prepare
@@ -31,8 +33,11 @@ class Prepared:
     """Its tokens and their places in the text (`tokenizers.Encoding`), images not expanded."""
 
 
-def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationRequest) -> Prepared:
-    """Raises `InvalidRequest` for what only the model can judge: images, context, token ids."""
+def prepare_generation(
+    loaded: Loaded, tokens: TokenText, request: GenerationRequest, form: Form | None = None
+) -> Prepared:
+    """Raises `InvalidRequest` for what only the model can judge: images, context, token ids, and the answer's `form`, which
+    belongs to the request's structure."""
     if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
         raise InvalidRequest(f"token {outside[0]} is not in the vocabulary of {loaded.vocabulary}", param="logit_bias")
     text = render(loaded, request)
@@ -46,6 +51,11 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
     if not prompt:
         raise InvalidRequest("the prompt is empty", param="messages")
     max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
+    constraint, thinks = None, False
+    if form is not None and request.structure is not None:
+        # The form is that of the answer, so it begins behind a thought, and the thought is not shown.
+        thinks = opens_thought(text)
+        constraint = form.constraint(request.structure.param, Thought(tokens) if thinks else None)
     return Prepared(
         ScheduledSequence(
             request.id,
@@ -54,7 +64,7 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
             whole=vision is not None and vision.whole is not None,
             preemptible=vision is None,
         ),
-        Row(request.id, prompt, request.sampling, vision=vision),
+        Row(request.id, prompt, request.sampling, vision=vision, constraint=constraint),
         Output(
             request.id,
             text=Detokeniser(loaded.tokenizer),
@@ -63,6 +73,7 @@ def prepare_generation(loaded: Loaded, tokens: TokenText, request: GenerationReq
             eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
+            thought=Thought(tokens) if thinks else None,
         ),
         text,
         encoded,

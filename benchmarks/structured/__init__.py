@@ -1,0 +1,1 @@
+"""Answers of a given form: do they keep to it, and what does that cost."""

@@ -1,0 +1,252 @@
+"""Random schemas and expressions at temperature 2, in batches beside free rows: `make bench-structured`.
+
+    python -m benchmarks.structured [--schemas 1000] [--expressions 300] [--model FOLDER] [--json FILE]
+
+Each answer that ends by itself is checked by `jsonschema` or `re`. The model has random weights, so nothing but the form keeps
+its answers in shape, and its logits have ids that its tokenizer lacks. The cost of a form is that of a batch whose rows all
+have one against the same number of free rows, in turn in this process; the mask alone is also measured at 152k tokens. It
+ends with status 1 when an answer is not of its form or does not end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import queue
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+
+from benchmarks.kv.checkpoints import checkpoint
+from benchmarks.structured.forms import random_expressions, random_schemas
+from engine.types import Failed, Finished, GenerationRequest, Message, Part, SamplingParams, Structure, TextDelta
+from engine.worker.loop import Loop
+from engine.worker.prompts.structured import Mask, compiled, wrapped_tokenizer
+from engine.worker.runtime.loader import Loaded, load
+from engine.workers.protocol import Events
+
+ROWS, FREE_ROWS = 12, 4
+MOST_TOKENS = 1000
+END_BIAS = 18.0
+"""Added to the end's logit: of all tokens that may follow an unbounded repetition it is one."""
+TIMED_TOKENS, ROUNDS = 120, 5
+LARGE_VOCABULARY = 151_936
+NUMBERS: Final = {"type": "array", "items": {"enum": list(range(10))}, "minItems": 300, "maxItems": 300}
+"""An answer longer than what is timed."""
+
+
+@dataclass
+class Said:
+    """What came of one request."""
+
+    text: str = ""
+    tokens: int = 0
+    reason: str = ""
+    refused: str = ""
+
+
+@dataclass
+class Recorder:
+    """The sending side of a channel that keeps answers."""
+
+    answers: dict[str, Said] = field(default_factory=dict)
+
+    def send(self, message: Any) -> None:
+        for event in message.events if isinstance(message, Events) else ():
+            said = self.answers.setdefault(event.id, Said())
+            match event:
+                case TextDelta():
+                    said.text += event.text
+                    said.tokens += 1
+                case Finished():
+                    said.text += event.text
+                    said.reason = event.reason
+                case Failed():
+                    said.reason, said.refused = "failed", event.message
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--expressions", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--model", type=Path, help="a chat model's folder; by default a random checkpoint is made")
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks/results/structured.json"), help="write to this file"
+    )
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    loaded = load(arguments.model or checkpoint("nano"), "chat")
+    schemas = random_schemas(arguments.schemas, arguments.seed)
+    expressions = random_expressions(arguments.expressions, arguments.seed)
+    forms = [Structure("json_schema", json.dumps(schema), "response_format") for schema in schemas]
+    forms += [Structure("regex", expression, "guided_regex") for expression in expressions]
+    milliseconds = compile_milliseconds(loaded, forms)
+    answers = [*answered(loaded, forms)]
+    found: dict[str, Any] = {
+        "schemas": judged(schemas, answers[: len(schemas)], follows_schema),
+        "expressions": judged(expressions, answers[len(schemas) :], matches),
+        "compile_milliseconds": {
+            "schemas": quantiles(milliseconds[: len(schemas)]),
+            "expressions": quantiles(milliseconds[len(schemas) :]),
+        },
+        "step_milliseconds": {f"{rows} rows": step_milliseconds(loaded, rows) for rows in (1, 8)},
+        "mask_milliseconds_at_152k": mask_milliseconds(),
+    }
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    machine = {"machine": platform.machine(), "system": platform.system(), "device": str(mx.default_device())}
+    settings = {"seed": arguments.seed, "rows": ROWS, "free_rows": FREE_ROWS, "temperature": 2.0, **machine}
+    record = {"settings": settings, "run_seconds": round(time.monotonic() - begun), **found}
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    bad = [name for name in ("schemas", "expressions") if found[name]["wrong"] or found[name]["cut"]]
+    return 1 if bad else 0
+
+
+# Answers ----------------------------------------------------------------------------------------------------------------
+
+
+def request(
+    name: str, loaded: Loaded, structure: Structure | None, *, seed: int, tokens: int = MOST_TOKENS
+) -> GenerationRequest:
+    bias = {} if structure is None else dict.fromkeys(loaded.eos_ids, END_BIAS)
+    return GenerationRequest(
+        id=name,
+        model="m",
+        messages=(Message("user", (Part("text", text=f"say something, number {seed}"),)),),
+        sampling=SamplingParams(temperature=2.0, seed=seed, logit_bias=bias),
+        max_tokens=tokens,
+        structure=structure,
+    )
+
+
+def answered(loaded: Loaded, forms: Sequence[Structure]) -> Iterator[Said]:
+    """Answers to all forms in order, `ROWS` at a time; as one ends the next joins, beside free rows without end."""
+    recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
+    channel: Any = recorder
+    loop = Loop(loaded, channel, mailbox, max_rows=ROWS + FREE_ROWS, chunk_tokens=4096)
+    sent = free = over = 0
+    while over < len(forms):
+        said = recorder.answers
+        over = sum(bool(said[str(i)].reason) for i in range(sent) if str(i) in said)
+        while sent < len(forms) and sent - over < ROWS:
+            mailbox.put(request(str(sent), loaded, forms[sent], seed=sent))
+            sent += 1
+        while sum(not (name in said and said[name].reason) for name in (f"free{i}" for i in range(free))) < FREE_ROWS:
+            mailbox.put(request(f"free{free}", loaded, None, seed=free, tokens=500))
+            free += 1
+        loop.tick()
+    for i in range(len(forms)):
+        yield recorder.answers[str(i)]
+
+
+def judged(forms: Sequence[Any], answers: Sequence[Said], is_right: Any) -> dict[str, Any]:
+    """Counts, and all that is wrong in full."""
+    refused = Counter(said.refused for said in answers if said.refused)
+    cut = [form for form, said in zip(forms, answers, strict=True) if said.reason == "length"]
+    ended = [(form, said) for form, said in zip(forms, answers, strict=True) if said.reason == "stop"]
+    wrong = [{"form": form, "answer": said.text} for form, said in ended if not is_right(form, said.text)]
+    return {
+        "asked": len(forms),
+        "refused": sum(refused.values()),
+        "accepted": len(forms) - sum(refused.values()),
+        "right": len(ended) - len(wrong),
+        "wrong": wrong,
+        "cut": cut,
+        "reasons": dict(refused.most_common(10)),
+        "tokens_an_answer": round(statistics.mean([said.tokens for said in answers] or [0]), 1),
+        "different_answers": len({said.text for _, said in ended}),
+    }
+
+
+def follows_schema(schema: Any, text: str) -> bool:
+    import jsonschema
+
+    checker = jsonschema.FormatChecker(("date", "uuid", "ipv4", "ipv6"))
+    try:
+        jsonschema.Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+    except (ValueError, jsonschema.ValidationError):
+        return False
+    return True
+
+
+def matches(expression: str, text: str) -> bool:
+    return re.fullmatch(expression, text) is not None
+
+
+# Times ------------------------------------------------------------------------------------------------------------------
+
+
+def compile_milliseconds(loaded: Loaded, forms: Sequence[Structure]) -> list[float]:
+    tokenizer, found = wrapped_tokenizer(loaded), []
+    for form in forms:
+        begun = time.perf_counter()
+        compiled(tokenizer, form)
+        found.append((time.perf_counter() - begun) * 1000)
+    return found
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    shown = {"p50": np.quantile(values, 0.5), "p99": np.quantile(values, 0.99), "most": max(values)}
+    return {name: round(float(value), 2) for name, value in shown.items()}
+
+
+def step_milliseconds(loaded: Loaded, rows: int) -> dict[str, float]:
+    """One decode step of `rows` rows, free and bound, each the median of paired runs; and what a bound token costs more."""
+    form = Structure("json_schema", json.dumps(NUMBERS), "response_format")
+    seconds_a_step(loaded, rows, form)  # warm-up
+    pairs = [(seconds_a_step(loaded, rows, None), seconds_a_step(loaded, rows, form)) for _ in range(ROUNDS)]
+    free, bound = (statistics.median(column) * 1000 for column in zip(*pairs, strict=True))
+    more = statistics.median((second - first) * 1000 / rows for first, second in pairs)
+    return {"free": round(free, 3), "bound": round(bound, 3), "more_a_token": round(more, 3)}
+
+
+def seconds_a_step(loaded: Loaded, rows: int, structure: Structure | None) -> float:
+    recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
+    channel: Any = recorder
+    loop = Loop(loaded, channel, mailbox, max_rows=rows, chunk_tokens=4096)
+    for i in range(rows):
+        mailbox.put(request(str(i), loaded, structure, seed=i, tokens=TIMED_TOKENS + 50))
+    while len(recorder.answers) < rows or min(said.tokens for said in recorder.answers.values()) < 5:
+        loop.tick()
+    begun = time.perf_counter()
+    for _ in range(TIMED_TOKENS):
+        loop.tick()
+    return (time.perf_counter() - begun) / TIMED_TOKENS
+
+
+def mask_milliseconds() -> float:
+    """From the bits of one row to its masked logits, at a large vocabulary, the median of many."""
+    mask, bits = Mask(LARGE_VOCABULARY), _Bits()
+    logits = mx.random.normal((1, LARGE_VOCABULARY))
+    mx.eval(logits)
+    matcher: Any = bits
+    found = []
+    for _ in range(50):
+        begun = time.perf_counter()
+        mx.eval(logits + mx.array(mask.of(matcher, LARGE_VOCABULARY)))
+        found.append((time.perf_counter() - begun) * 1000)
+    return round(statistics.median(found), 3)
+
+
+class _Bits:
+    """A matcher that leaves the bits as they are."""
+
+    def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Every request measured: what Prometheus counts, and one log line without a word of its text.
+
+`Metered` stands before the backend, so every dialect is measured alike. Names and labels are vLLM's where vLLM has them
+(https://docs.vllm.ai/en/latest/usage/metrics.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from duet.errors import DuetError, Internal
+from duet.logs import request_id
+from duet.wire import Usage
+from engine.types import (
+    Accepted,
+    Backend,
+    CacheNote,
+    EmbeddingRequest,
+    EmbeddingResult,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    KvStatus,
+    ModelInfo,
+    Placement,
+    PoolStatus,
+    Request,
+    TextDelta,
+    TranscriptionRequest,
+    TranscriptionResult,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REGISTRY = CollectorRegistry()
+CANCELLED: Final = "abort"
+"""vLLM's word for a request whose client has left."""
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_TOKEN_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
+_MODEL = ["model_name"]
+
+_FIRST_TOKEN = Histogram(
+    "vllm:time_to_first_token_seconds", "From the request to its first token, a load included", _MODEL,
+    registry=REGISTRY, buckets=_SECONDS,
+)  # fmt: skip
+_BETWEEN_TOKENS = Histogram(
+    "vllm:inter_token_latency_seconds",
+    "Between two tokens of an answer",
+    _MODEL,
+    registry=REGISTRY,
+    buckets=_TOKEN_SECONDS,
+)
+_WHOLE = Histogram(
+    "vllm:e2e_request_latency_seconds", "From the request to its end", _MODEL, registry=REGISTRY, buckets=_SECONDS
+)
+_PROMPT_TOKENS = Counter("vllm:prompt_tokens", "Prompt tokens of answered requests", _MODEL, registry=REGISTRY)
+_GENERATED = Counter("vllm:generation_tokens", "Generated tokens", _MODEL, registry=REGISTRY)
+_SUCCESS = Counter(
+    "vllm:request_success", "Answered generations, by how they ended", [*_MODEL, "finished_reason"], registry=REGISTRY
+)
+_REQUESTS = Counter(
+    "duet_requests", "Requests, by outcome: ok, stop, length, abort or the error's code", ["model", "kind", "outcome"],
+    registry=REGISTRY,
+)  # fmt: skip
+_CACHED_TOKENS = Counter(
+    "duet_cached_tokens", "Prompt tokens that were restored, by tier (ram, ssd)", ["model", "tier"], registry=REGISTRY
+)
+_LOOKUPS = Counter(
+    "duet_kv_lookups",
+    "Prompts looked up in the KV cache, by why no more was found",
+    ["model", "miss"],
+    registry=REGISTRY,
+)
+
+
+class _Meter:
+    """One request from its beginning to its end, whichever it is."""
+
+    def __init__(self, request: Request, kind: str) -> None:
+        self._request, self._kind = request, kind
+        self._began = self._last = time.perf_counter()
+        self._between = _BETWEEN_TOKENS.labels(request.model)
+        self._first_seconds: float | None = None
+        self._tokens = 0
+        self._usage = Usage()
+        self._cache = CacheNote()
+        self.outcome = "ok"
+
+    def note(self, event: Event) -> None:
+        now = time.perf_counter()
+        match event:
+            case TextDelta():
+                self._tokens += 1
+                if self._first_seconds is None:
+                    self._first_seconds = now - self._began
+                    _FIRST_TOKEN.labels(self._request.model).observe(self._first_seconds)
+                else:
+                    self._between.observe(now - self._last)
+                self._last = now
+            case Accepted():
+                self._cache = event.cache
+                self._usage = Usage(event.prompt_tokens, 0, 0)
+            case Finished():
+                self._usage, self.outcome = event.usage, event.reason
+            case Failed():
+                self.outcome = event.code
+
+    def end(self) -> None:
+        """Count it, and say it in one line."""
+        model, seconds = self._request.model, time.perf_counter() - self._began
+        _WHOLE.labels(model).observe(seconds)
+        _REQUESTS.labels(model, self._kind, self.outcome).inc()
+        extra: dict[str, object] = {
+            "action": "answered",
+            "request_id": request_id.get(),
+            "id": self._request.id,
+            "kind": self._kind,
+            "model": model,
+            "outcome": self.outcome,
+            "milliseconds": round(1000 * seconds),
+        }
+        if self._kind == "generate":
+            extra |= self._generation(model)
+        logger.info("request", extra=extra)
+
+    def _generation(self, model: str) -> dict[str, object]:
+        usage, completed = self._usage, self.outcome in ("stop", "length")
+        generated = usage.completion_tokens if completed else self._tokens
+        _GENERATED.labels(model).inc(generated)
+        if completed or self.outcome == CANCELLED:
+            _SUCCESS.labels(model, self.outcome).inc()
+        if completed:
+            _PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
+            _LOOKUPS.labels(model, self._cache.reason.partition("(")[0] or "none").inc()
+            if usage.cached_tokens:
+                _CACHED_TOKENS.labels(model, self._cache.tier or "ram").inc(usage.cached_tokens)
+        first = None if self._first_seconds is None else round(1000 * self._first_seconds)
+        return {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": generated,
+            "cached_tokens": usage.cached_tokens,
+            "first_token_milliseconds": first,
+        }
+
+
+class Metered:
+    """A `Backend` that measures another one's requests and passes everything else on."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        meter = _Meter(request, "generate")
+        meter.outcome = CANCELLED  # unless something else ends it
+        events = self._backend.generate(request)
+        try:
+            async for event in events:
+                meter.note(event)
+                yield event
+        except DuetError as error:
+            meter.outcome = error.code
+            raise
+        except Exception:
+            meter.outcome = Internal.code
+            raise
+        finally:
+            meter.end()
+            await events.aclose()  # type: ignore[attr-defined]
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        return await _measured(_Meter(request, "embed"), self._backend.embed(request))
+
+    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
+        return await _measured(_Meter(request, "transcribe"), self._backend.transcribe(request))
+
+    def models(self) -> list[ModelInfo]:
+        return self._backend.models()
+
+    def resolve(self, name: str) -> ModelInfo:
+        return self._backend.resolve(name)
+
+    def progress(self, model: str) -> str:
+        return self._backend.progress(model)
+
+    async def kv(self, *, directories: bool = True) -> KvStatus:
+        return await self._backend.kv(directories=directories)
+
+    async def clear_kv(self, model: str | None) -> int:
+        return await self._backend.clear_kv(model)
+
+    def pool(self) -> PoolStatus:
+        return self._backend.pool()
+
+    def placement(self, name: str) -> Placement:
+        return self._backend.placement(name)
+
+    async def load(self, name: str) -> Placement:
+        return await self._backend.load(name)
+
+    async def unload(self, name: str, *, force: bool = False) -> Placement:
+        return await self._backend.unload(name, force=force)
+
+    def pin(self, name: str, pinned: bool) -> Placement:
+        return self._backend.pin(name, pinned)
+
+
+async def _measured(meter: _Meter, work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except DuetError as error:
+        meter.outcome = error.code
+        raise
+    except asyncio.CancelledError:
+        meter.outcome = CANCELLED
+        raise
+    except Exception:
+        meter.outcome = Internal.code
+        raise
+    finally:
+        meter.end()

@@ -1,0 +1,40 @@
+"""A model that is not here yet: fetched from the hub, with progress for who waits and in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from duet.errors import ModelNotFound
+from engine.cards import Card, classify, weights_size
+from engine.downloads import Downloads
+from engine.pool.slot import Slot
+
+logger = logging.getLogger(__name__)
+
+
+async def fetch(card: Card, downloads: Downloads, slot: Slot, *, allowed: bool) -> Card:
+    """The card with its folder, and with what the folder turns out to hold. Raises `ModelNotFound` unless it is `allowed`."""
+    if card.repo is None or not allowed:
+        raise ModelNotFound(f"{card.id} is not on this machine and downloads are off (engine.hub)", param="model")
+    slot.state, slot.progress = "downloading", f"downloading {card.repo}"
+    path = await downloads.fetch(card.repo, card.revision, on_progress=_reporter(card.repo, slot))
+    return replace(card, path=path, roles=classify(path), bytes_on_disk=weights_size(path))
+
+
+def _reporter(repo: str, slot: Slot) -> Callable[[int, int], None]:
+    """Progress for the waiting stream, and a log line every tenth."""
+    logged = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal logged
+        percent = 100 * done // max(total, 1)
+        slot.progress = f"downloading {repo}: {percent}% of {total / 1e9:.2f} GB"
+        if percent // 10 > logged:
+            logged = percent // 10
+            logger.info(
+                "downloading", extra={"action": "downloading", "repo": repo, "percent": percent, "bytes": total}
+            )
+
+    return report

@@ -1,0 +1,106 @@
+"""Starting worker processes: what each may do with KV, how much Metal keeps wired for it, and the spare that makes it quick."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+from duet.settings import Settings
+from engine.cards import Card
+from engine.kvstore.fingerprint import fingerprint
+from engine.kvstore.leases import FOLDER, Caps, Lease, Leases
+from engine.workers.handle import WorkerHandle
+from engine.workers.spare import Spare
+
+logger = logging.getLogger(__name__)
+
+
+class Launcher:
+    """Owned by the pool. Owns the leases and the spare."""
+
+    def __init__(self, settings: Settings, module: str) -> None:
+        self._settings, self._module = settings, module
+        self.leases = _leases(settings)
+        self.spare = Spare(module, log_level=settings.log_level)
+
+    @property
+    def kv_memory_bytes(self) -> int:
+        """What a chat model may keep of KV in memory."""
+        return _kv_memory_bytes(self._settings)
+
+    async def start(self, card: Card, path: Path, kv_memory_bytes: int) -> WorkerHandle:
+        """A worker with the card's model loaded from `path`. Raises `Unavailable`."""
+        role = card.worker_role
+        lease = await asyncio.to_thread(self._lease, path, kv_memory_bytes) if role == "chat" else None
+        engine = self._settings.engine
+        try:
+            return await WorkerHandle.start(
+                self._module,
+                model=card.id,
+                path=path,
+                role=role,
+                max_rows=engine.max_rows,
+                chunk_tokens=engine.prefill_chunk_tokens,
+                log_level=self._settings.log_level,
+                timeout_seconds=engine.load_timeout_seconds,
+                lease=lease,
+                kv_bits=card.kv_bits,
+                wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
+                spare=self.spare.take(),
+            )
+        except BaseException:
+            self._give_back(lease)
+            raise
+
+    async def stop(self, worker: WorkerHandle) -> None:
+        """End a worker in order and take its lease back."""
+        try:
+            await worker.stop()
+        finally:
+            self.note_death(worker)
+
+    def note_death(self, worker: WorkerHandle) -> None:
+        """Take the lease of a worker that has ended back."""
+        self._give_back(worker.lease)
+
+    def _give_back(self, lease: Lease | None) -> None:
+        if lease is not None:
+            self.leases.give_back(lease)
+
+    def _lease(self, path: Path, memory_bytes: int) -> Lease:
+        return replace(self._granted(path), memory_bytes=memory_bytes)
+
+    def _granted(self, path: Path) -> Lease:
+        """What a worker of this folder may do with KV. Without a fingerprint nothing may be shared with what was before."""
+        try:
+            return self.leases.grant(fingerprint(path))
+        except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+            logger.warning(
+                "%s has no fingerprint, its KV stays in memory: %s", path.name, error, extra={"action": "kv_disk_off"}
+            )
+            return self.leases.memory_only(secrets.token_hex(16), f"its weights have no fingerprint: {error}")
+
+
+def wired_limit_bytes(wished: str | int, weight_bytes: int) -> int:
+    """What a worker asks Metal to keep wired; 0: nothing is asked. `auto`: the weights, which every step reads."""
+    if isinstance(wished, int):
+        return wished
+    return weight_bytes if wished == "auto" else 0
+
+
+def _kv_memory_bytes(settings: Settings) -> int:
+    if settings.engine.kv_ram_bytes is not None:
+        return settings.engine.kv_ram_bytes
+    return min(4 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
+
+
+def _leases(settings: Settings) -> Leases:
+    engine = settings.engine
+    caps = Caps(engine.kv_disk_bytes, engine.kv_write_bytes_a_day, engine.kv_free_bytes, engine.kv_age_days * 86_400)
+    memory = _kv_memory_bytes(settings)
+    return Leases(settings.home / FOLDER, caps, memory_bytes=memory, flush_seconds=engine.kv_flush_seconds)

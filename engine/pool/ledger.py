@@ -1,0 +1,244 @@
+"""Who may hold memory: entries, a limit, a wish → `Admit | Evict | Refuse`. Pure: no clock, no process, no I/O.
+
+An entry is charged its estimate until its worker reports, and from then on what it holds plus what it has been promised and
+may still take (its KV tier in memory). The sum of charges is the book; nothing is admitted beyond the limit by the book.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+WEIGHTS_FACTOR: Final = 1.05
+"""Weights in memory with what a step computes, over weights on disk."""
+WORKER_BYTES: Final = 400 << 20
+"""A worker process without a model: Python, MLX, the libraries' code."""
+LEAST_KV_BYTES: Final = 128 << 20
+"""The smallest KV tier in memory that a model is loaded with, unless a smaller one is set."""
+BUSY_RETRY_SECONDS: Final = 5
+MOVING_RETRY_SECONDS: Final = 2
+SHORT_RETRY_SECONDS: Final = 30
+"""When to come back for memory that pinned models or other programs hold: nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model that holds memory or is about to. Times are of one clock, in seconds.
+
+    `users`: requests that have it or wait for it. `moving`: its process comes or goes, so its bytes cannot be had now.
+    `yields`: it leaves for a large model if need be, although it is pinned; `gives_way`: whether need be or not.
+    `ttl_seconds` None: it stays.
+    """
+
+    model: str
+    bytes: int
+    users: int = 0
+    pinned: bool = False
+    moving: bool = False
+    large: bool = False
+    yields: bool = False
+    gives_way: bool = False
+    loaded_at: float = 0.0
+    last_used: float = 0.0
+    ttl_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A model that is to be loaded."""
+
+    model: str
+    bytes: int
+    large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`ceiling_bytes` is what models may ever hold together, `ceiling_name` what sets it; `bytes` what they may hold now."""
+
+    ceiling_bytes: int
+    ceiling_name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`one_large`: a large model leaves before another one loads."""
+
+    minimum_residency_seconds: float
+    one_large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """It fits: book it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """It will fit when these have gone."""
+
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It does not fit, and `sentence` says why. `never`: it would not if it were alone, so to come back is of no use."""
+
+    sentence: str
+    retry_after_seconds: int
+    never: bool = False
+
+
+Decision = Admit | Evict | Refuse
+
+
+def estimate(weight_bytes: int, kv_memory_bytes: int) -> int:
+    """What a model will hold, before it is loaded: its weights (on disk, or by its card), its KV tier in memory, a process."""
+    return round(weight_bytes * WEIGHTS_FACTOR) + kv_memory_bytes + WORKER_BYTES
+
+
+def kv_that_fits(weight_bytes: int, kv_memory_bytes: int, ceiling_bytes: int) -> int:
+    """The KV tier in memory of a model that fills the machine: smaller, rather than not to load at all."""
+    left = ceiling_bytes - estimate(weight_bytes, 0)
+    return min(kv_memory_bytes, max(LEAST_KV_BYTES, left))
+
+
+def charge(estimate_bytes: int, held_bytes: int | None, kv_promised_bytes: int, kv_held_bytes: int) -> int:
+    """What a model is charged: the estimate until it reports, then what it holds and may still fill with KV."""
+    if held_bytes is None:
+        return estimate_bytes
+    return held_bytes + max(0, kv_promised_bytes - kv_held_bytes)
+
+
+def limit(
+    ceilings: Iterable[tuple[int, str]], held_bytes: int, available_bytes: int | None, reserve_bytes: int
+) -> Limit:
+    """The limit from the static `ceilings` (bytes, name; at least one), what models hold now, and what the machine has left
+    beside them (None: unknown), less the reserve for other programs."""
+    ceiling, name = min(ceilings)
+    if available_bytes is None:
+        return Limit(ceiling, name, ceiling)
+    return Limit(ceiling, name, max(0, min(ceiling, held_bytes + available_bytes - reserve_bytes)))
+
+
+def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules, now: float) -> Decision:
+    """Exactly one of the three. Never evicts a model in use or in motion, nor a pinned one unless it yields."""
+    if wanted.bytes > limit.ceiling_bytes:
+        return Refuse(_too_large(wanted, limit), 0, never=True)
+    obliged = [entry for entry in entries if _must_leave(entry, wanted, rules)]
+    stuck = [entry for entry in obliged if _obstacle(entry, wanted, rules, now)]
+    if stuck:
+        return Refuse(_sentence(wanted, limit, stuck, rules, now), _retry_after(stuck, rules, now))
+    staying = [entry for entry in entries if entry not in obliged]
+    missing = sum(entry.bytes for entry in staying) + wanted.bytes - limit.bytes
+    if missing <= 0:
+        return Evict(_names(obliged)) if obliged else Admit()
+    free_to_go = [entry for entry in staying if not _obstacle(entry, wanted, rules, now)]
+    chosen = victims(free_to_go, missing, now)
+    if chosen is None:
+        return Refuse(_sentence(wanted, limit, entries, rules, now), _retry_after(entries, rules, now))
+    return Evict(_names([*obliged, *chosen]))
+
+
+def victims(candidates: Sequence[Entry], missing_bytes: int, now: float) -> list[Entry] | None:
+    """Those whose end frees enough: the longest unused and largest first (idle time × bytes), pinned ones last, none that is
+    not needed. None: all of them are not enough."""
+    chosen: list[Entry] = []
+    freed = 0
+    for entry in sorted(candidates, key=lambda entry: (not entry.pinned, *_worth(entry, now)), reverse=True):
+        if freed >= missing_bytes:
+            break
+        chosen.append(entry)
+        freed += entry.bytes
+    if freed < missing_bytes:
+        return None
+    for entry in reversed([*chosen]):
+        if freed - entry.bytes >= missing_bytes:
+            chosen.remove(entry)
+            freed -= entry.bytes
+    return chosen
+
+
+def expired(entries: Sequence[Entry], now: float) -> list[str]:
+    """Models that nobody has used for their TTL."""
+    return [
+        entry.model
+        for entry in entries
+        if entry.ttl_seconds is not None and _is_idle(entry) and now - entry.last_used >= entry.ttl_seconds
+    ]
+
+
+def relief(entries: Sequence[Entry], now: float, *, at_most: int | None = None) -> list[str]:
+    """Models to unload because the machine is short of memory, the best to lose first. Residency does not protect them."""
+    idle = sorted((entry for entry in entries if _is_idle(entry)), key=lambda entry: _worth(entry, now), reverse=True)
+    return [entry.model for entry in idle[:at_most]]
+
+
+def _is_idle(entry: Entry) -> bool:
+    return not (entry.users or entry.moving or entry.pinned)
+
+
+def _worth(entry: Entry, now: float) -> tuple[float, str]:
+    return max(now - entry.last_used, 0.001) * entry.bytes, entry.model
+
+
+def _must_leave(entry: Entry, wanted: Wanted, rules: Rules) -> bool:
+    return wanted.large and (entry.gives_way or (rules.one_large and entry.large and not entry.pinned))
+
+
+def _residency_left(entry: Entry, rules: Rules, now: float) -> float:
+    return 0.0 if entry.pinned or entry.gives_way else entry.loaded_at + rules.minimum_residency_seconds - now
+
+
+def _obstacle(entry: Entry, wanted: Wanted, rules: Rules, now: float) -> str:
+    """Why a model cannot be unloaded for another one, in words; "" when it can."""
+    if entry.moving:
+        return "is being loaded or unloaded"
+    if entry.users:
+        return f"has {entry.users} request{'s' if entry.users > 1 else ''}"
+    if entry.pinned and not (wanted.large and (entry.yields or entry.gives_way)):
+        return "is pinned"
+    if (left := _residency_left(entry, rules, now)) > 0:
+        return f"was loaded just now and stays {left:.0f} s more"
+    return ""
+
+
+def _retry_after(entries: Sequence[Entry], rules: Rules, now: float) -> int:
+    waits = [SHORT_RETRY_SECONDS]
+    for entry in entries:
+        if entry.moving:
+            waits.append(MOVING_RETRY_SECONDS)
+        elif entry.users:
+            waits.append(BUSY_RETRY_SECONDS)
+        elif not entry.pinned and (left := _residency_left(entry, rules, now)) > 0:
+            waits.append(int(left) + 1)
+    return min(waits)
+
+
+def _names(entries: Iterable[Entry]) -> tuple[str, ...]:
+    return tuple(entry.model for entry in entries)
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _too_large(wanted: Wanted, limit: Limit) -> str:
+    return (
+        f"{wanted.model} needs about {gigabytes(wanted.bytes)}, and models may hold {gigabytes(limit.ceiling_bytes)} on this"
+        f" machine ({limit.ceiling_name}): take a smaller or more strongly quantised one, or a smaller engine.kv_ram_bytes"
+    )
+
+
+def _sentence(wanted: Wanted, limit: Limit, entries: Sequence[Entry], rules: Rules, now: float) -> str:
+    holders = ", ".join(
+        f"{entry.model} ({gigabytes(entry.bytes)}) {_obstacle(entry, wanted, rules, now) or 'could go, which is not enough'}"
+        for entry in sorted(entries, key=lambda entry: -entry.bytes)
+    )
+    others = "; other programs use the rest" if limit.bytes < limit.ceiling_bytes else ""
+    return (
+        f"{wanted.model} needs about {gigabytes(wanted.bytes)} of the {gigabytes(limit.bytes)} that models may hold now{others}:"
+        f" {holders or 'no model is loaded'}"
+    )

@@ -1,0 +1,176 @@
+"""The API's `Backend` over worker processes: a request finds its model's worker, which is loaded if need be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from duet.errors import WorkerLost
+from duet.settings import Settings
+from engine.cards import Card, Catalogue
+from engine.downloads import Downloads
+from engine.kvstore.directory import clear
+from engine.pool.residency import Residency
+from engine.pool.room import Probe
+from engine.pressure import read_memory
+from engine.types import (
+    EmbeddingRequest,
+    EmbeddingResult,
+    Event,
+    GenerationRequest,
+    KvDirectory,
+    KvStatus,
+    ModelInfo,
+    Placement,
+    PoolStatus,
+    TranscriptionRequest,
+    TranscriptionResult,
+)
+
+WORKER_MODULE: Final = "engine.worker"
+
+
+class Pool:
+    """Implements `engine.types.Backend`. Owned by the gateway; `open` and `close` bracket its life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        downloads: Downloads,
+        *,
+        worker_module: str = WORKER_MODULE,
+        probe: Probe = read_memory,
+    ) -> None:
+        self._catalogue = catalogue
+        self._residency = Residency(settings, catalogue, downloads, worker_module=worker_module, probe=probe)
+        self._leases = self._residency.launcher.leases
+
+    async def open(self) -> None:
+        await self._residency.open()
+
+    async def close(self) -> None:
+        """End every load and every worker."""
+        await self._residency.close()
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        async with self._residency.acquire(request.model) as worker:
+            events = worker.generate(request)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                await events.aclose()  # type: ignore[attr-defined]
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        async with self._residency.acquire(request.model) as worker:
+            result = await worker.call(request)
+            assert isinstance(result, EmbeddingResult)
+            return result
+
+    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
+        async with self._residency.acquire(request.model) as worker:
+            result = await worker.call(request)
+            assert isinstance(result, TranscriptionResult)
+            return result
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def models(self) -> list[ModelInfo]:
+        return [self._info(card) for card in self._catalogue.known()]
+
+    def resolve(self, name: str) -> ModelInfo:
+        return self._info(self._catalogue.resolve(name))
+
+    def progress(self, model: str) -> str:
+        """What a request for this model waits for, in words; "" when it waits for nothing."""
+        slot = self._residency.slots.get(model)
+        return slot.progress if slot else ""
+
+    def _info(self, card: Card) -> ModelInfo:
+        slot = self._residency.slots.get(card.id)
+        context = card.context
+        if slot is not None and slot.worker is not None and slot.worker.ready.context:
+            context = slot.worker.ready.context
+        return ModelInfo(
+            id=card.id,
+            aliases=card.aliases,
+            roles=card.roles,
+            state=self._residency.state(card),
+            bytes_on_disk=card.bytes_on_disk,
+            context=context,
+            demonstration=card.demonstration,
+            description=card.description,
+            review=card.review,
+            defaults=card.defaults,
+            ocr_prompt=card.ocr_prompt,
+            stops=card.stops,
+            max_tokens=card.max_tokens,
+        )
+
+    # Operators -------------------------------------------------------------------------------------------------------
+
+    def pool(self) -> PoolStatus:
+        """Memory, and every model that is here or was asked for."""
+        residency, room = self._residency, self._residency.room
+        limit = room.limit()
+        cards = {card.id: card for card in self._catalogue.known() if card.path}
+        cards |= {slot.model: slot.card for slot in residency.slots.values()}
+        outlook = room.outlook
+        return PoolStatus(
+            preset=self._catalogue.preset,
+            limit_bytes=limit.bytes,
+            ceiling_bytes=limit.ceiling_bytes,
+            ceiling=limit.ceiling_name,
+            charged_bytes=sum(slot.charged_bytes for slot in residency.slots.values()),
+            held_bytes=sum(slot.held_bytes for slot in residency.slots.values()),
+            available_bytes=outlook.available_bytes if outlook else None,
+            swap_used_bytes=outlook.reading.swap_used_bytes if outlook else 0,
+            pressure=room.pressure,
+            waiting_for_memory=room.waiting,
+            refused=room.refused,
+            spare=residency.launcher.spare.ready,
+            models=tuple(residency.placement(card) for card in cards.values()),
+        )
+
+    def placement(self, name: str) -> Placement:
+        return self._residency.placement(self._catalogue.resolve(name))
+
+    async def load(self, name: str) -> Placement:
+        return self._residency.placement((await self._residency.load(name)).card)
+
+    async def unload(self, name: str, *, force: bool = False) -> Placement:
+        return self._residency.placement((await self._residency.unload(name, force=force)).card)
+
+    def pin(self, name: str, pinned: bool) -> Placement:
+        return self._residency.placement(self._residency.pin(name, pinned).card)
+
+    # KV --------------------------------------------------------------------------------------------------------------
+
+    async def kv(self, *, directories: bool = True) -> KvStatus:
+        """KV on this machine: what loaded models hold, and with `directories` those under the home."""
+        found = await asyncio.to_thread(self._leases.reports) if directories else []
+        slots = self._residency.slots.items()
+        workers = {model: slot.worker.kv for model, slot in slots if slot.worker and slot.worker.alive}
+        listed = tuple(
+            KvDirectory(item.path.name, item.model, item.owned, item.contents.bytes, item.contents.entries,
+                        item.contents.written_today)
+            for item in found
+        )  # fmt: skip
+        return KvStatus(self._leases.caps.disk_bytes, self._leases.caps.write_bytes_a_day, listed, workers)
+
+    async def clear_kv(self, model: str | None) -> int:
+        """Forget the KV of one model or of all, loaded or not. Returns the number of entries that no worker held."""
+        wanted = None if model is None else self._catalogue.resolve(model).id
+        for name, slot in [*self._residency.slots.items()]:
+            if wanted not in (None, name):
+                continue
+            async with slot.moving:  # one that is just being loaded would keep what it finds
+                if slot.worker is not None and slot.worker.alive:
+                    with contextlib.suppress(WorkerLost):  # gone: its directory is cleared below
+                        await slot.worker.clear_kv()
+        return await asyncio.to_thread(clear, self._leases.root, wanted)

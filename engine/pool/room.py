@@ -1,0 +1,142 @@
+"""Room for models: what the machine has, what the ledger says, and loads that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from duet.errors import MemoryFull, ModelTooLarge
+from duet.settings import EngineSettings
+from engine.cards import physical_memory_bytes
+from engine.pool import ledger
+from engine.pool.ledger import Admit, Entry, Evict, Limit, Refuse, Rules, Wanted
+from engine.presets import GIB, Preset
+from engine.pressure import Outlook, Pressure, ProbeFailed, Reading, look
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+"""A load that waits looks again after this long, when nothing has changed that we know of."""
+EVICTION_SECONDS: Final = 15.0
+"""A model that is being unloaded for a load is waited for this long, whatever the settings say: it writes its KV first."""
+Probe = Callable[[], Reading]
+
+
+class Room:
+    """Owned by the pool. `entries` and `held_bytes` ask the slots, `evict` begins to unload a model and returns at once.
+
+    Waiting loads are asked again, the oldest first, whenever a model has come, gone or become idle.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        preset: Preset,
+        *,
+        probe: Probe,
+        entries: Callable[[], list[Entry]],
+        held_bytes: Callable[[], int],
+        evict: Callable[[str], None],
+    ) -> None:
+        self._settings, self._preset = settings, preset
+        self._probe, self._entries, self._held_bytes, self._evict = probe, entries, held_bytes, evict
+        self.rules = Rules(settings.minimum_residency_seconds, one_large=preset.one_large)
+        self.outlook: Outlook | None = None
+        self.working_set_bytes = 0
+        self.waiting = self.refused = 0
+        self._changed = asyncio.Event()
+        self._probe_failed = False
+
+    @property
+    def pressure(self) -> Pressure:
+        return self.outlook.pressure if self.outlook is not None else "normal"
+
+    @property
+    def total_bytes(self) -> int:
+        return self.outlook.reading.total_bytes if self.outlook is not None else physical_memory_bytes()
+
+    @property
+    def reserve_bytes(self) -> int:
+        wished = self._settings.memory_reserve_bytes
+        return min(4 * GIB, self.total_bytes // 16) if wished is None else wished
+
+    def limit(self) -> Limit:
+        """What models may hold now."""
+        wished = self._settings.memory_limit_bytes
+        share = round(self.total_bytes * self._preset.share)
+        ceilings = [(wished, "engine.memory_limit_bytes") if wished else (share, "its preset's share")]
+        if self.working_set_bytes:
+            ceilings.append((self.working_set_bytes, "Metal's recommended working set"))
+        available = self.outlook.available_bytes if self.outlook is not None else None
+        return ledger.limit(ceilings, self._held_bytes(), available, self.reserve_bytes)
+
+    async def look(self) -> None:
+        """Read the machine's memory once more. What cannot be read does not limit; that is said once."""
+        try:
+            self.outlook = look(self.outlook, await asyncio.to_thread(self._probe))
+        except ProbeFailed as error:
+            level = logging.DEBUG if self._probe_failed else logging.WARNING
+            logger.log(level, "free memory is not known: %s", error, extra={"action": "probe_failed"})
+            self._probe_failed = True
+
+    def note_change(self) -> None:
+        """A model has come, gone or become idle: who waits looks again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def refuse_too_large(self, wanted: Wanted) -> None:
+        """Raise `ModelTooLarge` for what would not fit alone: before anything is fetched or unloaded for it."""
+        alone = ledger.decide([], wanted, self.limit(), self.rules, time.monotonic())
+        if isinstance(alone, Refuse) and alone.never:
+            self.refused += 1
+            raise ModelTooLarge(alone.sentence, param="model")
+
+    async def admit(
+        self, wanted: Wanted, *, book: Callable[[], None], say: Callable[[str], None], is_wanted: Callable[[], bool]
+    ) -> None:
+        """Return when `wanted` is booked. Unloads what may go for it, and waits for what may not as long as the settings say.
+
+        `say` gets what it waits for. Raises `ModelTooLarge`, or `MemoryFull` when the wait was in vain or `is_wanted` has
+        become false.
+        """
+        self.refuse_too_large(wanted)
+        until = time.monotonic() + self._settings.memory_wait_seconds
+        self.waiting += 1
+        try:
+            while True:
+                await self.look()
+                match self._decide(wanted):
+                    case Admit():
+                        book()
+                        return
+                    case Evict(models):
+                        for model in models:
+                            self._evict(model)
+                        until = max(until, time.monotonic() + EVICTION_SECONDS)
+                        say(f"waiting for {', '.join(models)} to be unloaded")
+                    case Refuse(sentence, retry_after):
+                        if time.monotonic() >= until or not is_wanted():
+                            self.refused += 1
+                            raise MemoryFull(sentence, param="model", retry_after_seconds=retry_after)
+                        say(f"waiting for memory: {sentence}")
+                await self._change(until)
+        finally:
+            self.waiting -= 1
+
+    async def _change(self, until: float) -> None:
+        changed = self._changed
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.01, min(LOOK_SECONDS, until - time.monotonic()))):
+                await changed.wait()
+
+    def _decide(self, wanted: Wanted) -> ledger.Decision:
+        if self.pressure != "normal":
+            return Refuse(
+                f"the machine is short of memory ({self.pressure}): nothing is loaded before that ends",
+                ledger.SHORT_RETRY_SECONDS,
+            )
+        return ledger.decide(self._entries(), wanted, self.limit(), self.rules, time.monotonic())

@@ -1,0 +1,201 @@
+"""What the machine says of its memory: how much is free, how short it is, what this process holds. The only place that asks.
+
+Each source has a parser of its own, a pure function of its text; `read_memory` fetches the texts. Free memory alone says too
+little: a machine that swaps can show much of it, so swap and the system's own word on pressure are read beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+logger = logging.getLogger(__name__)
+
+Pressure = Literal["normal", "warning", "critical"]
+"""normal; warning: the system reclaims and work is slower; critical: it stalls."""
+
+MACOS_LEVELS: Final[dict[int, Pressure]] = {1: "normal", 2: "warning", 4: "critical"}
+"""`kern.memorystatus_vm_pressure_level`, as dispatch's DISPATCH_MEMORYPRESSURE_* numbers them."""
+STALL_WARNING_PERCENT: Final = 10.0
+STALL_CRITICAL_PERCENT: Final = 10.0
+"""Shares of the last ten seconds in which some task, and in which all tasks, waited for memory (Linux's PSI)."""
+SWAP_GROWTH_BYTES: Final = 256 << 20
+"""Swapped out since the last look but one: the machine gives way to somebody."""
+PROBE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One look. `available_bytes` is what can be taken without swapping, by the system's own estimate."""
+
+    total_bytes: int
+    available_bytes: int
+    swap_used_bytes: int = 0
+    pressure: Pressure = "normal"
+
+
+class ProbeFailed(Exception):
+    """A source is missing or says something else than it did. The message names it."""
+
+
+# Linux ----------------------------------------------------------------------------------------------------------------
+
+
+def parse_meminfo(text: str) -> Reading:
+    """`/proc/meminfo` (proc(5)). Raises `ProbeFailed`."""
+    found = {name: int(kilobytes) * 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+    try:
+        swap = found.get("SwapTotal", 0) - found.get("SwapFree", 0)
+        return Reading(found["MemTotal"], found["MemAvailable"], swap)
+    except KeyError as error:
+        raise ProbeFailed(f"/proc/meminfo has no {error}") from error
+
+
+def parse_stalls(text: str) -> Pressure:
+    """`/proc/pressure/memory` (the kernel's Documentation/accounting/psi.rst). Raises `ProbeFailed`."""
+    found = {kind: float(share) for kind, share in re.findall(r"^(some|full) avg10=([\d.]+)", text, re.MULTILINE)}
+    if "some" not in found:
+        raise ProbeFailed("/proc/pressure/memory has no line 'some'")
+    if found.get("full", 0.0) >= STALL_CRITICAL_PERCENT:
+        return "critical"
+    return "warning" if found["some"] >= STALL_WARNING_PERCENT else "normal"
+
+
+def within_group(reading: Reading, limit: str, used: str) -> Reading:
+    """A reading as a control group sees it (cgroup v2 `memory.max` and `memory.current`): what it may not have is not there."""
+    if not (limit.strip().isdecimal() and used.strip().isdecimal()):
+        return reading  # "max": no limit
+    total, left = int(limit), max(0, int(limit) - int(used))
+    return replace(
+        reading,
+        total_bytes=min(reading.total_bytes, total),
+        available_bytes=min(reading.available_bytes, left),
+    )
+
+
+# macOS ----------------------------------------------------------------------------------------------------------------
+
+
+def parse_vm_stat(text: str) -> int:
+    """Bytes that `vm_stat` counts as free or easy to get back: free, inactive, speculative, purgeable. Raises `ProbeFailed`."""
+    page = re.search(r"page size of (\d+) bytes", text)
+    pages = dict(re.findall(r"^Pages ([\w ]+):\s+(\d+)\.$", text, re.MULTILINE))
+    if page is None or "free" not in pages:
+        raise ProbeFailed("vm_stat does not say its page size or its free pages")
+    return int(page[1]) * sum(int(pages.get(name, 0)) for name in ("free", "inactive", "speculative", "purgeable"))
+
+
+def parse_sysctl(text: str) -> Reading:
+    """`sysctl hw.memsize vm.swapusage kern.memorystatus_vm_pressure_level`, without `available_bytes`. Raises `ProbeFailed`."""
+    total = re.search(r"^hw\.memsize: (\d+)$", text, re.MULTILINE)
+    swap = re.search(r"^vm\.swapusage:.*\bused = ([\d.]+)([KMGT])", text, re.MULTILINE)
+    level = re.search(r"^kern\.memorystatus_vm_pressure_level: (\d+)$", text, re.MULTILINE)
+    if total is None or swap is None:
+        raise ProbeFailed("sysctl does not say hw.memsize or vm.swapusage")
+    used = float(swap[1]) * 1024 ** ("KMGT".index(swap[2]) + 1)
+    pressure = MACOS_LEVELS.get(int(level[1]), "normal") if level else "normal"
+    return Reading(int(total[1]), 0, int(used), pressure)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_memory() -> Reading:
+    """One look at this machine. Takes milliseconds on macOS: call it off the event loop. Raises `ProbeFailed`."""
+    if sys.platform == "darwin":
+        names = ("hw.memsize", "vm.swapusage", "kern.memorystatus_vm_pressure_level")
+        reading = parse_sysctl(_output("/usr/sbin/sysctl", *names))
+        return replace(reading, available_bytes=parse_vm_stat(_output("/usr/bin/vm_stat")))
+    try:
+        reading = parse_meminfo(Path("/proc/meminfo").read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbeFailed(f"/proc/meminfo: {error}") from error
+    stalls = _text("/proc/pressure/memory")
+    pressure: Pressure = parse_stalls(stalls) if stalls else "normal"
+    limit, used = _text("/sys/fs/cgroup/memory.max"), _text("/sys/fs/cgroup/memory.current")
+    return within_group(replace(reading, pressure=pressure), limit, used)
+
+
+def _text(path: str) -> str:
+    """A file that not every kernel has; "" without it."""
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PROBE_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ProbeFailed(f"{command[0]}: {error}") from error
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a row of readings means. `swapped_bytes` came since the lowest swap that was seen: it wants back in, so it is not
+    free. `reading` is the last."""
+
+    reading: Reading
+    pressure: Pressure
+    lowest_swap_bytes: int
+    before_swap_bytes: int
+
+    @property
+    def swapped_bytes(self) -> int:
+        return self.reading.swap_used_bytes - self.lowest_swap_bytes
+
+    @property
+    def available_bytes(self) -> int:
+        return max(0, self.reading.available_bytes - self.swapped_bytes)
+
+
+def look(before: Outlook | None, reading: Reading) -> Outlook:
+    """The outlook after one more reading. Swap that grows fast is at least a warning, whatever the system says."""
+    if before is None:
+        return Outlook(reading, reading.pressure, reading.swap_used_bytes, reading.swap_used_bytes)
+    grown = reading.swap_used_bytes - before.before_swap_bytes
+    pressure = reading.pressure
+    if pressure == "normal" and grown >= SWAP_GROWTH_BYTES:
+        pressure = "warning"
+    lowest = min(before.lowest_swap_bytes, reading.swap_used_bytes)
+    return Outlook(reading, pressure, lowest, before.reading.swap_used_bytes)
+
+
+# This process ---------------------------------------------------------------------------------------------------------
+
+_FOOTPRINT_OFFSET: Final = 72
+_RUSAGE_BYTES: Final = 96
+"""`ri_phys_footprint` in `struct rusage_info_v0`, and the structure's size (<sys/resource.h> of macOS)."""
+
+
+def own_footprint_bytes() -> int:
+    """What the system charges this process for: the physical footprint on macOS, which counts Metal's buffers and compressed
+    pages, resident memory on Linux. 0 when it cannot be read."""
+    if sys.platform == "darwin":
+        return _physical_footprint_bytes(os.getpid())
+    return resident_bytes(os.getpid())
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process by Linux's `/proc`; 0 when it has none."""
+    fields = _text(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
+def _physical_footprint_bytes(pid: int) -> int:
+    usage = ctypes.create_string_buffer(_RUSAGE_BYTES)
+    try:
+        failed = ctypes.CDLL("/usr/lib/libproc.dylib").proc_pid_rusage(pid, 0, usage)
+    except (OSError, AttributeError) as error:
+        logger.warning("the physical footprint cannot be read: %s", error, extra={"action": "footprint_unknown"})
+        return 0
+    return 0 if failed else int.from_bytes(usage.raw[_FOOTPRINT_OFFSET : _FOOTPRINT_OFFSET + 8], sys.byteorder)

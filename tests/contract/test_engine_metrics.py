@@ -1,0 +1,128 @@
+"""What Prometheus and the log get of requests and of the pool: numbers, never text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder
+
+
+@pytest.fixture
+async def engine(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[EngineService]:
+    """Its model is named for the test: counters live as long as the process."""
+    models = tmp_path / "models"
+    model_folder(models, "talker")
+    model_folder(models, request.node.name[:60], memory_bytes=1_000_000)
+    model_folder(models, f"{request.node.name[:50]}-embed", capabilities=["embedding"])
+    async with engine_service(tmp_path, models) as service:
+        yield service
+
+
+async def samples(engine: EngineService, model: str) -> dict[str, float]:
+    """Every sample of a model, as `name{other labels}`."""
+    text = (await engine.client.get("/metrics")).text
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if model not in (labels.pop("model", None), labels.pop("model_name", None)):
+                continue
+            labels.pop("le", None) if sample.labels.get("le") != "+Inf" else None
+            shown = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+            found[f"{sample.name}{{{shown}}}" if shown else sample.name] = sample.value
+    return found
+
+
+async def test_a_finished_stream(
+    engine: EngineService, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = request.node.name[:60]
+    caplog.set_level(logging.INFO)
+    headers = {"X-Request-Id": "mine-1"}
+    body = chat_body("secret words", model, stream=True)
+    answer = await engine.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 200
+    found = await samples(engine, model)
+    assert found["vllm:prompt_tokens_total"] == 7
+    assert found["vllm:generation_tokens_total"] == 4
+    assert found["vllm:time_to_first_token_seconds_count"] == 1
+    assert found["vllm:inter_token_latency_seconds_count"] == 3
+    assert found["vllm:e2e_request_latency_seconds_count"] == 1
+    assert found["vllm:request_success_total{finished_reason=stop}"] == 1
+    assert found["duet_requests_total{kind=generate,outcome=stop}"] == 1
+    assert found["duet_cached_tokens_total{tier=ram}"] == 3
+    record = next(record for record in caplog.records if getattr(record, "action", "") == "answered")
+    said = vars(record)
+    assert {name: said[name] for name in ("request_id", "model", "outcome", "prompt_tokens", "completion_tokens")} == {
+        "request_id": "mine-1", "model": model, "outcome": "stop", "prompt_tokens": 7, "completion_tokens": 4,
+    }  # fmt: skip
+    assert said["cached_tokens"] == 3
+    assert 0 <= said["first_token_milliseconds"] <= said["milliseconds"]
+    assert "secret" not in caplog.text
+
+
+async def test_every_request_is_counted_once_however_it_ends(
+    engine: EngineService, request: pytest.FixtureRequest
+) -> None:
+    model = request.node.name[:60]
+    await engine.chat("refuse", model)
+    await engine.chat("break", model)
+    await engine.chat("hello", model, max_tokens=1)
+    with pytest.raises(httpx.ReadTimeout):
+        await engine.client.post("/v1/chat/completions", json=chat_body("nothing", model), timeout=0.5)
+    await engine.chat("die", model)
+    async with asyncio.timeout(10):
+        while True:
+            found = await samples(engine, model)
+            outcomes = {name: value for name, value in found.items() if name.startswith("duet_requests_total")}
+            if sum(outcomes.values()) == 5:
+                break
+            await asyncio.sleep(0.02)
+    ends = ("context_length_exceeded", "internal_error", "length", "abort", "worker_lost")
+    assert outcomes == {f"duet_requests_total{{kind=generate,outcome={end}}}": 1 for end in ends}
+    assert found["vllm:request_success_total{finished_reason=abort}"] == 1
+    assert found["duet_worker_crashes_total"] == 1
+
+
+async def test_embeddings_are_requests_too(engine: EngineService, request: pytest.FixtureRequest) -> None:
+    model = f"{request.node.name[:50]}-embed"
+    answer = await engine.client.post("/v1/embeddings", json={"model": model, "input": "x"})
+    assert answer.status_code == 200
+    assert (await samples(engine, model))["duet_requests_total{kind=embed,outcome=ok}"] == 1
+
+
+async def test_the_pool_shows_memory_states_loads_and_queue(
+    engine: EngineService, request: pytest.FixtureRequest
+) -> None:
+    model = request.node.name[:60]
+    body = chat_body("forever", model, stream=True)
+    async with engine.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        async for line in answer.aiter_lines():
+            if "token" in line:
+                break
+        found = await samples(engine, model)
+        assert (found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]) == (1, 0)
+        assert found["duet_model_memory_bytes{kind=held}"] == 1_000_000
+        assert found["duet_model_memory_bytes{kind=estimate}"] > 0
+        assert found["duet_model_state{state=loaded}"] == 1
+        assert found["duet_model_state{state=unloaded}"] == 0
+    await engine.client.post(f"/v1/admin/models/{model}/unload?force=true")
+    found = await samples(engine, model)
+    assert found["duet_model_loads_total"] == 1
+    assert found["duet_model_unloads_total{reason=asked}"] == 1
+    assert found["duet_model_memory_bytes{kind=charged}"] == 0
+    text = (await engine.client.get("/metrics")).text
+    for name in (
+        "duet_memory_limit_bytes",
+        "duet_memory_available_bytes",
+        "duet_memory_pressure",
+        "duet_memory_refused",
+    ):
+        assert f"\n{name}" in text
