@@ -13,7 +13,8 @@
     ├── Unavailable (503)          a worker died or a model cannot be loaded now; says when to come back
     │   ├── WorkerLost (503)
     │   └── MemoryFull (503)       others hold the memory; says who, and when to come back
-    └── ModelTooLarge (507)        it never fits on this machine; says what would help
+    ├── ModelTooLarge (507)        it never fits on this machine; says what would help
+    └── DeadlineExceeded (504)     the caller's own deadline passed
     Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
 
 Every error is raised where its cause is known and translated once, in `duet.edge`, into OpenAI's envelope
@@ -99,6 +100,10 @@ class ModelTooLarge(DuetError):
     """The model would not fit if nothing else were loaded: to come back is of no use."""
 
     status, kind, code = 507, "server_error", "model_too_large"
+
+
+class DeadlineExceeded(DuetError):
+    status, kind, code = 504, "server_error", "deadline_exceeded"
 
 
 def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:

@@ -75,6 +75,9 @@ class EngineSettings(_Section):
     kv_ram_bytes: int | None = Field(None, ge=0)
     """KV of earlier prompts that each model keeps in memory; by default a sixteenth of the machine's, 4 GB at most. 0: none
     is kept anywhere."""
+    kv_active_bytes: int | None = Field(None, gt=0)
+    """KV of requests that run, for each model: the next ones wait, and where answers grow beyond it the least urgent is swapped
+    out. By default a quarter of the machine's memory."""
     kv_disk_bytes: int = Field(20 << 30, ge=0)
     """KV of all models under $DUET_HOME/kv, at most. 0: it stays in memory."""
     kv_write_bytes_a_day: int = Field(40 << 30, ge=0)

@@ -14,6 +14,8 @@ import msgspec
 from duet.wire import Transcript, Usage
 
 FinishReason = Literal["stop", "length"]
+Priority = Literal["interactive", "normal", "batch"]
+"""Whose turn it is when there is more work than room. Batch work also waits while other work runs in any worker."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -65,7 +67,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
 
     `max_tokens` None means up to the context's end. `stop` are strings; the answer ends before the first of them.
     `template_options` reach the chat template (`enable_thinking` for instance). KV is shared within a `tenant` only;
-    without `store` nothing of the request is kept for later ones.
+    without `store` nothing of the request is kept for later ones. An answer that is not complete `deadline_seconds` after the
+    worker got the request fails. With `stop_on_repetition` an answer that repeats one piece without end is cut off.
     """
 
     id: str
@@ -78,6 +81,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     tenant: str = ""
     store: bool = True
     structure: Structure | None = None
+    priority: Priority = "normal"
+    deadline_seconds: float | None = None
+    stop_on_repetition: bool = False
 
 
 class CacheNote(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -116,12 +122,13 @@ class TextDelta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """`text` is what was still held back when the answer ended."""
+    """`text` is what was still held back when the answer ended. `repetition`: it went round in circles and was cut off."""
 
     id: str
     reason: FinishReason
     usage: Usage
     text: str = ""
+    repetition: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
@@ -144,6 +151,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     model: str
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
+    priority: Priority = "normal"
 
 
 class EmbeddingResult(msgspec.Struct, frozen=True, tag="embedded"):
@@ -165,6 +173,7 @@ class TranscriptionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="trans
     hotwords: tuple[str, ...] = ()
     language: str | None = None
     temperature: float = 0.0
+    priority: Priority = "normal"
 
 
 class TranscriptionResult(msgspec.Struct, frozen=True, tag="transcribed"):

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from duet.errors import InvalidRequest
 from duet.wire import Transcript
-from engine.api.dependencies import BackendDep, answer_headers
+from engine.api.dependencies import BackendDep, answer_headers, priority_of
 from engine.api.sse import unless_gone
 from engine.types import TranscriptionRequest
 from speech import formats
@@ -64,6 +64,7 @@ async def transcriptions(
         hotwords=_hotwords([*(hotwords or []), *(keywords or []), *(keyword_list or [])]),
         language=language or None,
         temperature=temperature,
+        priority=priority_of(request),
     )
     result = await unless_gone(request, backend.transcribe(asked))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)

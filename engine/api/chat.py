@@ -15,7 +15,14 @@ from fastapi import APIRouter, Request, Response
 
 from duet.errors import DuetError, Internal, InvalidRequest, from_code
 from duet.wire import Usage
-from engine.api.dependencies import BackendDep, answer_headers, cache_header, tenant_of
+from engine.api.dependencies import (
+    BackendDep,
+    answer_headers,
+    cache_header,
+    deadline_of,
+    priority_of,
+    tenant_of,
+)
 from engine.api.images import load_image
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
 from engine.api.schemas.structure import structure_of
@@ -51,7 +58,11 @@ _encode = msgspec.json.encode
 async def chat_completions(body: ChatCompletionRequest, request: Request, backend: BackendDep) -> Response:
     """Chat with text and images, whole or streamed. Fields without effect are named in the header X-Duet-Ignored."""
     model = backend.resolve(body.model)
-    asked = await unless_gone(request, to_requests(body, model, tenant_of(request)))
+    priority, deadline = priority_of(request), deadline_of(request)
+    asked = [
+        msgspec.structs.replace(one, priority=body.priority or priority, deadline_seconds=deadline)
+        for one in await unless_gone(request, to_requests(body, model, tenant_of(request)))
+    ]
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)
     headers = answer_headers(model, ignored_fields(body))
     if not body.stream:
@@ -93,6 +104,7 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo, tenant: str
             tenant=tenant,
             store=body.store is not False,
             structure=structure,
+            stop_on_repetition="ocr" in model.roles if body.stop_on_repetition is None else body.stop_on_repetition,
         )
         for i in range(body.n or 1)
     ]
@@ -236,6 +248,7 @@ class Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[TextDelta] = field(default_factory=list)
     reason: str | None = None
+    repetition: bool = False
     usage: Usage = field(default_factory=Usage)
     cache: CacheNote = field(default_factory=CacheNote)
 
@@ -263,7 +276,7 @@ def _book(choice: Choice, event: Event | DuetError) -> None:
                 choice.logprobs.append(event)
         case Finished():
             choice.text.append(event.text)
-            choice.reason, choice.usage = event.reason, event.usage
+            choice.reason, choice.usage, choice.repetition = event.reason, event.usage, event.repetition
         case Accepted():
             choice.cache = event.cache
         case Failed() | DuetError():
@@ -292,7 +305,8 @@ class Answer:
                 if choice.logprobs
                 else None
             )
-            shown.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": choice.reason})
+            ended = {"finish_reason": choice.reason} | stop_reason(repetition=choice.repetition)
+            shown.append({"index": i, "message": message, "logprobs": logprobs, **ended})
         usage = _usage([choice.usage for choice in choices])
         return _encode({**self._head, "object": "chat.completion", "choices": shown, "usage": usage})
 
@@ -323,7 +337,7 @@ class Answer:
                     case Finished():
                         if event.text:
                             yield self._frame({"content": event.text}, index, tail)
-                        yield self._frame({}, index, tail, reason=event.reason)
+                        yield self._frame({}, index, tail, reason=event.reason, repetition=event.repetition)
                         usages.append(event.usage)
                     case _:
                         pass
@@ -341,9 +355,17 @@ class Answer:
             self._stem, index, _encode(event.text), logprobs, tail,
         )  # fmt: skip
 
-    def _frame(self, delta: dict[str, Any], index: int, tail: bytes, *, reason: str | None = None) -> bytes:
+    def _frame(
+        self, delta: dict[str, Any], index: int, tail: bytes, *, reason: str | None = None, repetition: bool = False
+    ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice |= stop_reason(repetition=repetition)
         return self._stem + b',"choices":[' + _encode(choice) + b"]" + tail
+
+
+def stop_reason(*, repetition: bool) -> dict[str, str]:
+    """vLLM's field beside `finish_reason`, where that says too little."""
+    return {"stop_reason": "repetition"} if repetition else {}
 
 
 async def _chain(first: Indexed | None, events: AsyncIterator[Indexed | None]) -> AsyncIterator[Indexed | None]:

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
-from engine.api.dependencies import BackendDep, answer_headers
+from engine.api.dependencies import BackendDep, answer_headers, priority_of
 from engine.api.sse import unless_gone
 from engine.types import EmbeddingRequest
 
@@ -42,7 +42,13 @@ class EmbeddingsBody(BaseModel):
 async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep) -> Response:
     """One normalised vector an input, in order."""
     model = backend.resolve(body.model)
-    asked = EmbeddingRequest(id=secrets.token_hex(8), model=model.id, inputs=body.input, dimensions=body.dimensions)
+    asked = EmbeddingRequest(
+        id=secrets.token_hex(8),
+        model=model.id,
+        inputs=body.input,
+        dimensions=body.dimensions,
+        priority=priority_of(request),
+    )
     result = await unless_gone(request, backend.embed(asked))
     vectors = np.frombuffer(result.vectors, dtype="<f4").reshape(-1, result.dimensions)
     rows: list[str] | list[list[float]]

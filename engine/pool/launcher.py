@@ -50,6 +50,7 @@ class Launcher:
                 timeout_seconds=engine.load_timeout_seconds,
                 lease=lease,
                 kv_bits=card.kv_bits,
+                active_kv_bytes=_active_kv_bytes(self._settings),
                 wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
                 spare=self.spare.take(),
             )
@@ -96,7 +97,15 @@ def wired_limit_bytes(wished: str | int, weight_bytes: int) -> int:
 def _kv_memory_bytes(settings: Settings) -> int:
     if settings.engine.kv_ram_bytes is not None:
         return settings.engine.kv_ram_bytes
-    return min(4 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
+    return min(4 << 30, _machine_bytes() // 16)
+
+
+def _active_kv_bytes(settings: Settings) -> int:
+    return settings.engine.kv_active_bytes or _machine_bytes() // 4
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _leases(settings: Settings) -> Leases:

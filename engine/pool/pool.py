@@ -25,9 +25,12 @@ from engine.types import (
     ModelInfo,
     Placement,
     PoolStatus,
+    Request,
     TranscriptionRequest,
     TranscriptionResult,
 )
+from engine.workers.gate import Foreground
+from engine.workers.handle import WorkerHandle
 
 WORKER_MODULE: Final = "engine.worker"
 
@@ -47,6 +50,7 @@ class Pool:
         self._catalogue = catalogue
         self._residency = Residency(settings, catalogue, downloads, worker_module=worker_module, probe=probe)
         self._leases = self._residency.launcher.leases
+        self._foreground = Foreground()
 
     async def open(self) -> None:
         await self._residency.open()
@@ -58,7 +62,7 @@ class Pool:
     # Requests --------------------------------------------------------------------------------------------------------
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        async with self._residency.acquire(request.model) as worker:
+        async with self._working(request) as worker:
             events = worker.generate(request)
             try:
                 async for event in events:
@@ -67,16 +71,33 @@ class Pool:
                 await events.aclose()  # type: ignore[attr-defined]
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
-        async with self._residency.acquire(request.model) as worker:
+        async with self._working(request) as worker:
             result = await worker.call(request)
             assert isinstance(result, EmbeddingResult)
             return result
 
     async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
-        async with self._residency.acquire(request.model) as worker:
+        async with self._working(request) as worker:
             result = await worker.call(request)
             assert isinstance(result, TranscriptionResult)
             return result
+
+    @contextlib.asynccontextmanager
+    async def _working(self, request: Request) -> AsyncIterator[WorkerHandle]:
+        """The model's worker. While it works for somebody who waits, the batch work of all other workers is held back."""
+        async with self._residency.acquire(request.model) as worker:
+            self._foreground.enter(request.model, request.priority)
+            self._hold_others()
+            try:
+                yield worker
+            finally:
+                self._foreground.leave(request.model, request.priority)
+                self._hold_others()
+
+    def _hold_others(self) -> None:
+        for model, slot in self._residency.slots.items():
+            if slot.worker is not None and slot.worker.alive:
+                slot.worker.hold(self._foreground.holds(model))
 
     # Models ----------------------------------------------------------------------------------------------------------
 

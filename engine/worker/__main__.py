@@ -53,6 +53,7 @@ def main() -> int:
             max_rows=arguments.max_rows,
             chunk_tokens=arguments.prefill_chunk,
             kv_bits=arguments.kv_bits,
+            active_kv_bytes=arguments.active_kv_bytes or None,
             make_cache=_cache_maker(arguments),
             flush_seconds=arguments.kv_flush_seconds,
         )
@@ -105,6 +106,9 @@ def _arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--kv-age-seconds", type=float, default=30 * 86_400.0, help="entries unused for longer go")
     parser.add_argument(
         "--kv-flush-seconds", type=float, default=10.0, help="time to write what is only in memory at the end"
+    )
+    parser.add_argument(
+        "--active-kv-bytes", type=int, default=0, help="KV of running requests; 0: as much as they need"
     )
     parser.add_argument("--wired-limit", type=int, default=0, help="bytes that Metal keeps wired; 0: off")
     parser.add_argument("--log-level", default="info")

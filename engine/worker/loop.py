@@ -18,7 +18,7 @@ from typing import Any, Protocol, assert_never
 import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
-from duet.errors import DuetError, Internal, InvalidRequest
+from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest
 from engine.kvstore.index import Media
 from engine.types import (
     Accepted,
@@ -46,9 +46,10 @@ from engine.worker.runtime.families.job import Job
 from engine.worker.runtime.families.text import Prepared, media_of, prepare_generation
 from engine.worker.runtime.loader import Loaded
 from engine.worker.runtime.runner import Runner, StepResult
+from engine.worker.scheduler.gate import Gate
 from engine.worker.scheduler.policy import Plan, Scheduler
-from engine.worker.scheduler.sequence import Phase
-from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Shutdown, ToWorker
+from engine.worker.scheduler.sequence import Phase, Priority
+from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,12 @@ class Loop:
         max_rows: int,
         chunk_tokens: int,
         kv_bits: int | None = None,
+        active_kv_bytes: int | None = None,
         make_cache: MakeCache | None = None,
         flush_seconds: float = 10.0,
     ) -> None:
         self._loaded, self._channel, self._mailbox = loaded, channel, mailbox
-        self._flush_seconds = flush_seconds
+        self._flush_seconds, self._active_kv_bytes = flush_seconds, active_kv_bytes
         self._runner = Runner(loaded, kv_bits=kv_bits) if "chat" in loaded.capabilities else None
         self._kv = self._made(make_cache)
         if self._runner is not None and not self._runner.batches and max_rows > 1:
@@ -113,11 +115,19 @@ class Loop:
         self._reported_at = 0.0
         self._memory = memory.Reporter(channel.send)
         self._jobs: deque[Job] = deque()
+        self._gate = Gate()
+        self._ended_at: float | None = None
+        """When the tick before ended; None when the loop has waited since."""
+        self._beside = 0
+        """Prompt tokens whose computation the tick before did not wait for."""
+        self._decoded = False
         self._events: list[Accepted | TextDelta | Finished | Failed] = []
 
     @property
     def idle(self) -> bool:
-        return self._scheduler.idle and not self._jobs and not (self._runner and self._runner.busy)
+        """Nothing to do until a message comes, or until batch work may go on."""
+        pending = self._runner is not None and self._runner.pending
+        return self._scheduler.idle and not pending and self._next_job() is None
 
     def run(self) -> None:
         """Until the gateway goes. An unexpected error fails every live request and ends the process."""
@@ -132,31 +142,65 @@ class Loop:
 
     def tick(self) -> None:
         self._drain()
+        began = time.monotonic()
+        self._scheduler.held = self._gate.closed(began)
         if self._runner is not None:
-            self._restore(self._runner)
-            plan = self._scheduler.plan()
-            result = self._runner.execute(plan)
-            self._scheduler.apply(plan)
-            self._collect(result)
-            if self._kv is not None:
-                self._after_leaving(self._kv, self._runner, plan)
-                self._kv.tend(busy=self._runner.busy)
-                self._report(self._kv)
-        if self._jobs:
-            self._step(self._jobs[0])
+            self._run(self._runner, began)
+        if (job := self._next_job()) is not None:
+            self._step(job)
+            self._ended_at = None  # a tick that ran a job tells nothing of the batch
         self._emit()
         self._memory.report()
+
+    def _run(self, runner: Runner, now: float) -> None:
+        """One tick of the batch."""
+        for request_id in self._scheduler.late(now):
+            self._fail(request_id, DeadlineExceeded("the answer was not complete by its deadline"))
+        if self._active_kv_bytes is not None and runner.token_bytes is not None:
+            self._scheduler.kv_tokens = self._active_kv_bytes // runner.token_bytes
+        self._scheduler.begin(now)
+        self._restore(runner)
+        plan = self._scheduler.plan()
+        beside = runner.busy
+        result = runner.execute(plan)
+        self._scheduler.apply(plan)
+        self._collect(result)
+        self._after_leaving(runner, plan)
+        if self._kv is not None:
+            self._kv.tend(busy=runner.busy)
+            self._report(self._kv)
+        self._measure(plan, now, beside=beside)
+
+    def _measure(self, plan: Plan, began: float, *, beside: bool) -> None:
+        """Tell the pace what the device did in the time since the tick before: beside running rows nobody waits for a prompt
+        chunk before the next tick, and a step's tokens are read one tick later too."""
+        now, tokens = time.monotonic(), sum(chunk.stop - chunk.start for chunk in plan.prefill)
+        waited = self._beside + (0 if beside else tokens)
+        if self._decoded or waited:
+            since = began if self._ended_at is None else self._ended_at
+            self._scheduler.pace.observe(now - since, decoded=self._decoded, prefill_tokens=waited)
+        self._ended_at, self._beside, self._decoded = now, tokens if beside else 0, plan.decode
+
+    def _next_job(self) -> Job | None:
+        """The first of the best priority. Batch jobs wait as batch rows do."""
+        held = self._gate.closed(time.monotonic())
+        jobs = [job for job in self._jobs if not (held and job.priority == "batch")]
+        return min(jobs, key=lambda job: Priority[job.priority.upper()], default=None)
 
     def _drain(self) -> None:
         """Take what is in the mailbox; wait for it when there is nothing else to do."""
         if self.idle and self._mailbox.empty():
+            self._ended_at = None
             self._scheduler.check()
-            memory.release()
+            if not (self._jobs or self._scheduler.running):  # held work goes on soon, with the same memory
+                memory.release()
+            now = time.monotonic()
+            wakes = [self._gate.opens_in(now), self._scheduler.next_deadline(now)]
             self._memory.report(now=True)
-            wake = None
             if self._kv is not None:
-                wake = self._kv.tend(busy=False)
+                wakes.append(self._kv.tend(busy=False))
                 self._report(self._kv, now=True)
+            wake = min((seconds for seconds in wakes if seconds is not None), default=None)
             try:
                 self._handle(self._mailbox.get(timeout=wake))
             except queue.Empty:
@@ -178,6 +222,8 @@ class Loop:
             case Compiled(request):
                 if self._grammars.back(message):
                     self._handle(request)
+            case Hold(on):
+                self._gate.hold(time.monotonic()) if on else self._gate.release()
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()
@@ -253,9 +299,10 @@ class Loop:
             logger.exception("a job failed", extra={"action": "job_failed"})
             self._fail(job.id, Internal(f"the model failed on this request: {type(error).__name__}"))
         else:
-            # Round robin: a long recording does not hold up a short one.
-            self._jobs.rotate(-1)
             if result is None:
+                # Round robin: a long recording does not hold up a short one.
+                self._jobs.remove(job)
+                self._jobs.append(job)
                 return
             self._channel.send(result)
         self._jobs = deque(other for other in self._jobs if other is not job)
@@ -344,16 +391,15 @@ class Loop:
             if output is not None and not sequence.issued:
                 output.cached_tokens = sequence.prefilled
 
-    def _after_leaving(self, kv: PrefixCache, runner: Runner, plan: Plan) -> None:
-        """Rows that ended are forgotten; preempted ones ask for their own KV and wait."""
-        for request_id in plan.leave - plan.preempted:
-            kv.close(request_id)
+    def _after_leaving(self, runner: Runner, plan: Plan) -> None:
+        """Rows that ended are forgotten; preempted ones ask for their own KV and wait. What has none is computed again."""
+        for request_id in plan.leave:
+            if self._kv is not None:
+                self._kv.close(request_id)
         for request_id in plan.preempted:
-            if request_id in self._lookups:
-                kv.close(request_id)
-                if not self._open(kv, request_id, runner.prompt(request_id)):
-                    continue
-            self._scheduler.fetched(request_id)
+            kv = self._kv if request_id in self._lookups else None
+            if kv is None or self._open(kv, request_id, runner.prompt(request_id)):
+                self._scheduler.fetched(request_id)
 
     def preempt(self, request_id: str) -> bool:
         """Swap a running row out: its KV goes to the cache, and it goes on when it is its turn again. False if it cannot."""

@@ -25,7 +25,7 @@ from engine.types import (
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Assign, Cancel, ClearKv, Events, FreeMemory, FromWorker, LoadFailed, Ready
+from engine.workers.protocol import Assign, Cancel, ClearKv, Events, FreeMemory, FromWorker, Hold, LoadFailed, Ready
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class WorkerHandle:
         """What it last said that it holds; None before it said anything."""
         self._queues: dict[str, asyncio.Queue[Answer]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
+        self._held = False
         self._stopping = False
         self.started_at = time.monotonic()
         self._reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
@@ -71,6 +73,7 @@ class WorkerHandle:
         timeout_seconds: float,
         lease: Lease | None = None,
         kv_bits: int | None = None,
+        active_kv_bytes: int = 0,
         wired_limit_bytes: int = 0,
         spare: Child[FromWorker] | None = None,
     ) -> WorkerHandle:
@@ -81,6 +84,7 @@ class WorkerHandle:
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
             *(lease.arguments() if lease is not None else ()),
             *(("--kv-bits", str(kv_bits)) if kv_bits is not None else ()),
+            *(("--active-kv-bytes", str(active_kv_bytes)) if active_kv_bytes else ()),
             *(("--wired-limit", str(wired_limit_bytes)) if wired_limit_bytes else ()),
         ]
         child = await _process(module, model, arguments, spare)
@@ -160,6 +164,18 @@ class WorkerHandle:
         """Ask it to give up what can be had again. One that has ended holds nothing."""
         with contextlib.suppress(ChannelClosed):
             await self._child.channel.send(FreeMemory())
+
+    def hold(self, on: bool) -> None:
+        """Have its batch work wait for work of other workers, or go on."""
+        if on != self._held:
+            self._held = on
+            task = asyncio.create_task(self._tell(Hold(on)), name=f"hold {self._child.name}")
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, message: Hold) -> None:
+        with contextlib.suppress(ChannelClosed):  # gone, and with it what should wait
+            await self._child.channel.send(message)
 
     async def stop(self) -> None:
         """End it in order: it has time to write the KV that is only in memory."""

@@ -1,7 +1,7 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
 gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
-FreeMemory | Shutdown`; to a spare process first `Assign`
+FreeMemory | Hold | Shutdown`; to a spare process first `Assign`
 worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport`
 """
 
@@ -44,6 +44,12 @@ class Assign(msgspec.Struct, frozen=True, tag="assign"):
     arguments: tuple[str, ...]
 
 
+class Hold(msgspec.Struct, frozen=True, tag="hold"):
+    """While `on`, batch work waits: other work runs in another worker. It still gets a small share of the time."""
+
+    on: bool
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish nothing, exit 0."""
 
@@ -68,5 +74,5 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     events: list[Accepted | TextDelta | Finished | Failed]
 
 
-ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | FreeMemory | Shutdown
+ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | FreeMemory | Hold | Shutdown
 FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport | Failed

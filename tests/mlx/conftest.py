@@ -80,10 +80,21 @@ class Driver:
     """Requests into a loop at chosen ticks, events out."""
 
     def __init__(
-        self, loaded: Loaded, *, max_rows: int = 16, chunk_tokens: int = 64, kv_bits: int | None = None
+        self,
+        loaded: Loaded,
+        *,
+        max_rows: int = 16,
+        chunk_tokens: int = 64,
+        kv_bits: int | None = None,
+        active_kv_bytes: int | None = None,
     ) -> None:
         self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
-        sizes = {"max_rows": max_rows, "chunk_tokens": chunk_tokens, "kv_bits": kv_bits}
+        sizes = {
+            "max_rows": max_rows,
+            "chunk_tokens": chunk_tokens,
+            "kv_bits": kv_bits,
+            "active_kv_bytes": active_kv_bytes,
+        }
         self.loop = Loop(loaded, self.recorder, self.mailbox, **sizes)  # type: ignore[arg-type]
         self.ticks = 0
 

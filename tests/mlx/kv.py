@@ -31,6 +31,7 @@ class KvDriver(Driver):
         max_rows: int = 16,
         chunk_tokens: int = 64,
         kv_bits: int | None = None,
+        active_kv_bytes: int | None = None,
     ) -> None:
         import queue
 
@@ -45,6 +46,7 @@ class KvDriver(Driver):
             max_rows=max_rows,
             chunk_tokens=chunk_tokens,
             kv_bits=kv_bits,
+            active_kv_bytes=active_kv_bytes,
             make_cache=partial(
                 PrefixCache, identity=Identity(fingerprint, "none"), memory_bytes=memory_bytes, open_directory=opener
             ),

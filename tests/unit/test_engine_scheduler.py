@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from engine.worker.scheduler.gate import HOLD_SECONDS, SHARE_SECONDS, Gate
+from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace
 from engine.worker.scheduler.policy import Plan, PrefillChunk, Scheduler
-from engine.worker.scheduler.sequence import Phase, Sequence
+from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
 
 def tick(scheduler: Scheduler) -> Plan:
@@ -250,3 +253,197 @@ def test_the_scheduler_is_imported_without_mlx() -> None:
         "import sys, engine.worker.scheduler.policy; sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def batch(name: str, prompt_tokens: int = 5, max_tokens: int = 100, **more: Any) -> Sequence:
+    return Sequence(name, prompt_tokens, max_tokens, priority=Priority.BATCH, **more)
+
+
+def interactive(name: str, prompt_tokens: int = 5, max_tokens: int = 100, **more: Any) -> Sequence:
+    return Sequence(name, prompt_tokens, max_tokens, priority=Priority.INTERACTIVE, **more)
+
+
+def begun(scheduler: Scheduler, now: float = 0.0) -> Plan:
+    """A tick as the loop does it."""
+    scheduler.begin(now)
+    list(scheduler.starting())
+    return tick(scheduler)
+
+
+def test_who_waits_for_an_answer_goes_before_batch_work_that_came_first() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=4)
+    for one in (batch("batch"), sequence("normal"), interactive("interactive")):
+        scheduler.add(one)
+    assert [begun(scheduler).prefill[0].id for _ in range(3)] == ["interactive", "normal", "batch"]
+
+
+def test_a_long_batch_prompt_lets_an_interactive_one_pass_between_two_chunks() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=10)
+    scheduler.add(batch("long", prompt_tokens=101))
+    begun(scheduler)
+    scheduler.add(interactive("quick"))
+    plan = begun(scheduler)
+    assert [chunk.id for chunk in plan.prefill] == ["quick", "long"]
+    assert plan.prefill[0].joins
+
+
+def test_one_row_is_kept_from_batch_work() -> None:
+    scheduler = Scheduler(max_rows=4, chunk_tokens=100)
+    for i in range(6):
+        scheduler.add(batch(f"b{i}"))
+    begun(scheduler)
+    assert scheduler.running == 3
+    scheduler.add(sequence("normal"))
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["normal"]
+
+
+def test_the_last_batch_row_gives_its_place_to_an_interactive_request() -> None:
+    scheduler = Scheduler(max_rows=2, chunk_tokens=100)
+    for i in range(2):
+        scheduler.add(batch(f"b{i}"))
+    begun(scheduler)
+    scheduler.add(interactive("i"))
+    plan = begun(scheduler)
+    assert plan.preempted == plan.leave == {"b1"}
+    assert [chunk.id for chunk in plan.prefill] == ["i"]
+    scheduler.fetched("b1")
+    assert begun(scheduler).preempted == frozenset()
+    scheduler.end("i")
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["b1"]
+
+
+def test_normal_rows_give_way_to_nobody() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    scheduler.add(sequence("normal"))
+    begun(scheduler)
+    scheduler.add(interactive("i"))
+    assert begun(scheduler) == Plan(leave=frozenset(), decode=True, prefill=())
+
+
+def test_batch_rows_pause_while_the_prompt_of_another_is_read() -> None:
+    scheduler = Scheduler(max_rows=4, chunk_tokens=10)
+    scheduler.add(batch("b"))
+    begun(scheduler)
+    scheduler.add(sequence("n", prompt_tokens=21))
+    assert [begun(scheduler).decode for _ in range(3)] == [False, False, True]
+
+
+def test_a_stream_does_not_pause_for_anybody() -> None:
+    scheduler = Scheduler(max_rows=4, chunk_tokens=10)
+    scheduler.add(sequence("n"))
+    begun(scheduler)
+    scheduler.add(interactive("i", prompt_tokens=41))
+    assert all(begun(scheduler).decode for _ in range(4))
+
+
+def test_held_batch_work_waits_and_other_work_does_not() -> None:
+    scheduler = Scheduler(max_rows=4, chunk_tokens=10)
+    scheduler.add(batch("running"))
+    begun(scheduler)
+    scheduler.held = True
+    scheduler.add(batch("waiting"))
+    assert scheduler.idle
+    assert begun(scheduler).empty
+    scheduler.add(sequence("n"))
+    assert not scheduler.idle
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["n"]
+    assert begun(scheduler).decode  # rows of one batch run together
+    scheduler.end("n")
+    begun(scheduler)
+    scheduler.held = False
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["waiting"]
+
+
+def test_what_has_waited_too_long_has_every_second_turn_one_at_a_time() -> None:
+    scheduler = Scheduler(max_rows=100, chunk_tokens=4)
+    scheduler.add(batch("old"))
+    scheduler.add(batch("older"))
+    taken = []
+    for i in range(6):
+        scheduler.add(interactive(f"i{i}", arrived=1000.0))
+        taken.append(begun(scheduler, now=1000.0).prefill[0].id)
+    assert taken.count("old") == 1
+    assert "older" not in taken  # the first one is still running
+
+
+def test_tenants_take_turns() -> None:
+    scheduler = Scheduler(max_rows=3, chunk_tokens=1000)
+    for i in range(5):
+        scheduler.add(sequence(f"many{i}"))
+    scheduler.add(Sequence("one", 5, 100, tenant="other"))
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["many0", "one", "many1"]
+
+
+def test_prompts_wait_for_memory_and_a_first_one_has_all_of_it() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=1000, kv_tokens=100)
+    scheduler.add(sequence("large", prompt_tokens=150, max_tokens=5))
+    scheduler.add(sequence("next", prompt_tokens=60))
+    scheduler.add(sequence("small", prompt_tokens=10))
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["large"]
+    assert begun(scheduler).prefill == ()
+    scheduler.end("large")
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["next", "small"]
+
+
+def test_growing_answers_swap_out_the_least_and_newest_row() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=1000, kv_tokens=100)
+    scheduler.add(sequence("a", prompt_tokens=40))
+    scheduler.add(batch("b", prompt_tokens=40))
+    scheduler.add(interactive("c", prompt_tokens=10))
+    plans = [begun(scheduler) for _ in range(8)]
+    assert [plan.preempted for plan in plans if plan.preempted] == [{"b"}]
+    scheduler.fetched("b")
+    for _ in range(12):  # there is no room for it yet
+        assert not begun(scheduler).prefill
+    scheduler.end("a")
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["b"]
+
+
+def test_deadlines_are_seen_in_every_phase() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    scheduler.add(sequence("running"))
+    begun(scheduler)
+    late = Sequence("late", 5, 5, deadline=10.0)
+    scheduler.add(late)
+    assert scheduler.next_deadline(4.0) == 6.0
+    assert scheduler.late(9.9) == []
+    assert scheduler.late(10.0) == ["late"]
+
+
+def test_beside_a_stream_a_chunk_is_as_long_as_the_stream_can_wait() -> None:
+    scheduler = Scheduler(max_rows=4, chunk_tokens=512)
+    scheduler.add(sequence("stream"))
+    begun(scheduler)
+    for _ in range(20):
+        scheduler.pace.observe(0.010, decoded=True, prefill_tokens=0)
+        scheduler.pace.observe(0.110, decoded=True, prefill_tokens=200)  # 0.5 ms a token
+    scheduler.add(sequence("long", prompt_tokens=2000))
+    (chunk,) = begun(scheduler).prefill
+    assert chunk.stop == pytest.approx(STALL_SECONDS / 0.0005, rel=0.02)
+
+
+def test_slow_steps_give_prefill_as_much_time_as_themselves() -> None:
+    pace = Pace()
+    assert pace.chunk(256) == 256
+    for _ in range(50):
+        pace.observe(0.2, decoded=True, prefill_tokens=0)
+        pace.observe(0.4, decoded=True, prefill_tokens=50)
+    assert pace.chunk(256) == pytest.approx(50, abs=1)
+    for _ in range(50):
+        pace.observe(9.0, decoded=False, prefill_tokens=50)
+    assert pace.chunk(256) == SMALLEST_CHUNK
+    assert pace.chunk(8) == 8
+
+
+def test_a_gate_opens_by_itself_for_a_moment() -> None:
+    gate = Gate()
+    assert not gate.closed(5.0)
+    gate.hold(5.0)
+    gate.hold(9.0)  # told again: nothing begins anew
+    assert gate.closed(5.0)
+    assert gate.opens_in(6.0) == pytest.approx(HOLD_SECONDS - 1)
+    assert not gate.closed(5.0 + HOLD_SECONDS)
+    assert gate.opens_in(5.0 + HOLD_SECONDS) is None
+    assert gate.closed(5.0 + HOLD_SECONDS + SHARE_SECONDS)
+    gate.release()
+    assert not gate.closed(6.0)

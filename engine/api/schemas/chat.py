@@ -23,6 +23,7 @@ from pydantic.types import StrictFloat
 
 from engine.api.schemas.base import Lenient
 from engine.api.schemas.structure import Choices, ResponseFormat, Schema, StructuredOutputs
+from engine.types import Priority
 
 MAX_STOPS = 16
 MAX_TOKENS = 1_000_000_000
@@ -134,6 +135,10 @@ class ChatCompletionRequest(Lenient):
     enable_thinking: StrictBool | None = None
     store: StrictBool | None = None
     """False: nothing of this request is kept for later ones, no KV of its prompt either."""
+    stop_on_repetition: StrictBool | None = None
+    """Cut off an answer that repeats one piece without end (`stop_reason: "repetition"`). By default for OCR models."""
+    priority: Priority | None = None
+    """Whose turn it is; the header `X-Duet-Priority` says the same for clients that send no fields of their own."""
     chat_template_kwargs: dict[str, Any] | None = None
     # The answer's form: one of these.
     response_format: ResponseFormat | None = None

@@ -9,6 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 from duet.wire import Usage
 from engine.types import Finished, FinishReason, TextDelta, TokenLogprob
+from engine.worker.prompts.repetition import Repetition
 from engine.worker.prompts.stops import StopMatcher
 
 
@@ -65,7 +66,8 @@ class OpenThought(Protocol):
 
 class Output:
     """The answer of one request so far. `max_tokens` counts tokens before an end-of-sequence token; `cached_tokens` of the
-    prompt were not computed. A `thought` that the prompt has opened is counted and not shown."""
+    prompt were not computed. A `thought` that the prompt has opened is counted and not shown. With `stop_on_repetition` an answer
+    that goes round in circles ends as one that is too long."""
 
     def __init__(
         self,
@@ -78,7 +80,9 @@ class Output:
         prompt_tokens: int,
         max_tokens: int,
         thought: OpenThought | None = None,
+        stop_on_repetition: bool = False,
     ) -> None:
+        self._repetition = Repetition() if stop_on_repetition else None
         self._id, self._text, self._tokens = request_id, text, tokens
         self._stops, self._eos_ids = StopMatcher(stops), eos_ids
         self._prompt_tokens, self._max_tokens, self._thought = prompt_tokens, max_tokens, thought
@@ -104,12 +108,15 @@ class Output:
         )
         if stopped:
             return delta, self._finished("stop", "")
+        if self._repetition is not None and self._repetition.found(token):
+            return delta, self._finished("length", self._stops.flush(), repetition=True)
         if self._completion_tokens >= self._max_tokens:
             return delta, self._finished("length", self._stops.flush())
         return delta, None
 
-    def _finished(self, reason: FinishReason, rest: str) -> Finished:
-        return Finished(self._id, reason, Usage(self._prompt_tokens, self._completion_tokens, self.cached_tokens), rest)
+    def _finished(self, reason: FinishReason, rest: str, *, repetition: bool = False) -> Finished:
+        usage = Usage(self._prompt_tokens, self._completion_tokens, self.cached_tokens)
+        return Finished(self._id, reason, usage, rest, repetition)
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

@@ -86,6 +86,10 @@ class Batch:
         return bool(self.rows or self._joining) or self._pending is not None
 
     @property
+    def pending(self) -> bool:
+        return self._pending is not None
+
+    @property
     def ids(self) -> frozenset[str]:
         """Of the rows that take part in the next step."""
         return frozenset(row.id for row in [*self.rows, *self._joining])

@@ -13,6 +13,8 @@ from engine.worker.runtime.families.vision import uses_mrope
 from engine.worker.runtime.loader import Loaded, LoadError
 from engine.worker.scheduler.policy import Plan, PrefillChunk
 
+MEASURABLE_TOKENS = 256
+"""Caches grow in steps of this many tokens: shorter prompts tell little about what a token takes."""
 KV_GROUP = 32
 """Values that share a scale in quantised KV: divides every head size in use."""
 
@@ -65,10 +67,22 @@ class Runner:
         self.batches = all(can_batch(layer) for layer in self.new_cache())
         self._batch = Batch(self._model, mrope=self._mrope)
         self._prefilling: dict[str, Row] = {}
+        self._token_bytes: int | None = None
+        self._measured_tokens = MEASURABLE_TOKENS
 
     @property
     def busy(self) -> bool:
         return self._batch.busy
+
+    @property
+    def pending(self) -> bool:
+        """Whether tokens are being computed that nobody has read."""
+        return self._batch.pending
+
+    @property
+    def token_bytes(self) -> int | None:
+        """Bytes of KV a token, as the longest prompt so far had them; None before the first one of some length."""
+        return self._token_bytes
 
     def add(self, row: Row) -> None:
         self._prefilling[row.id] = row
@@ -112,8 +126,12 @@ class Runner:
                 if back:
                     self._wait_again(row)
             self._batch.leave(plan.leave)
-        stepped, failed = self._batch.step()
-        drawn += stepped
+        failed: dict[str, Exception] = {}
+        if plan.decode:
+            stepped, failed = self._batch.step()
+            drawn += stepped
+        else:
+            drawn += self._batch.read()
         for chunk in plan.prefill:
             if chunk.id in failed:
                 continue  # its next chunk of the same tick
@@ -153,6 +171,9 @@ class Runner:
             else:
                 mx.eval(states)
             row.prefilled = chunk.stop
+            if chunk.stop > self._measured_tokens:
+                self._measured_tokens = chunk.stop
+                self._token_bytes = max(1, sum(int(layer.nbytes) for layer in row.cache) // chunk.stop)
             self.keeper.at_stop(row.id, row.cache, chunk.stop)
 
     def _arguments(self, row: Row, chunk: PrefillChunk) -> dict[str, Any]:

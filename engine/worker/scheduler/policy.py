@@ -1,17 +1,24 @@
-"""Who runs next: a pure decision per tick. Knows no MLX, no text, no clock.
+"""Who runs next: a pure decision per tick. Knows no MLX, no text; what time it is, it is told.
 
-tick:  plan = scheduler.plan()          what to do, as a value
+tick:  scheduler.begin(now)             who gives way, who has waited too long
+       plan = scheduler.plan()          what to do, as a value
        result = runner.execute(plan)    the device does it
        scheduler.apply(plan)            states follow
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
-from engine.worker.scheduler.sequence import Phase, Sequence
+from engine.worker.scheduler.order import first, gives_way, overdue
+from engine.worker.scheduler.pace import Pace
+from engine.worker.scheduler.sequence import Phase, Priority, Sequence
+
+ROWS_WITH_RESERVE: Final = 4
+"""From so many rows on, one is kept from batch work: whoever waits for an answer begins at once."""
 
 
 @dataclass(frozen=True)
@@ -40,50 +47,91 @@ class Plan:
 
 
 class Scheduler:
-    """Sequences of one worker, first come first served, with prefill cut into chunks between decode steps.
+    """Sequences of one worker, with prefill cut into chunks between decode steps.
 
-    Owned by the worker's loop. Invariant: `running` are exactly the rows of the device's batch after `apply`.
+    `kv_tokens` bounds the tokens whose KV running and prefilling sequences may hold together; None is no bound. While `held`,
+    batch work waits (interactive work runs in another worker). Owned by the worker's loop.
+    Invariant: `running` are exactly the rows of the device's batch after `apply`.
     """
 
-    def __init__(self, *, max_rows: int, chunk_tokens: int) -> None:
+    def __init__(self, *, max_rows: int, chunk_tokens: int, kv_tokens: int | None = None) -> None:
         self._max_rows, self._chunk_tokens = max_rows, chunk_tokens
-        self._waiting: deque[Sequence] = deque()
+        self.kv_tokens = kv_tokens
+        self.held = False
+        self.pace = Pace()
+        self._waiting: dict[str, Sequence] = {}
         self._running: dict[str, Sequence] = {}
         self._leaving: set[str] = set()
         self._preempting: set[str] = set()
+        self._arrivals = 0
+        self._aged_first = False
 
     @property
     def idle(self) -> bool:
-        """Nothing to do now. Sequences that are being fetched wait for a message."""
-        return not (self._running or self._leaving or any(True for _ in self._ready))
+        """Nothing to do now. Sequences that are being fetched wait for a message, held ones for theirs."""
+        working = any(not self._is_held(one) for one in self._running.values())
+        return not (working or self._leaving or any(True for _ in self._ready()))
 
     @property
-    def _ready(self) -> Iterator[Sequence]:
-        return (sequence for sequence in self._waiting if sequence.phase is not Phase.FETCHING)
+    def waiting(self) -> int:
+        """Sequences that have no row yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        self._arrivals += 1
+        sequence.number = self._arrivals
+        self._waiting[sequence.id] = sequence
 
     def fetched(self, sequence_id: str) -> None:
         """What was known of its prompt is here: it may begin. Unknown ids are ended already."""
-        for sequence in self._waiting:
-            if sequence.id == sequence_id and sequence.phase is Phase.FETCHING:
-                sequence.phase = Phase.WAITING
+        sequence = self._waiting.get(sequence_id)
+        if sequence is not None and sequence.phase is Phase.FETCHING:
+            sequence.phase = Phase.WAITING
+
+    def late(self, now: float) -> list[str]:
+        """Sequences whose deadline has passed, in whatever phase."""
+        everyone = [*self._waiting.values(), *self._running.values()]
+        return [one.id for one in everyone if one.deadline is not None and now >= one.deadline]
+
+    def next_deadline(self, now: float) -> float | None:
+        """Seconds until the first deadline; None without any."""
+        everyone = [*self._waiting.values(), *self._running.values()]
+        return min((max(0.0, one.deadline - now) for one in everyone if one.deadline is not None), default=None)
+
+    def begin(self, now: float) -> None:
+        """Choose who gives way to whom in the next plan."""
+        if not self._waiting and self.kv_tokens is None:
+            return
+        self._aged_first = not self._aged_first
+        if not any(one.aged for one in [*self._running.values(), *self._waiting.values()]):
+            aged = overdue(self._ready(), now)
+            if aged is not None:
+                aged.aged = True
+        if self.kv_tokens is not None and len(self._staying) > 1 and self._held_tokens() > self.kv_tokens:
+            self._give_way()
+            return
+        wanted = first(self._ready(), self._rows_of(), aged_first=self._aged_first)
+        if wanted is not None and (self._rows_for(wanted) <= 0 or not self._fits(wanted)):
+            self._give_way(to=wanted)
+
+    def _give_way(self, *, to: Sequence | None = None) -> None:
+        victim = gives_way(self._staying, to=to)
+        if victim is not None:
+            self.preempt(victim.id)
 
     def starting(self) -> Iterator[Sequence]:
         """Sequences whose prefill begins with the next plan, in order. What is set on one counts for those after it."""
-        budget, rows = self._chunk_tokens, self._free_rows
-        for sequence in [*self._ready]:
-            if budget <= 0 or rows <= 0:
-                return
+        for sequence, _ in self._candidates():
             if sequence.phase is Phase.WAITING:
                 yield sequence
                 sequence.phase = Phase.PREFILLING
-            budget -= max(sequence.prefill_tokens - sequence.prefilled, 1)
-            rows -= 1
 
     def preempt(self, sequence_id: str) -> bool:
-        """Take a running sequence out of the batch; it waits, before all others, to go on. False if it cannot."""
+        """Take a running sequence out of the batch; it waits to go on. False if it cannot."""
         sequence = self._running.get(sequence_id)
         if sequence is None or sequence.exhausted or not sequence.preemptible or sequence_id in self._leaving:
             return False
@@ -97,44 +145,20 @@ class Scheduler:
         if sequence := self._running.pop(sequence_id, None):
             sequence.phase = Phase.ENDED
             self._leaving.add(sequence_id)
-        for sequence in [item for item in self._waiting if item.id == sequence_id]:
+        if sequence := self._waiting.pop(sequence_id, None):
             sequence.phase = Phase.ENDED
-            self._waiting.remove(sequence)
         return sequence_id in self._leaving
 
-    @property
-    def _free_rows(self) -> int:
-        return self._max_rows - sum(
-            not sequence.exhausted and sequence.id not in self._leaving for sequence in self._running.values()
-        )
-
     def plan(self) -> Plan:
-        leave = self._leaving | {item.id for item in self._running.values() if item.exhausted}
+        leave = self._leaving | {one.id for one in self._running.values() if one.exhausted}
+        prefill = self._prefill_chunks()
+        rows = [one for one in self._running.values() if one.id not in leave]
         return Plan(
             leave=frozenset(leave),
-            decode=any(sequence_id not in leave for sequence_id in self._running),
-            prefill=tuple(self._prefill_chunks(free_rows=self._free_rows)),
+            decode=bool(rows) and not (self._pauses(rows, prefill)),
+            prefill=tuple(prefill),
             preempted=frozenset(self._preempting),
         )
-
-    def _prefill_chunks(self, *, free_rows: int) -> list[PrefillChunk]:
-        """Up to one chunk's worth of prompt tokens, so that a running row waits at most that long."""
-        chunks: list[PrefillChunk] = []
-        budget = self._chunk_tokens
-        for sequence in self._ready:
-            if free_rows <= 0:
-                break
-            free_rows -= 1
-            start, joins = sequence.prefilled, False
-            while budget > 0 and not joins:
-                stop = start + sequence.next_chunk(start, budget)
-                joins = stop == sequence.prefill_tokens
-                chunks.append(PrefillChunk(sequence.id, start, stop, joins))
-                budget -= max(stop - start, 1)
-                start = stop
-            if not joins:
-                break
-        return chunks
 
     def apply(self, plan: Plan) -> None:
         """Book what the device did. Rows that left stay known to no one, but preempted ones wait again."""
@@ -145,26 +169,99 @@ class Scheduler:
                 self._preempting.discard(sequence_id)
                 assert sequence is not None
                 self._wait_again(sequence)
+            elif sequence is not None:
+                sequence.phase = Phase.ENDED
         if plan.decode:
             for sequence in self._running.values():
                 sequence.issued += 1
         for chunk in plan.prefill:
-            sequence = next(item for item in self._waiting if item.id == chunk.id)
+            sequence = self._waiting[chunk.id]
             sequence.prefilled, sequence.phase = chunk.stop, Phase.PREFILLING
             if chunk.joins:
-                self._waiting.remove(sequence)
+                del self._waiting[chunk.id]
                 sequence.phase = Phase.RUNNING
                 self._running[sequence.id] = sequence
+
+    def check(self) -> None:
+        """Raise if bookkeeping is inconsistent. Called when idle, and in tests after every step."""
+        running, waiting = set(self._running), set(self._waiting)
+        if running & waiting or running & self._leaving or len(running) > self._max_rows:
+            raise RuntimeError(f"scheduler: running {running}, waiting {waiting}, leaving {self._leaving}")
+
+    # What there is room for -------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Iterator[Sequence]:
+        return (one for one in self._waiting.values() if one.phase is not Phase.FETCHING and not self._is_held(one))
+
+    def _is_held(self, sequence: Sequence) -> bool:
+        return self.held and sequence.priority is Priority.BATCH
+
+    @property
+    def _staying(self) -> list[Sequence]:
+        """Rows that take part in the next step."""
+        return [one for one in self._running.values() if not one.exhausted and one.id not in self._leaving]
+
+    def _rows_of(self) -> Counter[str]:
+        return Counter(one.tenant for one in self._staying)
+
+    def _rows_for(self, sequence: Sequence) -> int:
+        """Free rows that this sequence may take."""
+        reserve = 1 if self._max_rows >= ROWS_WITH_RESERVE and sequence.priority is Priority.BATCH else 0
+        return self._max_rows - len(self._staying) - reserve
+
+    def _held_tokens(self) -> int:
+        return sum(one.held_tokens for one in [*self._staying, *self._waiting.values()])
+
+    def _candidates(self) -> Iterator[tuple[Sequence, int]]:
+        """Sequences for this tick's prefill with what is left of its tokens for each, in order, until rows, tokens or memory
+        are used up."""
+        left = {one.id: one for one in self._ready()}
+        rows_of, taken, budget = self._rows_of(), 0, self._budget()
+        while budget > 0 and left:
+            chosen = first(left.values(), rows_of, aged_first=self._aged_first)
+            assert chosen is not None
+            if self._rows_for(chosen) - taken <= 0 or not self._fits(chosen):
+                return  # nobody overtakes: the next smaller one would, for ever
+            yield chosen, budget
+            del left[chosen.id]
+            taken += 1
+            rows_of[chosen.tenant] += 1
+            budget -= max(chosen.prefill_tokens - chosen.prefilled, 1)
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether its prompt's KV has room beside that of the others. Alone, everything has. What had to give way comes back
+        only where it can stay for a while."""
+        if self.kv_tokens is None or sequence.phase is Phase.PREFILLING:
+            return True
+        held, room = self._held_tokens(), self.kv_tokens - (self.kv_tokens // 8 if sequence.said else 0)
+        return held == 0 or held + sequence.prompt_tokens <= room
+
+    def _budget(self) -> int:
+        """Prompt tokens of one tick: as many as running streams can wait for. Batch rows can wait."""
+        streams = any(one.priority is not Priority.BATCH for one in self._staying)
+        return self.pace.chunk(self._chunk_tokens) if streams else self._chunk_tokens
+
+    def _prefill_chunks(self) -> list[PrefillChunk]:
+        chunks: list[PrefillChunk] = []
+        for sequence, budget in self._candidates():
+            start, joins = sequence.prefilled, False
+            while budget > 0 and not joins:
+                stop = start + sequence.next_chunk(start, budget)
+                joins = stop == sequence.prefill_tokens
+                chunks.append(PrefillChunk(sequence.id, start, stop, joins))
+                budget -= max(stop - start, 1)
+                start = stop
+        return chunks
+
+    def _pauses(self, rows: list[Sequence], prefill: list[PrefillChunk]) -> bool:
+        """Batch rows among themselves wait while held, and for the prompt of whoever waits for an answer."""
+        if any(one.priority is not Priority.BATCH for one in rows):
+            return False
+        return self.held or any(self._waiting[chunk.id].priority is not Priority.BATCH for chunk in prefill)
 
     def _wait_again(self, sequence: Sequence) -> None:
         """Its prompt is now all that it has read and said."""
         sequence.prompt_tokens += sequence.issued - sequence.said
         sequence.said = sequence.issued
         sequence.prefilled, sequence.stops, sequence.phase = 0, (), Phase.FETCHING
-        self._waiting.appendleft(sequence)
-
-    def check(self) -> None:
-        """Raise if bookkeeping is inconsistent. Called when idle, and in tests after every step."""
-        running, waiting = set(self._running), {item.id for item in self._waiting}
-        if running & waiting or running & self._leaving or len(running) > self._max_rows:
-            raise RuntimeError(f"scheduler: running {running}, waiting {waiting}, leaving {self._leaving}")
+        self._waiting[sequence.id] = sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 
 
 class Phase(Enum):
@@ -17,6 +17,14 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+class Priority(IntEnum):
+    """The smaller goes first."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BATCH = 2
+
+
 @dataclass
 class Sequence:
     """`prompt_tokens` ≥ 1; all but the last are prefilled, the last is the first decode input.
@@ -24,6 +32,8 @@ class Sequence:
     `whole` sequences are prefilled in one piece; others pause at each of `stops`. `issued` counts tokens drawn, read or not;
     `said` those of them that count as prompt since it was preempted. Sequences with images are not `preemptible`.
     While `FETCHING`, what is known of the prompt is on its way from the SSD.
+    `arrived` and `deadline` are seconds of the loop's clock; `number` counts arrivals. An `aged` sequence has waited so long
+    that it has every second turn, and no one takes its place.
     """
 
     id: str
@@ -31,15 +41,28 @@ class Sequence:
     max_tokens: int
     whole: bool = False
     preemptible: bool = True
+    priority: Priority = Priority.NORMAL
+    tenant: str = ""
+    arrived: float = 0.0
+    deadline: float | None = None
     stops: tuple[int, ...] = ()
     prefilled: int = 0
     issued: int = 0
     said: int = 0
     phase: Phase = Phase.WAITING
+    number: int = 0
+    aged: bool = False
 
     @property
     def prefill_tokens(self) -> int:
         return self.prompt_tokens - 1
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens whose KV is in memory, or will be when its prefill is complete."""
+        if self.phase is Phase.RUNNING:
+            return self.prompt_tokens + self.issued - self.said
+        return self.prompt_tokens if self.phase is Phase.PREFILLING else 0
 
     def next_chunk(self, start: int, budget: int) -> int:
         """Prompt tokens to run from `start`, at most `budget` unless the sequence cannot be cut."""

@@ -119,7 +119,7 @@ def _language_name(loaded: Loaded, code: str | None) -> str | None:
 
 class _TranscriptionJob:
     def __init__(self, loaded: Loaded, request: TranscriptionRequest, language: str | None) -> None:
-        self.id = request.id
+        self.id, self.priority = request.id, request.priority
         self._model, self._request, self._language = loaded.model, request, language
         self._audio = np.frombuffer(request.audio, dtype="<f4")
         whole = Span(0.0, len(self._audio) / SAMPLE_RATE)

@@ -37,7 +37,7 @@ def _tokens(loaded: Loaded, item: str | tuple[int, ...], position: int) -> list[
 
 class _EmbeddingJob:
     def __init__(self, loaded: Loaded, request: EmbeddingRequest, inputs: list[list[int]]) -> None:
-        self.id = request.id
+        self.id, self.priority = request.id, request.priority
         self._model, self._dimensions, self._inputs = loaded.model, request.dimensions, inputs
         self._pad = loaded.tokenizer.pad_token_id or 0
         # Longest first: a batch that fits in memory is tried before the small ones.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
 from engine.worker.runtime.families.vision import open_image, prepare
 from engine.worker.runtime.loader import Loaded
+from engine.worker.scheduler.sequence import Priority
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 
 
@@ -38,6 +40,7 @@ def prepare_generation(
 ) -> Prepared:
     """Raises `InvalidRequest` for what only the model can judge: images, context, token ids, and the answer's `form`, which
     belongs to the request's structure."""
+    now = time.monotonic()
     if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
         raise InvalidRequest(f"token {outside[0]} is not in the vocabulary of {loaded.vocabulary}", param="logit_bias")
     text = render(loaded, request)
@@ -63,6 +66,10 @@ def prepare_generation(
             max_tokens,
             whole=vision is not None and vision.whole is not None,
             preemptible=vision is None,
+            priority=Priority[request.priority.upper()],
+            tenant=request.tenant,
+            arrived=now,
+            deadline=None if request.deadline_seconds is None else now + request.deadline_seconds,
         ),
         Row(request.id, prompt, request.sampling, vision=vision, constraint=constraint),
         Output(
@@ -74,6 +81,7 @@ def prepare_generation(
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
             thought=Thought(tokens) if thinks else None,
+            stop_on_repetition=request.stop_on_repetition,
         ),
         text,
         encoded,

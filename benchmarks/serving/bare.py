@@ -1,0 +1,53 @@
+"""Decode speed of a checkpoint without any server: what its device can do. Prints seconds a token.
+
+    python -m benchmarks.serving.bare FOLDER --tokens 128 --prompt-tokens 32 [--rows 8]
+
+mlx-vlm's model and cache, greedy, the next step launched before the last is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_vlm.models.cache import make_prompt_cache
+
+from engine.worker.runtime.loader import load
+
+REPEATS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=1)
+    arguments = parser.parse_args()
+    model = load(arguments.folder, "chat").model.language_model
+    taken = [once(model, arguments.rows, arguments.prompt_tokens, arguments.tokens) for _ in range(REPEATS + 1)][1:]
+    print(json.dumps({"seconds_a_token": statistics.median(taken)}))
+
+
+def once(model: Any, rows: int, prompt_tokens: int, tokens: int) -> float:
+    """Seconds a step."""
+    cache = make_prompt_cache(model)
+    ids = mx.array([list(range(100, 100 + prompt_tokens))] * rows)
+    token = mx.argmax(model(ids, cache=cache).logits[:, -1], axis=-1)
+    mx.eval(token)
+    begun = time.perf_counter()
+    for _ in range(tokens):
+        following = mx.argmax(model(token[:, None], cache=cache).logits[:, -1], axis=-1)
+        mx.async_eval(following)  # type: ignore[no-untyped-call]
+        token.tolist()
+        token = following
+    return (time.perf_counter() - begun) / tokens
+
+
+if __name__ == "__main__":
+    main()

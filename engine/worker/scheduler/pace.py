@@ -1,0 +1,42 @@
+"""How many prompt tokens fit into the time that running streams may wait. Pure: the loop tells what its ticks took."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STALL_SECONDS: Final = 0.05
+"""Running streams wait this long for a prompt chunk, or as long as one of their own steps takes if that is longer: then
+prefill and decode have half of the time each."""
+SMALLEST_CHUNK: Final = 32
+"""Prompt tokens. Smaller chunks read all weights for next to nothing."""
+_NEWEST: Final = 0.3
+"""Weight of the newest tick. Costs grow with the depth of the prompt: old ones mislead."""
+
+
+class Pace:
+    """Moving averages of a decode step's seconds and of a prompt token's beside it."""
+
+    def __init__(self) -> None:
+        self._step: float | None = None
+        self._token: float | None = None
+
+    def observe(self, seconds: float, *, decoded: bool, prefill_tokens: int) -> None:
+        """One tick took `seconds`, in which the device ran a decode step, a prompt chunk, or both."""
+        if prefill_tokens == 0:
+            if decoded:
+                self._step = _average(self._step, seconds)
+            return
+        rest = seconds - (self._step or 0.0) if decoded else seconds
+        if rest > 0:
+            self._token = _average(self._token, rest / prefill_tokens)
+
+    def chunk(self, largest: int) -> int:
+        """Prompt tokens of a tick in which streams wait: at most `largest`, and that before anything was measured."""
+        if self._token is None:
+            return largest
+        seconds = max(STALL_SECONDS, self._step or 0.0)
+        return max(min(SMALLEST_CHUNK, largest), min(largest, int(seconds / self._token)))
+
+
+def _average(before: float | None, newest: float) -> float:
+    return newest if before is None else before + _NEWEST * (newest - before)

@@ -1,0 +1,142 @@
+"""Whose turn it is, on a real model: nobody's answer depends on who was there, waited, or had to give way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.types import Failed, Finished, GenerationRequest, Priority, TextDelta
+from engine.worker.runtime.loader import Loaded
+from engine.workers.protocol import Cancel, Hold
+from tests.mlx.conftest import Driver, ask, words
+from tests.mlx.kv import KvDriver
+
+TOKEN_BYTES = 2 * 2 * 2 * 32 * 4
+"""Keys and values of the checkpoint "plain": 2 layers, 2 heads of 32 float32."""
+
+
+def of(priority: Priority, request: GenerationRequest, **more: object) -> GenerationRequest:
+    return msgspec.structs.replace(request, priority=priority, **more)
+
+
+def alone(loaded: Loaded, requests: list[GenerationRequest]) -> dict[str, bytes]:
+    return {request.id: Driver(loaded).run([request])[request.id] for request in requests}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["KV kept", "no KV kept"])
+def test_rows_that_give_way_to_memory_say_what_they_would_have_said(
+    model: Callable[..., Loaded], tmp_path: Path, kept: bool
+) -> None:
+    loaded = model("plain")
+    requests = [ask(f"r{i}", words(400, i), tokens=150) for i in range(4)]
+    first = Driver(loaded)
+    expected = first.run(requests)
+    prompts = sum(first.of(request.id, Finished)[0].usage.prompt_tokens for request in requests)
+    enough_to_begin = (prompts + 100) * TOKEN_BYTES
+    if kept:
+        driver: Driver = KvDriver(loaded, tmp_path / "kv", active_kv_bytes=enough_to_begin)
+    else:
+        driver = Driver(loaded, active_kv_bytes=enough_to_begin)
+    swapped = 0
+    preempt = driver.loop._scheduler.preempt
+
+    def counted(name: str) -> bool:
+        nonlocal swapped
+        swapped += 1
+        return preempt(name)
+
+    driver.loop._scheduler.preempt = counted  # type: ignore[method-assign]
+    for request in requests:
+        driver.post(request)
+    while not all(driver.of(request.id, Finished) for request in requests):
+        driver.tick()
+    assert {request.id: driver.raw(request.id) for request in requests} == expected
+    assert swapped > 0, "there was memory for all of them"
+
+
+def test_an_interactive_request_takes_the_row_of_batch_work(model: Callable[..., Loaded], tmp_path: Path) -> None:
+    loaded = model("plain")
+    batch = [of("batch", ask(f"b{i}", words(80, i), tokens=50)) for i in range(2)]
+    quick = of("interactive", ask("quick", "hello", tokens=5))
+    expected = alone(loaded, [*batch, quick])
+    driver = KvDriver(loaded, tmp_path / "kv", max_rows=2)
+    for request in batch:
+        driver.post(request)
+    while len(driver.of("b0", TextDelta)) < 10:
+        driver.tick()
+    driver.post(quick)
+    for _ in range(20):
+        driver.tick()
+    assert driver.of("quick", Finished)
+    assert not driver.of("b1", Finished)
+    while not all(driver.of(request.id, Finished) for request in batch):
+        driver.tick()
+    assert {request.id: driver.raw(request.id) for request in [*batch, quick]} == expected
+    driver.end()
+
+
+def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("plain"))
+    driver.post(of("batch", ask("b", "a batch of work", tokens=40)))
+    while len(driver.of("b", TextDelta)) < 5:
+        driver.tick()
+    driver.post(Hold(True))
+    driver.post(ask("n", "somebody waits", tokens=1))
+    while not driver.of("n", Finished):
+        driver.tick()
+    for _ in range(5):
+        if driver.loop.idle:
+            break
+        driver.tick()
+    assert driver.loop.idle
+    said = len(driver.of("b", TextDelta))
+    assert said < 40
+    driver.post(Hold(False))
+    while not driver.of("b", Finished):
+        driver.tick()
+    assert len(driver.of("b", TextDelta)) == 40
+
+
+def test_a_held_request_can_be_cancelled(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("plain"))
+    driver.post(of("batch", ask("b", "a batch of work", tokens=4000)))
+    driver.tick()
+    driver.post(Hold(True))
+    driver.tick()
+    driver.post(Cancel("b"))
+    for _ in range(4):
+        driver.tick() if not (driver.loop.idle and driver.mailbox.empty()) else None
+    assert driver.loop._scheduler.running == driver.loop._scheduler.waiting == 0
+
+
+def test_an_answer_that_is_late_fails_once_and_its_neighbour_goes_on(model: Callable[..., Loaded]) -> None:
+    loaded = model("plain")
+    slow = msgspec.structs.replace(ask("slow", "tell me", tokens=4000), deadline_seconds=0.2)
+    other = ask("other", "and me", tokens=30)
+    expected = alone(loaded, [other])
+    driver = Driver(loaded)
+    for request in (slow, other):
+        driver.post(request)
+    began = time.monotonic()
+    while not (driver.of("slow", Failed) and driver.of("other", Finished)):
+        driver.tick()
+        assert time.monotonic() - began < 60
+    (failed,) = driver.of("slow", Failed)
+    assert failed.code == "deadline_exceeded"
+    assert not driver.of("slow", Finished)
+    assert driver.raw("other") == expected["other"]
+
+
+def test_an_answer_that_goes_round_in_circles_is_cut_off_when_asked(model: Callable[..., Loaded]) -> None:
+    loaded = model("plain")
+    biased = ask("r", "dots", tokens=1000, logit_bias={ord("."): 100.0})
+    driver = Driver(loaded)
+    driver.run([msgspec.structs.replace(biased, stop_on_repetition=True), msgspec.structs.replace(biased, id="free")])
+    (cut,), (free,) = driver.of("r", Finished), driver.of("free", Finished)
+    assert (cut.reason, cut.repetition) == ("length", True)
+    assert cut.usage.completion_tokens < 250
+    assert (free.usage.completion_tokens, free.repetition) == (1000, False)
