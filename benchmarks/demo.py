@@ -1,8 +1,8 @@
 """`make demo`: everything once, with the models that come with Duet, offline.
 
-Chat, reading an image, embeddings, a transcription and a bilingual meeting turned into five files, with what each took and how many errors
-the review removed. The models are tiny demonstrations trained on synthetic voices: this shows that it works, not how well
-real models do.
+Chat, reading an image, embeddings, a transcription and a bilingual meeting turned into five files, with what each took and
+how many errors the review removed. The models are tiny demonstrations trained on synthetic voices: this shows that it works,
+not how well real models do.
 """
 
 from __future__ import annotations
