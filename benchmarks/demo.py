@@ -124,8 +124,8 @@ def vision(console: Console, stack: Stack) -> dict[str, Any]:
     with _openai(stack) as client:
         for name in truth:
             image = base64.b64encode((DEMO / "pictures" / name).read_bytes()).decode()
-            url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
-            answer = client.chat.completions.create(model="ocr", messages=[{"role": "user", "content": [url]}])
+            content: Any = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}]
+            answer = client.chat.completions.create(model="ocr", messages=[{"role": "user", "content": content}])
             read[name] = answer.choices[0].message.content or ""
     console.print(table(("image", "shows", "read"), [(name, shown, read[name]) for name, shown in truth.items()]))
     return {"read": read, "right": sum(read[name] == shown for name, shown in truth.items()), "images": len(truth)}
