@@ -43,7 +43,7 @@ def once(model: Any, rows: int, prompt_tokens: int, tokens: int) -> float:
     begun = time.perf_counter()
     for _ in range(tokens):
         following = mx.argmax(model(token[:, None], cache=cache).logits[:, -1], axis=-1)
-        mx.async_eval(following)  # type: ignore[no-untyped-call]
+        mx.async_eval(following)
         token.tolist()
         token = following
     return (time.perf_counter() - begun) / tokens
