@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fix bench bench-kv bench-pool bench-structured kv-kills serve footprint train evaluate wheel lock clean
+.PHONY: help demo test prove check fix bench bench-kv bench-serving bench-pool bench-structured kv-kills serve footprint train evaluate wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,6 +48,11 @@ bench-kv: $(READY) $(PEERS)/.ready ## the prefix cache beside mlx_vlm.server and
 	$(RUN) -m benchmarks.kv.prefix
 	$(RUN) -m benchmarks.kv.restore
 	$(RUN) -m benchmarks.kv.agents
+
+bench-serving: $(READY) $(PEERS)/.ready ## streams over HTTP beside other servers, stalls, and priorities: a quarter of an hour
+	$(RUN) -m benchmarks.serving.streams
+	$(RUN) -m benchmarks.serving.stall
+	$(RUN) -m benchmarks.serving.priority
 
 bench-pool: $(READY) ## four models, memory for two, random clients for five minutes: clean answers only, nothing left
 	$(RUN) -m benchmarks.pool
