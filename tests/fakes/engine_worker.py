@@ -38,7 +38,7 @@ from engine.types import (
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Assign, Cancel, Events, FreeMemory, LoadFailed, Ready, Shutdown, ToWorker
+from engine.workers.protocol import Assign, Cancel, Events, FreeMemory, Hold, LoadFailed, Ready, Shutdown, ToWorker
 
 SAY_FOREVER = "forever"
 """Tokens without end."""
@@ -51,7 +51,10 @@ SAY_REFUSE = "refuse"
 SAY_BREAK = "break"
 """Failed after two tokens."""
 SAY_STATUS = "status"
-"""One token: `live=N cancelled=M pid=P freed=F`: the requests beside this one, and how often it was asked to free memory."""
+"""One token: `live=N cancelled=M pid=P freed=F held=H`: the requests beside this one, how often it was asked to free memory, and
+whether its batch work is to wait (0 or 1)."""
+SAY_HOW = "how"
+"""One token: `priority=P deadline=S`, as the request has them."""
 SAY_NOTHING = "nothing"
 """Accepted, and then silence until cancelled."""
 DIMENSIONS = 8
@@ -63,7 +66,7 @@ class Worker:
         self._mailbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
         self._live: dict[str, Iterator[Event | None]] = {}
         self._cancelled = self._freed = 0
-        self._fast = False
+        self._fast = self._held = False
         threading.Thread(target=self._receive, daemon=True).start()
 
     def _receive(self) -> None:
@@ -101,6 +104,8 @@ class Worker:
                 self._live[message.id] = self._say(message)
             case FreeMemory():
                 self._freed += 1
+            case Hold(on):
+                self._held = on
             case EmbeddingRequest():
                 self._channel.send(_embed(message))
             case TranscriptionRequest():
@@ -113,9 +118,10 @@ class Worker:
         yield Accepted(request.id, 7)
         tokens = _answer(said)
         if said == SAY_STATUS:
-            tokens = iter(
-                [f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()} freed={self._freed}"]
-            )
+            beside = f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()}"
+            tokens = iter([f"{beside} freed={self._freed} held={int(self._held)}"])
+        if said == SAY_HOW:
+            tokens = iter([f"priority={request.priority} deadline={request.deadline_seconds}"])
         limit = request.max_tokens or 10**9
         count = 0
         for count, text in enumerate(tokens, 1):
