@@ -201,6 +201,17 @@ class KvReport(msgspec.Struct, omit_defaults=True, tag="kv"):
     off: str = ""
 
 
+class BatchReport(msgspec.Struct, frozen=True, omit_defaults=True, tag="batch"):
+    """One worker's batch: rows that decode, requests that have no row yet, tokens of KV that both hold, the bound of these (None
+    before it is known what a token takes), and how often a row was swapped out since the worker started."""
+
+    rows: int = 0
+    waiting: int = 0
+    kv_tokens: int = 0
+    kv_tokens_bound: int | None = None
+    preemptions: int = 0
+
+
 class MemoryReport(msgspec.Struct, frozen=True, omit_defaults=True, tag="memory"):
     """What one worker process holds: MLX's arrays, the buffers it keeps for reuse, its peak, and what the system charges the
     process for. `working_set_bytes` is what Metal recommends for all processes together, 0 without Metal."""
@@ -283,8 +294,9 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """One model's place in the pool.
 
     Bytes: `estimate_bytes` before a load, `charged_bytes` in the ledger, `memory_bytes` what its process holds by its own
-    report, `memory`. `running` requests are in its worker, `waiting` ones not yet. `pinned` models are unloaded only when
-    asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. Counts are since the engine started.
+    report, `memory`. `running` requests are in its worker, which says more in `batch`; `waiting` ones not yet. `pinned` models
+    are unloaded only when asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. Counts are since the
+    engine started.
     """
 
     id: str
@@ -300,6 +312,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     loaded_seconds: float | None
     running: int
     waiting: int
+    batch: BatchReport | None
     loads: int
     crashes: int
     unloads: dict[Unloading, int]

@@ -86,12 +86,21 @@ def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
         labels=["model", "kind"],
     )
     state = GaugeMetricFamily("duet_model_state", "1 for the state that a model is in", labels=["model", "state"])
+    rows = GaugeMetricFamily("duet_batch_rows", "Rows that decode together", labels=["model"])
+    queued = GaugeMetricFamily("duet_batch_waiting", "Requests in a worker that have no row yet", labels=["model"])
+    usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "KV of running requests, of its bound", labels=["model_name"])
+    preemptions = CounterMetricFamily("vllm:num_preemptions", "Rows that were swapped out", labels=["model_name"])
     loads = CounterMetricFamily("duet_model_loads", "Times that a model was loaded", labels=["model"])
     unloads = CounterMetricFamily("duet_model_unloads", "Times that it was unloaded", labels=["model", "reason"])
     crashes = CounterMetricFamily("duet_worker_crashes", "Workers that ended by themselves", labels=["model"])
     for model in models:
         running.add_metric([model.id], model.running)
         waiting.add_metric([model.id], model.waiting)
+        if (batch := model.batch) is not None:
+            rows.add_metric([model.id], batch.rows)
+            queued.add_metric([model.id], batch.waiting)
+            usage.add_metric([model.id], batch.kv_tokens / batch.kv_tokens_bound if batch.kv_tokens_bound else 0.0)
+            preemptions.add_metric([model.id], batch.preemptions)
         for kind, size in _memory(model).items():
             memory.add_metric([model.id, kind], size)
         for name in get_args(ModelState):
@@ -100,7 +109,7 @@ def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
         crashes.add_metric([model.id], model.crashes)
         for reason, count in model.unloads.items():
             unloads.add_metric([model.id, reason], count)
-    yield from (running, waiting, memory, state, loads, unloads, crashes)
+    yield from (running, waiting, rows, queued, usage, preemptions, memory, state, loads, unloads, crashes)
 
 
 def _memory(model: Placement) -> Mapping[str, int]:

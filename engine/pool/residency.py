@@ -266,6 +266,7 @@ class Residency:
             loaded_seconds=round(now - slot.loaded_at, 1) if worker is not None else None,
             running=running,
             waiting=max(0, slot.users - running),
+            batch=worker.batch if worker is not None else None,
             loads=slot.loads,
             crashes=slot.crashes,
             unloads=dict(slot.unloads),

@@ -22,6 +22,7 @@ from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest
 from engine.kvstore.index import Media
 from engine.types import (
     Accepted,
+    BatchReport,
     CacheNote,
     EmbeddingRequest,
     EmbeddingResult,
@@ -116,6 +117,7 @@ class Loop:
         self._memory = memory.Reporter(channel.send)
         self._jobs: deque[Job] = deque()
         self._gate = Gate()
+        self._batch_reported, self._batch_reported_at = BatchReport(), 0.0
         self._ended_at: float | None = None
         """When the tick before ended; None when the loop has waited since."""
         self._beside = 0
@@ -151,6 +153,7 @@ class Loop:
             self._ended_at = None  # a tick that ran a job tells nothing of the batch
         self._emit()
         self._memory.report()
+        self._report_batch()
 
     def _run(self, runner: Runner, now: float) -> None:
         """One tick of the batch."""
@@ -197,6 +200,7 @@ class Loop:
             now = time.monotonic()
             wakes = [self._gate.opens_in(now), self._scheduler.next_deadline(now)]
             self._memory.report(now=True)
+            self._report_batch(now=True)
             if self._kv is not None:
                 wakes.append(self._kv.tend(busy=False))
                 self._report(self._kv, now=True)
@@ -412,6 +416,18 @@ class Loop:
         report = msgspec.structs.replace(kv.report)
         if report != self._reported:
             self._reported = report
+            self._channel.send(report)
+
+    def _report_batch(self, *, now: bool = False) -> None:
+        if self._runner is None or (not now and time.monotonic() - self._batch_reported_at < REPORT_SECONDS):
+            return
+        self._batch_reported_at = time.monotonic()
+        scheduler = self._scheduler
+        report = BatchReport(
+            scheduler.running, scheduler.waiting, scheduler.held_tokens(), scheduler.kv_tokens, scheduler.preemptions
+        )
+        if report != self._batch_reported:
+            self._batch_reported = report
             self._channel.send(report)
 
     def _flush(self) -> None:

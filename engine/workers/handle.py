@@ -14,6 +14,7 @@ from duet.errors import Busy, DuetError, Unavailable, WorkerLost, from_code
 from duet.supervise import Child
 from engine.kvstore.leases import Lease
 from engine.types import (
+    BatchReport,
     EmbeddingRequest,
     EmbeddingResult,
     Event,
@@ -50,6 +51,7 @@ class WorkerHandle:
         self.kv = KvReport()
         """What the worker last said of its KV cache."""
         self.memory: MemoryReport | None = None
+        self.batch: BatchReport | None = None
         """What it last said that it holds; None before it said anything."""
         self._queues: dict[str, asyncio.Queue[Answer]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
@@ -231,6 +233,9 @@ class WorkerHandle:
                 continue
             if isinstance(answer, KvReport):
                 self.kv = answer
+                continue
+            if isinstance(answer, BatchReport):
+                self.batch = answer
                 continue
             if isinstance(answer, MemoryReport):
                 self.memory = answer

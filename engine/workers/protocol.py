@@ -2,7 +2,8 @@
 
 gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
 FreeMemory | Hold | Shutdown`; to a spare process first `Assign`
-worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport`
+worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport |
+BatchReport`
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import msgspec
 
 from engine.types import (
     Accepted,
+    BatchReport,
     EmbeddingRequest,
     EmbeddingResult,
     Failed,
@@ -75,4 +77,5 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
 
 
 ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | FreeMemory | Hold | Shutdown
-FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport | Failed
+Report = KvReport | MemoryReport | BatchReport
+FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | Report | Failed

@@ -14,6 +14,7 @@ from PIL import Image
 
 from engine.types import (
     Accepted,
+    BatchReport,
     Failed,
     Finished,
     GenerationRequest,
@@ -63,15 +64,19 @@ def model(checkpoint: Callable[..., Path]) -> Callable[..., Loaded]:
 
 
 class Recorder:
-    """A channel's sending side that keeps what was sent; reports on memory, which come when they will, apart."""
+    """A channel's sending side that keeps what was sent; reports, which come when they will, apart."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.memory: list[MemoryReport] = []
+        self.batch: list[BatchReport] = []
 
     def send(self, message: Any) -> None:
         if isinstance(message, MemoryReport):
             self.memory.append(message)
+            return
+        if isinstance(message, BatchReport):
+            self.batch.append(message)
             return
         self.sent += message.events if isinstance(message, Events) else [message]
 

@@ -140,3 +140,20 @@ def test_an_answer_that_goes_round_in_circles_is_cut_off_when_asked(model: Calla
     assert (cut.reason, cut.repetition) == ("length", True)
     assert cut.usage.completion_tokens < 250
     assert (free.usage.completion_tokens, free.repetition) == (1000, False)
+
+
+def test_the_gateway_hears_how_full_the_batch_is(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.worker.loop.REPORT_SECONDS", 0.0)
+    driver = Driver(model("plain"), max_rows=1, active_kv_bytes=4000 * TOKEN_BYTES)
+    for name in "ab":
+        driver.post(ask(name, words(400, 1), tokens=300))
+    while not driver.of("b", Finished):
+        driver.tick()
+    assert any((seen.rows, seen.waiting) == (1, 1) and seen.kv_tokens > 400 for seen in driver.recorder.batch)
+    driver.post(ask("last", "bye", tokens=1))
+    driver.drain()
+    driver.loop._report_batch(now=True)
+    last = driver.recorder.batch[-1]
+    assert (last.rows, last.waiting, last.kv_tokens, last.preemptions) == (0, 0, 0, 0)
+    assert last.kv_tokens_bound is not None
+    assert 2000 < last.kv_tokens_bound <= 4000

@@ -15,7 +15,7 @@ import pytest
 
 from duet.supervise import Child
 from engine.pressure import resident_bytes
-from engine.types import Accepted, Failed, Finished, MemoryReport, TextDelta
+from engine.types import Accepted, BatchReport, Failed, Finished, MemoryReport, TextDelta
 from engine.workers.protocol import Assign, Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
 from tests.mlx.conftest import ask, words
 
@@ -32,7 +32,7 @@ async def worker(folder: Path, *arguments: str) -> AsyncIterator[Child[Any]]:
 
 async def said(child: Child[Any]) -> Any:
     """The next message that is no report on memory."""
-    while isinstance(message := await child.channel.receive(), MemoryReport):
+    while isinstance(message := await child.channel.receive(), MemoryReport | BatchReport):
         continue
     return message
 

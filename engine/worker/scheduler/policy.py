@@ -65,6 +65,7 @@ class Scheduler:
         self._preempting: set[str] = set()
         self._arrivals = 0
         self._aged_first = False
+        self.preemptions = 0
 
     @property
     def idle(self) -> bool:
@@ -111,7 +112,7 @@ class Scheduler:
             aged = overdue(self._ready(), now)
             if aged is not None:
                 aged.aged = True
-        if self.kv_tokens is not None and len(self._staying) > 1 and self._held_tokens() > self.kv_tokens:
+        if self.kv_tokens is not None and len(self._staying) > 1 and self.held_tokens() > self.kv_tokens:
             self._give_way()
             return
         wanted = first(self._ready(), self._rows_of(), aged_first=self._aged_first)
@@ -137,6 +138,7 @@ class Scheduler:
             return False
         self._leaving.add(sequence_id)
         self._preempting.add(sequence_id)
+        self.preemptions += 1
         return True
 
     def end(self, sequence_id: str) -> bool:
@@ -209,7 +211,8 @@ class Scheduler:
         reserve = 1 if self._max_rows >= ROWS_WITH_RESERVE and sequence.priority is Priority.BATCH else 0
         return self._max_rows - len(self._staying) - reserve
 
-    def _held_tokens(self) -> int:
+    def held_tokens(self) -> int:
+        """Of running rows and of prompts that are read, whose memory is reserved."""
         return sum(one.held_tokens for one in [*self._staying, *self._waiting.values()])
 
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
@@ -233,7 +236,7 @@ class Scheduler:
         only where it can stay for a while."""
         if self.kv_tokens is None or sequence.phase is Phase.PREFILLING:
             return True
-        held, room = self._held_tokens(), self.kv_tokens - (self.kv_tokens // 8 if sequence.said else 0)
+        held, room = self.held_tokens(), self.kv_tokens - (self.kv_tokens // 8 if sequence.said else 0)
         return held == 0 or held + sequence.prompt_tokens <= room
 
     def _budget(self) -> int:
