@@ -60,7 +60,7 @@ async def test_long_audio_without_an_engine_is_whole(router: RouterService) -> N
     answer = await router.send(long_clip(70), response_format="verbose_json")
     segments = answer.json()["segments"]
     assert answer.headers["x-duet-degraded"] == "true"
-    assert sum("friday" in segment["text"] for segment in segments) >= 15
+    assert sum("to test the" in segment["text"] for segment in segments) >= 15
     assert segments[-1]["end"] > 60
 
 

@@ -399,6 +399,16 @@ def test_growing_answers_swap_out_the_least_and_newest_row() -> None:
     assert [chunk.id for chunk in begun(scheduler).prefill] == ["b"]
 
 
+def test_a_prompt_that_is_begun_goes_on_while_a_more_urgent_one_waits_for_its_memory() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=7, kv_tokens=120)
+    scheduler.add(sequence("begun", prompt_tokens=58, max_tokens=1))
+    begun(scheduler)
+    scheduler.add(interactive("urgent", prompt_tokens=80, max_tokens=1))
+    for _ in range(30):
+        begun(scheduler)
+    assert scheduler.idle
+
+
 def test_deadlines_are_seen_in_every_phase() -> None:
     scheduler = Scheduler(max_rows=1, chunk_tokens=100)
     scheduler.add(sequence("running"))

@@ -223,8 +223,13 @@ class Scheduler:
         while budget > 0 and left:
             chosen = first(left.values(), rows_of, aged_first=self._aged_first)
             assert chosen is not None
-            if self._rows_for(chosen) - taken <= 0 or not self._fits(chosen):
-                return  # nobody overtakes: the next smaller one would, for ever
+            if self._rows_for(chosen) - taken <= 0:
+                return
+            if not self._fits(chosen):
+                # Nobody overtakes: the next smaller one would, for ever. But whose prompt is begun has its memory, and
+                # gives it back only by going on.
+                left = {name: one for name, one in left.items() if one.phase is Phase.PREFILLING}
+                continue
             yield chosen, budget
             del left[chosen.id]
             taken += 1
