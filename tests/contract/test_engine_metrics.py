@@ -104,9 +104,9 @@ async def test_the_pool_shows_memory_states_loads_and_queue(
     model = request.node.name[:60]
     body = chat_body("forever", model, stream=True)
     async with engine.client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        async for line in answer.aiter_lines():
-            if "token" in line:
-                break
+        lines = answer.aiter_lines()  # an iterator that nobody holds is closed, and the answer with it
+        while "token" not in await anext(lines):
+            pass
         found = await samples(engine, model)
         assert (found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]) == (1, 0)
         assert found["duet_model_memory_bytes{kind=held}"] == 1_000_000
