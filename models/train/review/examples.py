@@ -167,14 +167,14 @@ class Author:
         return (alias,) if alias != term else ()
 
     def summary(self) -> Example:
-        """A part of a meeting, whose decisions, tasks and questions are known because frames made them."""
+        """A few lines of a meeting, whose decisions, tasks and questions are known because frames made them."""
         rng = self._rng
         language = rng.choice(("zh", "zh", "en"))
         lines: list[tuple[str, str, str]] = []
         items: list[dict[str, Any]] = []
         topics: list[str] = []
         first = rng.randint(1, 60)
-        for i in range(rng.randint(3, 10)):
+        for i in range(rng.choice((1, 2, 2, 3, 3, 3, 4, 4, 5, 6))):
             mixed = rng.random() < 0.2
             spoken = ("en" if language == "zh" else "zh") if mixed else language
             kind, text, nouns = self._line(spoken)
@@ -192,10 +192,10 @@ class Author:
 
     def _line(self, language: str) -> tuple[str | None, str, list[str]]:
         kind = self._rng.choices((None, "decision", "action", "question"), (4, 2, 3, 1))[0]
-        if kind is None:
+        if kind is None and self._rng.random() < 0.5:
             return None, self._writer.sentence("zh" if language == "zh" else "en").text, []
         nouns: list[str] = []
-        frame = self._rng.choice(talk.KINDS[language][kind])
+        frame = self._rng.choice(talk.KINDS[language][kind] if kind else talk.REMARKS[language])
         text = self._writer.fill(frame, "zh" if language == "zh" else "en", nouns)
         return kind, text, nouns
 

@@ -23,7 +23,25 @@ KINDS: Final = {
             我们选{t}，不用{t}。
             一致通过{v}{n}的计划。
             {n}暂时不{v}了，这是最后的决定。
-            那就定{t}吧。"""),
+            那就定{t}吧。
+            大家没有意见的话，就{v}{n}。
+            {n}就这样定下来了。
+            那我们同意{v}{n}。
+            这件事定了，{v}{n}。
+            结论是{v}{n}。
+            我们不{v}{n}，先{v}{n}。
+            行，那就用{t}。
+            会议决定{when}{v}{n}。
+            同意，{n}{when}再{v}。
+            {n}的方案通过了。
+            还是选{t}吧，就这么办。
+            我们一致决定取消{n}。
+            {n}推迟到{when}，大家都同意。
+            好，定了，{n}改成{n}。
+            确定{when}{v}{n}。
+            先不{v}{n}，这个已经决定了。
+            讨论的结果是用{n}代替{n}。
+            那就决定由{who}{v}{n}。"""),
         "action": _list("""
             {who}负责{v}{n}。
             请{who}在{when}之前{v}{n}。
@@ -37,7 +55,24 @@ KINDS: Final = {
             我会{v}{n}，再告诉{who}。
             你来{v}{n}，{when}给我结果。
             {who}{when}把{n}发给{who}。
-            {v}{t}的事由{who}跟进。"""),
+            {v}{t}的事由{who}跟进。
+            麻烦{who}{v}一下{n}。
+            我{when}之前把{n}{v}好。
+            {who}去{v}{n}，{when}汇报。
+            {when}以前必须{v}{n}，由{who}做。
+            我回去{v}{n}。
+            {n}这块我来跟。
+            {who}，你{when}{v}{n}，好吗？
+            你把{n}发给{who}。
+            需要{who}{v}{n}。
+            {who}准备{n}，{when}用。
+            我会在{when}之前完成{n}。
+            安排{who}{when}{v}{n}。
+            大家{when}之前把{n}交给{who}。
+            我去联系{who}，{v}{n}。
+            {n}的文档{who}来写。
+            别忘了{when}{v}{n}。
+            {who}帮忙检查{n}。"""),
         "question": _list("""
             谁来{v}{n}？
             {n}什么时候能{v}？
@@ -46,7 +81,19 @@ KINDS: Final = {
             {n}现在{a}吗？
             为什么{n}这么{a}？
             谁来跟进{t}的{n}？
-            有没有{t}的{n}？"""),
+            有没有{t}的{n}？
+            {n}到底是谁负责的？
+            我们怎么{v}{n}？
+            {n}还要多久？
+            {who}知道{n}在哪里吗？
+            {when}能{v}完{n}吗？
+            是不是应该先{v}{n}？
+            {n}和{n}哪个更{a}？
+            {t}是什么意思？
+            大家觉得{n}怎么样？
+            还有什么问题吗？
+            {n}的预算是多少？
+            这个{n}会不会太{a}？"""),
     },
     "en": {
         "decision": _list("""
@@ -59,7 +106,23 @@ KINDS: Final = {
             everyone agreed that we should {v} the {n}.
             we will not {v} the {n}, that is final.
             the {n} is approved.
-            then we {v} the {n} and {v} the {n}."""),
+            then we {v} the {n} and {v} the {n}.
+            all right, the {n} stays as it is.
+            we have decided not to {v} the {n}.
+            it is decided, {t} it is.
+            we settled on {t} for the {n}.
+            agreed, the {n} moves to {when}.
+            we are going with the {n}.
+            our decision is final, we {v} the {n} {when}.
+            the team agreed on the {n}.
+            good, then {t} replaces {t}.
+            we chose the {n} over the {n}.
+            so we drop the {n}.
+            we will postpone the {n}, everyone agreed.
+            the vote is clear, we {v} the {n}.
+            that settles it, we keep the {n}.
+            fine, we start with the {n}.
+            we made the decision to {v} {t}."""),
         "action": _list("""
             {who} will {v} the {n} {when}.
             i will {v} the {n} and send it {when}.
@@ -71,7 +134,23 @@ KINDS: Final = {
             please send the {n} to {who} {when}.
             {who} takes care of {t}.
             remember to {v} the {n}.
-            i can {v} the {n} {when}."""),
+            i can {v} the {n} {when}.
+            {who}, please {v} the {n}.
+            {who} is going to {v} the {n} {when}.
+            i am going to {v} the {n}.
+            could {who} {v} the {n} {when}?
+            let {who} {v} the {n}.
+            you should {v} the {n} {when}.
+            the next step is to {v} the {n}.
+            i take care of the {n}.
+            {who} is responsible for the {n}.
+            {who} prepares the {n} {when}.
+            somebody has to {v} the {n} {when}.
+            i will talk to {who} about the {n}.
+            do not forget to send {who} the {n}.
+            we must {v} the {n} {when}.
+            {who} promised to {v} the {n} {when}.
+            i will have the {n} ready {when}."""),
         "question": _list("""
             who will {v} the {n}?
             when can we {v} the {n}?
@@ -79,9 +158,63 @@ KINDS: Final = {
             what is the difference between {t} and {t}?
             why is the {n} so {a}?
             who owns the {n}?
-            is the {n} {a}?"""),
+            is the {n} {a}?
+            how do we {v} the {n}?
+            how long does the {n} take?
+            do we have a {n} for {t}?
+            what do you think about the {n}?
+            where is the {n}?
+            who knows how to {v} the {n}?
+            is there a {n} {when}?
+            how much does the {n} cost?
+            are we ready to {v} the {n}?
+            which {n} should we {v}?
+            any questions about the {n}?
+            does {t} work with the {n}?"""),
     },
 }
+
+REMARKS: Final = {
+    "zh": _list("""
+        大家好，我们开始吧。
+        好的，谢谢大家。
+        {n}已经{v}好了。
+        上周我们{v}了{n}。
+        {n}现在很{a}。
+        我觉得{n}有点{a}。
+        {who}昨天{v}了{n}。
+        我同意你的看法。
+        {n}的情况是这样的。
+        这个{n}比那个{a}。
+        今天先说{n}，再说{n}。
+        {t}最近很{a}。
+        客户说{n}太{a}。
+        嗯，我明白了。
+        刚才说的是{n}。
+        {who}说{n}没有问题。
+        {n}有两个问题。
+        我们用{t}已经很久了。"""),
+    "en": _list("""
+        hello everyone, let us begin.
+        okay, thank you all.
+        the {n} is {a} now.
+        we have finished the {n} last week.
+        {who} told me about the {n}.
+        i think the {n} is too {a}.
+        the {n} looks {a} to me.
+        yesterday the {n} was {a}.
+        i see what you mean.
+        there are two problems with the {n}.
+        today we talk about the {n} and the {n}.
+        customers say that the {n} is {a}.
+        {t} has been {a} for weeks.
+        the {n} works well.
+        that was the {n}.
+        {who} was on holiday.
+        good morning {who}.
+        we have used {t} for a long time."""),
+}
+"""What is said in meetings that is none of these."""
 
 
 def overview(topics: list[str], language: str) -> str:
@@ -89,8 +222,8 @@ def overview(topics: list[str], language: str) -> str:
     if not topics:
         return ""
     if language == "zh":
-        return f"会议讨论了{'和'.join(topics)}。"
-    return f"The meeting was about {' and '.join(topics)}."
+        return f"谈到{'和'.join(topics)}。"
+    return f"They spoke about {' and '.join(topics)}."
 
 
 _ME_EN: Final = (

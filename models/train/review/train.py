@@ -31,8 +31,8 @@ WORK: Final = Path("build/train/review")
 CONTEXT: Final = 2048
 STEPS: Final = 9_000
 PEAK_RATE: Final = 1.5e-3
-ROWS: Final[dict[Task, int]] = {"drill": 24, "review": 24, "summary": 8, "chat": 24}
-SHARES: Final[dict[Task, float]] = {"review": 0.75, "summary": 0.2, "chat": 0.05}
+ROWS: Final[dict[Task, int]] = {"drill": 24, "review": 24, "summary": 16, "chat": 24}
+SHARES: Final[dict[Task, float]] = {"review": 0.64, "summary": 0.3, "chat": 0.06}
 DRILLED_UNTIL: Final = 0.5
 """The share of all steps in which reviews are partly drills: first nearly all of them, in the end none."""
 MARKED_WEIGHT: Final = 3.0
@@ -162,7 +162,7 @@ def report(model: Qwen3, encoder: Encoder, development: Bank) -> str:
     right = exact(model, encoder, reviews)
     with_edit = [ok for ok, example in zip(right, reviews, strict=True) if example.marked]
     without = [ok for ok, example in zip(right, reviews, strict=True) if not example.marked]
-    summaries = exact(model, encoder, [author.summary() for _ in range(32)])
+    summaries = exact(model, encoder, [author.summary() for _ in range(64)])
     shares = {"corrected": with_edit, "left alone": without, "summaries": summaries}
     return "  ".join(f"{name} {100 * sum(ok) / max(1, len(ok)):.0f}%" for name, ok in shares.items())
 
