@@ -4,7 +4,8 @@
 
 The checkpoint `wide` has few weights and the keys and values of a large model: 1,024 tokens are 201 MB. After a cold request,
 a second and a third one, each round stops the server, asks the kernel to forget the cache's files, reads them one after the
-other (the floor), has them forgotten again, starts the server, and asks twice: the first answer comes from disk, the second from
+other (the floor), has them forgotten again, starts the server, asks something else (what only a server's first request pays is
+not a restore), and then asks twice: the first answer comes from disk, the second from
 memory. The same is then done without forgetting, which shows what the page cache gives: after a restart of the server alone, and
 not of the machine, the files are usually still in it.
 
@@ -75,6 +76,7 @@ def _restores(client: Client, texts: Texts, prefix: str, rounds: int, bytes_a_to
             files = _stop(client)
             run = _read(files, forgotten=state == STATES[0])
             client.restart()
+            client.ask([message("user", "hello")], max_tokens=ANSWER_TOKENS)
             for source in ("disk", "memory"):
                 answer = client.ask(asked(f"{source} {i} {state}"), max_tokens=ANSWER_TOKENS)
                 run[f"{source}_seconds"] = answer.first_text_seconds

@@ -1,11 +1,12 @@
 """Bytes of KV in files and back. Knows no MLX, so that it can run on a thread of its own.
 
-A file is plain safetensors (https://huggingface.co/docs/safetensors) whose metadata holds a CRC-32 for every tensor and one
-for the header, so that damage is found wherever it is, and named by layer.
+A file is plain safetensors (https://huggingface.co/docs/safetensors) whose metadata holds a CRC-32 of the header, of all data,
+and of every tensor, so that damage is found wherever it is, and named by layer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 HEADER_CRC: Final = "header_crc32"
+DATA_CRC: Final = "data_crc32"
 MAX_HEADER_BYTES: Final = 16 << 20
 PIECE_BYTES: Final = 4 << 20
 _EMPTY: Final = "0" * 8
@@ -76,6 +78,13 @@ def write(path: Path, tensors: Tensors, facts: Mapping[str, str], *, pause: Call
     return 8 + len(head) + sum(tensor.data.nbytes for tensor in tensors.values())
 
 
+def will_need(path: Path) -> None:
+    """Ask the kernel to begin reading the file, where it can be asked (not on macOS). A file that is gone is not missed here."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, as views of one buffer, and the facts. Raises `Corrupt` for every way a file can be wrong, also for
     one that is gone or cannot be read."""
@@ -87,31 +96,39 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if length > min(size - 8, MAX_HEADER_BYTES):
                 raise Corrupt(f"{path.name}: the header claims {length} bytes")
             head = file.read(length)
+            header: dict[str, Any] = json.loads(head)
+            facts: dict[str, str] = header.pop("__metadata__")
+            _check_header(path, head, facts)
             data = np.empty(size - 8 - length, dtype=np.uint8)
             _read_all(file, data.data, path)
-        header: dict[str, Any] = json.loads(head)
-        facts: dict[str, str] = header.pop("__metadata__")
-        _check_header(path, head, facts)
-        found = {name: _tensor(path, name, entry, data, facts) for name, entry in header.items()}
+        # One sum over all of it: the interpreter's lock is given away once, and not once a tensor.
+        if f"{zlib.crc32(data.data):08x}" != facts[DATA_CRC]:
+            raise Corrupt(f"{path.name}: {_damaged(header, data, facts)}")
+        found = {name: _tensor(path, name, entry, data) for name, entry in header.items()}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f"{path.name}: {type(error).__name__}: {error}") from error
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end != data.nbytes:
         raise Corrupt(f"{path.name}: {data.nbytes} bytes of data instead of {end}")
-    own = {name: value for name, value in facts.items() if name != HEADER_CRC and not name.startswith("crc32.")}
+    own = {
+        name: value
+        for name, value in facts.items()
+        if name not in (HEADER_CRC, DATA_CRC) and not name.startswith("crc32.")
+    }
     return found, own
 
 
 def _header(tensors: Tensors, facts: Mapping[str, str]) -> bytes:
     entries: dict[str, Any] = {}
     sums: dict[str, str] = {}
-    offset = 0
+    offset = total = 0
     for name, tensor in tensors.items():
         size = tensor.data.nbytes
         entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
         sums[f"crc32.{name}"] = f"{zlib.crc32(tensor.data):08x}"
+        total = zlib.crc32(tensor.data, total)
         offset += size
-    entries["__metadata__"] = {HEADER_CRC: _EMPTY, **sums, **facts}
+    entries["__metadata__"] = {HEADER_CRC: _EMPTY, DATA_CRC: f"{total:08x}", **sums, **facts}
     head = json.dumps(entries, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     return _with_crc(head, _EMPTY, f"{zlib.crc32(head):08x}")
@@ -128,12 +145,20 @@ def _check_header(path: Path, head: bytes, facts: Mapping[str, str]) -> None:
         raise Corrupt(f"{path.name}: the header's checksum is wrong")
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], data: Any, facts: Mapping[str, str]) -> Tensor:
+def _damaged(header: Mapping[str, Any], data: Any, facts: Mapping[str, str]) -> str:
+    """What of the data is not what was written."""
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        if f"{zlib.crc32(memoryview(data)[start:stop]):08x}" != facts[f"crc32.{name}"]:
+            return f"the checksum of {name} is wrong"
+    return "the checksum of its data is wrong"
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], data: Any) -> Tensor:
     start, stop = entry["data_offsets"]
-    view = memoryview(data)[start:stop]
-    if not 0 <= start <= stop <= data.nbytes or f"{zlib.crc32(view):08x}" != facts[f"crc32.{name}"]:
-        raise Corrupt(f"{path.name}: the checksum of {name} is wrong")
-    return Tensor(entry["dtype"], tuple(entry["shape"]), view)
+    if not 0 <= start <= stop <= data.nbytes:
+        raise Corrupt(f"{path.name}: {name} lies outside of the file")
+    return Tensor(entry["dtype"], tuple(entry["shape"]), memoryview(data)[start:stop])
 
 
 def _read_all(file: Any, view: memoryview, path: Path) -> None:

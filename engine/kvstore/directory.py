@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from engine.kvstore.index import Damaged, Entry, Index, Unavailable
 
 logger = logging.getLogger(__name__)
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """Of the files and of what is in them. Another number makes everything written before a miss."""
 MAX_AGE_SECONDS: Final = 30 * 86_400.0
 EVICTED_AT_ONCE: Final = 64
@@ -141,6 +141,11 @@ class Directory:
             logger.warning("a KV file is damaged: %s", error, extra={"action": "kv_corrupt"})
             return None
         return (tensors, facts) if facts.get(_KEY) == key.hex() else None
+
+    def will_need(self, keys: Sequence[bytes]) -> None:
+        """These are about to be read: the disk may begin with all of them."""
+        for key in keys:
+            blobs.will_need(self.file(key))
 
     def remove(self, keys: list[bytes]) -> None:
         """Rows first: a file without a row is swept, a row without a file would be a false promise."""

@@ -23,7 +23,7 @@ from engine.worker.kvcache.planner import NOTHING, Match, Prompt, plan
 
 logger = logging.getLogger(__name__)
 
-READERS: Final = 3
+READERS: Final = 2
 BUSY_PAUSE_SECONDS: Final = 0.01
 """After every piece of a file while rows decode: at most 400 MB/s."""
 MAX_REPLANS: Final = 16
@@ -295,6 +295,7 @@ class IoThread:
     def _read(self, directory: Directory, find: Find, keys: Sequence[bytes], known: set[bytes]) -> list[bytes]:
         """Read files, a few at once, and hand over each as it comes. Returns the keys of those that could not be read."""
         damaged = []
+        directory.will_need(keys)
         for key, content in zip(keys, self._readers.map(directory.read, keys), strict=True):
             entry = directory.index.get(key)
             if content is None or entry is None:
