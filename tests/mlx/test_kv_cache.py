@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.kvstore.directory import Limits
+from engine.kvstore.directory import LAYOUT, Limits
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import chunks, records
 from engine.worker.kvcache.cache import PrefixCache
@@ -309,7 +309,7 @@ def test_other_weights_or_layout_find_nothing(model: Callable[..., Loaded], tmp_
     assert other.cached("r1") == 0
     other.end()
     about = tmp_path / "kv" / "about.json"
-    about.write_text(about.read_text().replace('"layout": 1', '"layout": 0'))
+    about.write_text(about.read_text().replace(f'"layout": {LAYOUT}', '"layout": 0'))
     relaid = KvDriver(model("plain"), tmp_path / "kv")
     relaid.run([request("r2", 0)])
     assert relaid.note("r2").reason == "layout"
