@@ -9,7 +9,8 @@ import pytest
 from engine.types import SamplingParams
 from engine.worker.runtime.sampling import CANDIDATES, Columns
 
-VOCABULARY = 6 * CANDIDATES
+VOCABULARY = 6 * CANDIDATES - 7
+DRAWS, PARTS = 2048, 8
 
 
 def reference(logits: np.ndarray, params: SamplingParams) -> set[int]:
@@ -24,10 +25,14 @@ def reference(logits: np.ndarray, params: SamplingParams) -> set[int]:
     return {int(i) for i in kept if weights[i] >= params.min_p}
 
 
-def kept(logits: np.ndarray, rows: list[SamplingParams]) -> list[set[int]]:
-    batch = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (len(rows), len(logits)))
-    scores = np.array(Columns(rows, [0] * len(rows)).filtered(batch))
-    return [{int(i) for i in np.flatnonzero(np.isfinite(row))} for row in scores]
+def drawn(logits: np.ndarray, params: SamplingParams, count: int) -> np.ndarray:
+    """The tokens of seeds 0 to `count`."""
+    found = []
+    for first in range(0, count, 256):
+        seeds = range(first, min(first + 256, count))
+        batch = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (len(seeds), len(logits)))
+        found += Columns([params] * len(seeds), seeds).sample(batch, [0] * len(seeds)).tolist()
+    return np.array(found)
 
 
 ROWS = [
@@ -44,23 +49,51 @@ ROWS = [
 
 
 @pytest.mark.parametrize("spread", [0.3, 2.0, 6.0], ids=["flat", "usual", "peaked"])
-def test_filters_keep_exactly_what_sorting_keeps_alone_and_beside_other_rows(spread: float) -> None:
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_what_is_drawn_is_what_sorting_keeps_and_as_often_as_it_weighs(row: SamplingParams, spread: float) -> None:
     logits = np.random.default_rng(5).normal(size=VOCABULARY) * spread
-    expected = [reference(logits, row) for row in ROWS]
-    together = kept(logits, ROWS)
-    for row, want, found in zip(ROWS, expected, together, strict=True):
-        # Sums of thousands of float32 weights may place a nucleus' border one token away.
-        slack = 2 if row.top_p < 1 and len(want) > 100 else 0
-        assert len(found ^ want) <= slack, row
-        assert kept(logits, [row])[0] == found, row
-    assert max(len(want) for want in expected) == VOCABULARY
+    allowed = reference(logits, row)
+    found = drawn(logits, row, DRAWS)
+    # Sums of thousands of float32 weights may place a nucleus' border one token away.
+    assert len(set(found.tolist()) - allowed) <= (1 if row.top_p < 1 and len(allowed) > 100 else 0)
+    scores = np.where(np.isin(np.arange(VOCABULARY), list(allowed)), logits / row.temperature, -np.inf)
+    weights = np.exp(scores - scores.max())
+    order = np.argsort(-scores, kind="stable")
+    share = np.cumsum(weights[order]) / weights.sum()
+    part = np.empty(VOCABULARY, dtype=int)
+    part[order] = np.minimum((share - weights[order] / weights.sum() / 2) * PARTS, PARTS - 1).astype(int)
+    expected = np.bincount(part, weights / weights.sum() * DRAWS, minlength=PARTS)
+    counts = np.bincount(part[found], minlength=PARTS)
+    # Five standard deviations of a binomial, for tokens of like weight taken together.
+    assert np.all(np.abs(counts - expected) <= 5 * np.sqrt(expected * (1 - expected / DRAWS)) + 1), (counts, expected)
 
 
-def test_a_flat_nucleus_wider_than_the_candidates_is_not_cut() -> None:
-    """Equal weights: the tokens of a nucleus of 0.75 are three quarters of the vocabulary, six times the candidates."""
+def test_a_row_draws_the_same_alone_and_beside_others() -> None:
+    logits = np.random.default_rng(6).normal(size=VOCABULARY)
+    seeds = list(range(len(ROWS)))
+    batch = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (len(ROWS), VOCABULARY))
+    for number in range(20):
+        together = Columns(ROWS, seeds).sample(batch, [number] * len(ROWS)).tolist()
+        assert together == [Columns([row], [i]).sample(batch[:1], [number]).item() for i, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("top_p", [0.75, 0.02], ids=["wide", "rejects until its border is searched for"])
+def test_a_flat_nucleus_is_not_cut(top_p: float) -> None:
+    """Equal weights: the tokens of a nucleus of 0.75 are three quarters of the vocabulary, and all of them are drawn from."""
     logits = np.linspace(0.0, 1e-3, VOCABULARY)
-    (found,) = kept(logits, [SamplingParams(temperature=1.0, top_p=0.75)])
-    assert abs(len(found) - 0.75 * VOCABULARY) < 10
+    found = drawn(logits, SamplingParams(temperature=1.0, top_p=top_p), DRAWS)
+    lowest = (1 - top_p) * VOCABULARY
+    assert found.min() >= lowest - 5
+    assert abs(found.mean() - (lowest + VOCABULARY) / 2) < 5 * top_p * VOCABULARY / np.sqrt(12 * DRAWS)
+    assert found.min() < lowest + 0.02 * top_p * VOCABULARY
+    assert found.max() > VOCABULARY * (1 - 0.02 * top_p)
+
+
+def test_what_has_no_weight_is_never_drawn() -> None:
+    logits = np.full(VOCABULARY, -np.inf)
+    logits[[0, 255, 256, VOCABULARY - 1]] = 0.0
+    found = drawn(logits, SamplingParams(temperature=1.0), DRAWS)
+    assert set(found.tolist()) == {0, 255, 256, VOCABULARY - 1}
 
 
 def test_extreme_temperatures_give_valid_draws() -> None:

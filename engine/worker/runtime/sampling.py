@@ -1,8 +1,9 @@
 """From logits to tokens: the sampling parameters of all rows as columns, each row picking in its own way.
 
 A row's draw depends on its logits, its seed and the number of its token, never on its neighbours. Filters are exact over
-the whole vocabulary: each is a threshold on the scores, read off the best candidates where these are enough and found by
-bisection over all scores where they are not.
+the whole vocabulary, and nothing is sorted but a small top-k: a nucleus (top-p, arXiv:1904.09751) is drawn from by rejection.
+A token drawn from the whole distribution belongs to the nucleus if what is likelier than it weighs less than top_p, and one
+that does is a draw from the nucleus. At least top_p of all draws are, so one pass over the vocabulary is nearly always enough.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import mlx.core as mx
 from engine.types import SamplingParams
 
 CANDIDATES = 1024
-"""Best tokens that the filters look at first: sorting a whole vocabulary of 152k costs ten times more."""
+"""A top-k of at most so many tokens is sorted out first, and all else happens among them."""
+BLOCK = 256
+"""Tokens of a block: a draw picks the block first, then the token in it, so that float32 sums stay short."""
+TRIES = 16
+"""Draws after which the border of a nucleus is searched for instead."""
 _COLDEST = 1e-6
 """Below this temperature scores overflow; at it, a draw is already the best token."""
 _BISECTIONS = 30
@@ -28,78 +33,106 @@ class Columns:
     """Sampling of B rows at once. Built anew whenever rows join or leave. A seed's 64 bits are folded into 32."""
 
     def __init__(self, rows: Sequence[SamplingParams], seeds: Sequence[int]) -> None:
-        hot = [row for row in rows if row.temperature > 0]
-        self._any_hot = bool(hot)
-        self._any_min_p = any(row.min_p for row in hot)
-        self._any_top_p = any(row.top_p < 1 for row in hot)
-        self._largest_top_k = max((row.top_k for row in hot), default=0)
-        # A nucleus within a small top-k cannot leave the candidates.
-        wide = [row.temperature > 0 and row.top_p < 1 and not 0 < row.top_k <= CANDIDATES for row in rows]
-        self._any_wide, self._wide = any(wide), mx.array([[flag] for flag in wide])
+        narrow = [row.temperature > 0 and 0 < row.top_k <= CANDIDATES for row in rows]
+        wide = [row for row, few in zip(rows, narrow, strict=True) if row.temperature > 0 and not few]
+        self._any_narrow, self._any_wide = any(narrow), bool(wide)
+        self._any_top_p = any(row.top_p < 1 for row in wide)
+        self._any_top_k = any(row.top_k for row in wide)
+        self._any_min_p = any(row.min_p for row in wide)
         self._seeds = [(seed ^ seed >> 32) & 0xFFFFFFFF for seed in seeds]
         self._hot = mx.array([row.temperature > 0 for row in rows])
+        self._narrow = mx.array(narrow)
         self._temperature = mx.array([[max(row.temperature, _COLDEST) if row.temperature else 1.0] for row in rows])
         self._top_k = mx.array([[row.top_k] for row in rows], dtype=mx.int32)
         self._top_p = mx.array([[row.top_p] for row in rows])
         self._min_p = mx.array([[row.min_p] for row in rows])
+        # A row that draws otherwise, or from all there is, is content with its first draw.
+        self._content = mx.array(
+            [[not row.temperature or row.top_p >= 1 or few] for row, few in zip(rows, narrow, strict=True)]
+        )
 
     def sample(self, logits: Any, token_numbers: Sequence[int]) -> Any:
         """Tokens int32 [B] from logits [B, V]; row i draws its token number `token_numbers[i]`."""
         best = mx.argmax(logits, axis=-1).astype(mx.int32)
-        if not self._any_hot:
+        if not (self._any_narrow or self._any_wide):
             return best
-        scores = self.filtered(logits)
-        # Gumbel-max: argmax(score + Gumbel noise) is a draw from softmax(score). A key is just two words.
+        scores = logits.astype(mx.float32) / self._temperature
+        # A key is just two words.
         keys = mx.array(list(zip(self._seeds, token_numbers, strict=True)), dtype=mx.uint32)
-        noise = mx.vmap(lambda key: mx.random.gumbel((scores.shape[-1],), key=key))(keys)
-        drawn = mx.argmax(scores + noise, axis=-1).astype(mx.int32)
+        if not self._any_wide:
+            drawn = self._among_few(scores, keys)
+        elif not self._any_narrow:
+            drawn = self._among_all(scores, keys)
+        else:
+            drawn = mx.where(self._narrow, self._among_few(scores, keys), self._among_all(scores, keys))
         return mx.where(self._hot, drawn, best)
 
-    def filtered(self, logits: Any) -> Any:
-        """Scores float32 [B, V]: logits over temperature, minus infinity where top-k, then top-p of what is left, then min-p
-        let a token not through. Ties with the last one stay in."""
-        scores = logits.astype(mx.float32) / self._temperature
-        if not (self._any_min_p or self._any_top_p or self._largest_top_k):
-            return scores
+    def _among_few(self, scores: Any, keys: Any) -> Any:
+        """Tokens int32 [B] of rows with a small top-k: top-k, then top-p of what is left, then min-p, then the draw."""
+        count = min(CANDIDATES, scores.shape[-1])
+        ids = mx.argpartition(-scores, count - 1, axis=-1)[:, :count]
+        values = mx.take_along_axis(scores, ids, axis=-1)
+        order = mx.argsort(-values, axis=-1)
+        values, ids = mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1)
+        weights = mx.exp(values - values[:, :1])
+        weights = mx.where(mx.arange(count) < self._top_k, weights, 0.0)
+        before = mx.cumsum(weights, axis=-1) - weights
+        inside = (before < self._top_p * mx.sum(weights, axis=-1, keepdims=True)) | (self._top_p >= 1)
+        weights = mx.where(inside & (weights >= self._min_p), weights, 0.0)
+        # Gumbel-max: the best of log-weight + Gumbel noise is a draw. As many for all rows, or a row's would not be its own.
+        noise = mx.vmap(lambda key: mx.random.gumbel((count,), key=key))(keys)
+        drawn = mx.argmax(mx.where(weights > 0, values + noise, -float("inf")), axis=-1, keepdims=True)
+        return mx.take_along_axis(ids, drawn, axis=-1)[:, 0].astype(mx.int32)
+
+    def _among_all(self, scores: Any, keys: Any) -> Any:
+        """Tokens int32 [B] of rows that may draw any token of the vocabulary, or any of a large top-k."""
         top = mx.max(scores, axis=-1, keepdims=True)
-        threshold = mx.full(top.shape, -float("inf"))
-        if self._any_top_p or self._largest_top_k:
-            count = min(CANDIDATES, scores.shape[-1])
-            candidates = -mx.sort(mx.partition(-scores, count - 1, axis=-1)[:, :count], axis=-1)
-            if self._largest_top_k:
-                threshold = self._kth(scores, top, candidates)
-            if self._any_top_p:
-                nucleus = self._nucleus(scores, top, candidates, threshold)
-                threshold = mx.where(self._top_p < 1, mx.maximum(threshold, nucleus), threshold)
-        if self._any_min_p:
-            likely = mx.where(self._min_p > 0, top + mx.log(mx.maximum(self._min_p, 1e-30)), threshold)
-            threshold = mx.maximum(threshold, likely)
-        return mx.where(scores >= threshold, scores, -float("inf"))
-
-    def _kth(self, scores: Any, top: Any, candidates: Any) -> Any:
-        """The score [B, 1] of each row's top_k-th best token; minus infinity where top-k is off."""
-        count = candidates.shape[-1]
-        kth = mx.take_along_axis(candidates, mx.clip(self._top_k - 1, 0, count - 1), axis=-1)
-        if self._largest_top_k > count:
-            searched = _bisect(scores >= top - _RANGE, scores, top, self._top_k.astype(mx.float32))
-            kth = mx.where(self._top_k > count, searched, kth)
-        return mx.where(self._top_k > 0, kth, -float("inf"))
-
-    def _nucleus(self, scores: Any, top: Any, candidates: Any, threshold: Any) -> Any:
-        """The score [B, 1] of the last token of the smallest set of best tokens, of those at or above `threshold`, whose
-        probability reaches top_p."""
-        weights = mx.where(scores >= threshold, mx.exp(scores - top), 0.0)
+        weights = mx.exp(scores - top)
+        if self._any_top_k:
+            kth = _bisect(scores >= top - _RANGE, scores, top, self._top_k.astype(mx.float32))
+            weights = mx.where((self._top_k == 0) | (scores >= kth), weights, 0.0)
+        likely = mx.where(weights >= self._min_p, weights, 0.0) if self._any_min_p else weights
+        draws = _Draws(likely, mx.vmap(lambda key: mx.random.uniform(shape=(TRIES + 1, 2), key=key))(keys))
+        if not self._any_top_p:
+            return draws.token(0)[:, 0]
         wanted = self._top_p * mx.sum(weights, axis=-1, keepdims=True)
-        best = mx.where(candidates >= threshold, mx.exp(candidates - top), 0.0)
-        reached = mx.cumsum(best, axis=-1)
-        # Tokens before which less than the wanted weight lies: at least the best one.
-        size = mx.sum((reached - best < wanted) & (best > 0), axis=-1, keepdims=True)
-        last = mx.take_along_axis(candidates, mx.maximum(size - 1, 0), axis=-1)
-        beyond = (reached[:, -1:] < wanted) & self._wide
-        # Only such a row is searched for, and only then is the device waited for: a row's answer is its own.
-        if self._any_wide and mx.any(beyond).item():
-            return mx.where(beyond, _bisect(weights, scores, top, wanted), last)
-        return last
+        token, content = draws.token(0), self._content
+        for number in range(1, TRIES + 1):
+            above = mx.sum(
+                mx.where(scores > mx.take_along_axis(scores, token, axis=-1), weights, 0.0), axis=-1, keepdims=True
+            )
+            content = content | (above < wanted)
+            # The device is waited for: what a row draws next depends on it.
+            if mx.all(content).item():
+                return token[:, 0]
+            token = mx.where(content, token, draws.token(number))
+        border = _bisect(weights, scores, top, wanted)
+        inside = _Draws(mx.where(scores >= border, likely, 0.0), draws.uniform)
+        return mx.where(content, token, inside.token(TRIES))[:, 0]
+
+
+class _Draws:
+    """Draws in proportion to weights [B, V], by inverting their sums: `token(i)` int32 [B, 1] uses the numbers [B, i, 2] of
+    `uniform`, the first for the block and the second for the token in it."""
+
+    def __init__(self, weights: Any, uniform: Any) -> None:
+        self.uniform = uniform
+        rows, vocabulary = weights.shape
+        if missing := -vocabulary % BLOCK:
+            weights = mx.concatenate([weights, mx.zeros((rows, missing))], axis=-1)
+        self._blocks = weights.reshape(rows, -1, BLOCK)
+        self._sums = mx.cumsum(mx.sum(self._blocks, axis=-1), axis=-1)
+
+    def token(self, number: int) -> Any:
+        place = _invert(self._sums, self.uniform[:, number, :1])
+        block = mx.take_along_axis(self._blocks, place[..., None], axis=1)[:, 0]
+        return (place * BLOCK + _invert(mx.cumsum(block, axis=-1), self.uniform[:, number, 1:])).astype(mx.int32)
+
+
+def _invert(sums: Any, share: Any) -> Any:
+    """Where running sums [B, N] pass the `share` [B, 1] (0 to 1, less than 1) of the last: never at a place of no weight."""
+    passed = mx.minimum(share, 1 - 2.0**-23) * sums[:, -1:]
+    return mx.sum(sums <= passed, axis=-1, keepdims=True)
 
 
 def _bisect(weights: Any, scores: Any, top: Any, wanted: Any) -> Any:
