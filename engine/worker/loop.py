@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 Mailbox = queue.SimpleQueue[ToWorker | Answer | Compiled | Exception | None]
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
 REPORT_SECONDS = 1.0
+RELEASE_SECONDS = 5.0
+"""After so long without work, buffers of ended requests go back to the system: a request that comes sooner uses them again."""
 
 
 class MakeCache(Protocol):
@@ -120,6 +122,8 @@ class Loop:
         self._batch_reported, self._batch_reported_at = BatchReport(), 0.0
         self._ended_at: float | None = None
         """When the tick before ended; None when the loop has waited since."""
+        self._quiet_since: float | None = None
+        self._released = True  # nothing to give back yet
         self._beside = 0
         """Prompt tokens whose computation the tick before did not wait for."""
         self._decoded = False
@@ -195,10 +199,8 @@ class Loop:
         if self.idle and self._mailbox.empty():
             self._ended_at = None
             self._scheduler.check()
-            if not (self._jobs or self._scheduler.running):  # held work goes on soon, with the same memory
-                memory.release()
             now = time.monotonic()
-            wakes = [self._gate.opens_in(now), self._scheduler.next_deadline(now)]
+            wakes = [self._gate.opens_in(now), self._scheduler.next_deadline(now), self._release(now)]
             self._memory.report(now=True)
             self._report_batch(now=True)
             if self._kv is not None:
@@ -211,6 +213,21 @@ class Loop:
                 return
         while not self._mailbox.empty():
             self._handle(self._mailbox.get())
+        if not self.idle:
+            self._quiet_since, self._released = None, False
+
+    def _release(self, now: float) -> float | None:
+        """Give memory back when it has been quiet for long enough. Seconds until then; None when nothing is left to give."""
+        if self._released or self._jobs or self._scheduler.running:  # held work goes on soon, with the same memory
+            return None
+        if self._quiet_since is None:
+            self._quiet_since = now
+        left = self._quiet_since + RELEASE_SECONDS - now
+        if left > 0:
+            return left
+        memory.release()
+        self._released = True
+        return None
 
     def _handle(self, message: ToWorker | Answer | Compiled | Exception | None) -> None:
         match message:

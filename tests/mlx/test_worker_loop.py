@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.types import EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
-from engine.worker.loop import Stop
+from engine.worker.loop import RELEASE_SECONDS, Stop
 from engine.worker.runtime import memory
 from engine.worker.runtime.loader import Loaded, LoadError, load
 from engine.workers.protocol import Cancel, Shutdown
@@ -180,6 +180,25 @@ def test_a_system_that_refuses_a_wired_limit_goes_on_without(monkeypatch: pytest
     monkeypatch.setattr(mx, "set_wired_limit", refuse)
     memory.configure(9000)
     assert mx.set_wired_limit(1) == 0
+
+
+def test_freed_buffers_are_kept_for_a_while_and_then_given_back(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(memory, "release", lambda: released.append("all"))
+    driver = Driver(model("plain"))
+    quiet = driver.loop._release  # what it does with the time whenever there is nothing to do
+    assert quiet(0.0) is None  # nothing was used yet
+    for name in ("a", "b"):
+        released.clear()
+        driver.run([ask(name, "hello", tokens=3)])
+        assert quiet(10.0) == RELEASE_SECONDS
+        assert quiet(10.0 + RELEASE_SECONDS / 2) == RELEASE_SECONDS / 2
+        assert not released
+        assert quiet(10.0 + RELEASE_SECONDS) is None
+        assert quiet(99.0) is None
+        assert released == ["all"]
 
 
 def test_memory_is_reported_when_it_changes_notably(monkeypatch: pytest.MonkeyPatch) -> None:
