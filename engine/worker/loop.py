@@ -176,7 +176,10 @@ class Loop:
         if self._kv is not None:
             self._kv.tend(busy=runner.busy)
             self._report(self._kv)
-        self._measure(plan, now, beside=beside)
+        if plan.decode and not runner.pending:
+            self._ended_at, self._beside, self._decoded = None, 0, False  # two steps were waited for: it tells nothing
+        else:
+            self._measure(plan, now, beside=beside)
 
     def _measure(self, plan: Plan, began: float, *, beside: bool) -> None:
         """Tell the pace what the device did in the time since the tick before: beside running rows nobody waits for a prompt

@@ -160,14 +160,18 @@ class Batch:
         self._columns = None
 
     def step(self) -> tuple[list[Drawn], dict[str, Exception]]:
-        """Launch one decode step of all rows and return the tokens of the step before.
+        """Launch one decode step of all rows and return the tokens of the step before; where a row draws its first token,
+        which somebody waits for, also those of this step.
 
         A row whose penalties or constraint fail is reported in the second value and does not harm the others.
         """
         self._admit()
+        first = any(row.issued == 0 for row in self.rows)
         logits = self._forward() if self.rows else None
         drawn = self.read()
         failed = self._sample(logits) if logits is not None else {}
+        if first:
+            drawn += self.read()
         return drawn, failed
 
     def read(self) -> list[Drawn]:

@@ -245,9 +245,9 @@ class Scheduler:
         return held == 0 or held + sequence.prompt_tokens <= room
 
     def _budget(self) -> int:
-        """Prompt tokens of one tick: as many as running streams can wait for. Batch rows can wait."""
-        streams = any(one.priority is not Priority.BATCH for one in self._staying)
-        return self.pace.chunk(self._chunk_tokens) if streams else self._chunk_tokens
+        """Prompt tokens of one tick: as many as running streams can wait for. Batch rows could wait longer, but not whoever
+        comes in the middle of it."""
+        return self.pace.chunk(self._chunk_tokens) if self._staying else self._chunk_tokens
 
     def _prefill_chunks(self) -> list[PrefillChunk]:
         chunks: list[PrefillChunk] = []
