@@ -297,22 +297,30 @@ class Loop:
                 assert_never(request)
 
     def _collect(self, result: StepResult) -> None:
-        for request_id, error in result.failed.items():
-            if isinstance(error, DuetError):
-                self._fail(request_id, error)
-                continue
-            logger.error("a row failed", exc_info=error, extra={"action": "row_failed"})
-            self._fail(request_id, Internal(f"the model failed on this request: {type(error).__name__}"))
         for drawn in result.drawn:
             output = self._outputs.get(drawn.id)
             if output is None:
                 continue  # ended by the token before, or cancelled
-            delta, finished = output.take(drawn.token, drawn.logprob, drawn.top)
+            try:
+                delta, finished = output.take(drawn.token, drawn.logprob, drawn.top)
+            except Exception as error:  # noqa: BLE001 - its neighbours run on
+                self._fail_row(drawn.id, error)
+                continue
             if delta is not None:
                 self._events.append(delta)
             if finished is not None:
                 self._events.append(finished)
                 self._end(drawn.id)
+        for request_id, cause in result.failed.items():
+            if request_id in self._outputs:  # what was drawn before may have been its end
+                self._fail_row(request_id, cause)
+
+    def _fail_row(self, request_id: str, error: Exception) -> None:
+        if isinstance(error, DuetError):
+            self._fail(request_id, error)
+            return
+        logger.error("a row failed", exc_info=error, extra={"action": "row_failed"})
+        self._fail(request_id, Internal(f"the model failed on this request: {type(error).__name__}"))
 
     def _step(self, job: Job) -> None:
         try:

@@ -78,6 +78,7 @@ CHAT: list[tuple[str, Any, str | None]] = [
     ("top_p 0", chat_body(HELLO, top_p=0), "top_p"),
     ("top_k -1", chat_body(HELLO, top_k=-1), "top_k"),
     ("top_k 10^30", chat_body(HELLO, top_k=10**30), "top_k"),
+    ("top_k 2^31", chat_body(HELLO, top_k=1 << 31), "top_k"),
     ("min_p 2", chat_body(HELLO, min_p=2), "min_p"),
     ("seed 10^30", chat_body(HELLO, seed=10**30), "seed"),
     ("seed 1.5", chat_body(HELLO, seed=1.5), "seed"),

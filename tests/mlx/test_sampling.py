@@ -60,6 +60,11 @@ def test_temperature_zero_is_the_best_token_whatever_the_filters() -> None:
     assert set(drawn(logits, SamplingParams(temperature=0.0, top_p=0.5), 5)) == {int(logits.argmax())}
 
 
+def test_a_top_k_beyond_the_vocabulary_lets_everything_through() -> None:
+    logits = np.zeros(VOCABULARY)
+    assert len(set(drawn(logits, SamplingParams(temperature=1.0, top_k=1 << 40), 400))) > VOCABULARY / 2
+
+
 def test_a_draw_depends_on_seed_and_token_number_alone() -> None:
     logits = mx.array(np.random.default_rng(2).normal(size=(3, VOCABULARY)).astype(np.float32))
     params = [SamplingParams(temperature=t) for t in (1.5, 0.0, 0.7)]

@@ -457,3 +457,42 @@ def test_a_gate_opens_by_itself_for_a_moment() -> None:
     assert gate.closed(5.0 + HOLD_SECONDS + SHARE_SECONDS)
     gate.release()
     assert not gate.closed(6.0)
+
+
+@pytest.mark.parametrize("idle_ticks", [0, 1])
+@pytest.mark.parametrize("tokens", [1, 3, 7, 8, 31])
+def test_an_aged_sequence_begins_whatever_the_rhythm_of_those_before_it(tokens: int, idle_ticks: int) -> None:
+    scheduler, made = Scheduler(max_rows=1, chunk_tokens=64), 0
+    old = Sequence("old", 10, 1, arrived=0.0)
+    for tick in range(40 * (tokens + 2)):
+        while scheduler.waiting < 3:
+            made += 1
+            scheduler.add(Sequence(f"r{made}", 10, tokens, priority=Priority.INTERACTIVE, arrived=99.0))
+        if tick == 0:
+            scheduler.add(old)
+            for _ in range(idle_ticks):
+                scheduler.begin(100.0)
+        scheduler.begin(100.0)
+        list(scheduler.starting())
+        scheduler.apply(scheduler.plan())
+        if old.phase is Phase.RUNNING:
+            return
+    pytest.fail("it never began")
+
+
+def test_an_aged_prompt_too_large_for_what_is_left_gets_its_memory() -> None:
+    scheduler, made = Scheduler(max_rows=16, chunk_tokens=64, kv_tokens=1000), 0
+    old = Sequence("old", 800, 1, arrived=0.0)
+    for tick in range(2000):
+        while scheduler.waiting + scheduler.running < 8:
+            made += 1
+            tokens = 11 + 13 * made % 37
+            scheduler.add(Sequence(f"r{made}", 60, tokens, priority=Priority.INTERACTIVE, arrived=99.0))
+        if tick == 30:
+            scheduler.add(old)
+        scheduler.begin(100.0)
+        list(scheduler.starting())
+        scheduler.apply(scheduler.plan())
+        if tick > 30 and old.phase is not Phase.WAITING:
+            return
+    pytest.fail("it never began")

@@ -121,7 +121,7 @@ class ChatCompletionRequest(Lenient):
     max_completion_tokens: StrictInt | None = Field(None, ge=1, le=MAX_TOKENS)
     temperature: StrictFloat | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: StrictFloat | None = Field(None, gt=0, le=1)
-    top_k: StrictInt | None = Field(None, ge=0, le=MAX_VOCABULARY)
+    top_k: StrictInt | None = Field(None, ge=0, lt=MAX_VOCABULARY)
     min_p: StrictFloat | None = Field(None, ge=0, le=1)
     seed: StrictInt | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     presence_penalty: StrictFloat | None = Field(None, ge=-2, le=2)

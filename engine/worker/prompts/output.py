@@ -27,7 +27,14 @@ class Detokeniser:
         self._stream = DecodeStream(skip_special_tokens=True)
 
     def step(self, token: int) -> str | None:
-        return self._stream.step(self._backend, token)
+        try:
+            return self._stream.step(self._backend, token)
+        except Exception as error:  # the library raises nothing more exact
+            # Byte tokens that are no UTF-8 change what was shown before them: the text goes on from here.
+            if "prefix" not in str(error):
+                raise
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return self._stream.step(self._backend, token)
 
 
 class TokenText:

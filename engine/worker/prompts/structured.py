@@ -107,6 +107,8 @@ class Constraint:
             if self._thought is not None and self._thought.open:
                 self._thought.take(token)
             elif not self._matcher.consume_token(token):
+                if self._matcher.is_error():
+                    raise self._stuck()
                 raise RuntimeError("a token was drawn that the form forbids")
         if self._thought is not None and self._thought.open:
             found = np.zeros((1, width), np.float32)
@@ -114,9 +116,12 @@ class Constraint:
             return found
         found = self._form.mask.of(self._matcher, width)
         if self._matcher.is_error() or not (found == 0).any():
-            problem = _shortened(self._matcher.get_error()) or "none of the model's tokens fits"
-            raise InvalidRequest(f"{self._param}: the answer cannot go on in this form: {problem}", param=self._param)
+            raise self._stuck()
         return found
+
+    def _stuck(self) -> InvalidRequest:
+        problem = _shortened(self._matcher.get_error()) or "none of the model's tokens fits"
+        return InvalidRequest(f"{self._param}: the answer cannot go on in this form: {problem}", param=self._param)
 
 
 @dataclass(frozen=True)

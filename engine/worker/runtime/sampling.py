@@ -21,6 +21,7 @@ BLOCK = 256
 """Tokens of a block: a draw picks the block first, then the token in it, so that float32 sums stay short."""
 TRIES = 16
 """Draws after which the border of a nucleus is searched for instead."""
+_LARGEST_TOP_K = (1 << 31) - 1
 _COLDEST = 1e-6
 """Below this temperature scores overflow; at it, a draw is already the best token."""
 _BISECTIONS = 30
@@ -43,7 +44,7 @@ class Columns:
         self._hot = mx.array([row.temperature > 0 for row in rows])
         self._narrow = mx.array(narrow)
         self._temperature = mx.array([[max(row.temperature, _COLDEST) if row.temperature else 1.0] for row in rows])
-        self._top_k = mx.array([[row.top_k] for row in rows], dtype=mx.int32)
+        self._top_k = mx.array([[min(row.top_k, _LARGEST_TOP_K)] for row in rows], dtype=mx.int32)
         self._top_p = mx.array([[row.top_p] for row in rows])
         self._min_p = mx.array([[row.min_p] for row in rows])
         # A row that draws otherwise, or from all there is, is content with its first draw.
@@ -121,18 +122,20 @@ class _Draws:
         if missing := -vocabulary % BLOCK:
             weights = mx.concatenate([weights, mx.zeros((rows, missing))], axis=-1)
         self._blocks = weights.reshape(rows, -1, BLOCK)
-        self._sums = mx.cumsum(mx.sum(self._blocks, axis=-1), axis=-1)
+        self._weights = mx.sum(self._blocks, axis=-1)
 
     def token(self, number: int) -> Any:
-        place = _invert(self._sums, self.uniform[:, number, :1])
+        place = _invert(self._weights, self.uniform[:, number, :1])
         block = mx.take_along_axis(self._blocks, place[..., None], axis=1)[:, 0]
-        return (place * BLOCK + _invert(mx.cumsum(block, axis=-1), self.uniform[:, number, 1:])).astype(mx.int32)
+        return (place * BLOCK + _invert(block, self.uniform[:, number, 1:])).astype(mx.int32)
 
 
-def _invert(sums: Any, share: Any) -> Any:
-    """Where running sums [B, N] pass the `share` [B, 1] (0 to 1, less than 1) of the last: never at a place of no weight."""
+def _invert(weights: Any, share: Any) -> Any:
+    """Where running sums of `weights` [B, N] pass the `share` [B, 1] (0 to 1, less than 1) of the last: never at a place of no
+    weight, though sums of a parallel scan need not be monotone to the last bit."""
+    sums = mx.cumsum(weights, axis=-1)
     passed = mx.minimum(share, 1 - 2.0**-23) * sums[:, -1:]
-    return mx.sum(sums <= passed, axis=-1, keepdims=True)
+    return mx.argmax((sums > passed) & (weights > 0), axis=-1, keepdims=True).astype(mx.int32)
 
 
 def _bisect(weights: Any, scores: Any, top: Any, wanted: Any) -> Any:

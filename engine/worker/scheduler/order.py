@@ -13,7 +13,7 @@ AGEING_SECONDS: Final = {Priority.INTERACTIVE: 10.0, Priority.NORMAL: 30.0, Prio
 
 def first(ready: Iterable[Sequence], rows_of: Mapping[str, int], *, aged_first: bool) -> Sequence | None:
     """The one to begin or to go on with: by priority, then of the tenant with the fewest rows (`rows_of`), then in order of
-    arrival. What was preempted keeps its arrival. In every second tick an aged one goes first (`aged_first`)."""
+    arrival. What was preempted keeps its arrival. Of two beginnings one is an aged one's (`aged_first`)."""
     return min(
         ready,
         key=lambda one: (not (one.aged and aged_first), one.priority, rows_of.get(one.tenant, 0), one.number),

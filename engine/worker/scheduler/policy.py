@@ -64,7 +64,7 @@ class Scheduler:
         self._leaving: set[str] = set()
         self._preempting: set[str] = set()
         self._arrivals = 0
-        self._aged_first = False
+        self._aged_first = self._began = False
         self.preemptions = 0
 
     @property
@@ -107,7 +107,8 @@ class Scheduler:
         """Choose who gives way to whom in the next plan."""
         if not self._waiting and self.kv_tokens is None:
             return
-        self._aged_first = not self._aged_first
+        if self._began:  # turns are beginnings: by ticks, who needs a row could find it taken in every one of his
+            self._aged_first, self._began = not self._aged_first, False
         if not any(one.aged for one in [*self._running.values(), *self._waiting.values()]):
             aged = overdue(self._ready(), now)
             if aged is not None:
@@ -129,7 +130,7 @@ class Scheduler:
         for sequence, _ in self._candidates():
             if sequence.phase is Phase.WAITING:
                 yield sequence
-                sequence.phase = Phase.PREFILLING
+                sequence.phase, self._began = Phase.PREFILLING, True
 
     def preempt(self, sequence_id: str) -> bool:
         """Take a running sequence out of the batch; it waits to go on. False if it cannot."""
