@@ -496,3 +496,30 @@ def test_an_aged_prompt_too_large_for_what_is_left_gets_its_memory() -> None:
         if tick > 30 and old.phase is not Phase.WAITING:
             return
     pytest.fail("it never began")
+
+
+@pytest.mark.parametrize("case", ["a prompt that is begun has the memory", "a row that cannot be swapped out"])
+def test_held_batch_work_goes_on_when_it_is_in_the_way_of_somebody_who_waits(case: str) -> None:
+    if "memory" in case:
+        scheduler = Scheduler(max_rows=4, chunk_tokens=256, kv_tokens=1000)
+        scheduler.add(Sequence("batch", 900, 5, priority=Priority.BATCH))
+    else:
+        scheduler = Scheduler(max_rows=1, chunk_tokens=256)
+        scheduler.add(Sequence("batch", 100, 20, priority=Priority.BATCH, preemptible=False))
+
+    def tick() -> Plan:
+        scheduler.begin(0.0)
+        list(scheduler.starting())
+        plan = scheduler.plan()
+        scheduler.apply(plan)
+        return plan
+
+    tick()
+    urgent = Sequence("urgent", 500, 5, priority=Priority.INTERACTIVE)
+    scheduler.add(urgent)
+    for _ in range(60):
+        scheduler.held = True  # as the loop finds the gate in every tick
+        assert not tick().empty
+        if urgent.phase is Phase.RUNNING:
+            break
+    assert urgent.phase is Phase.RUNNING

@@ -17,6 +17,7 @@ from engine.worker.scheduler.order import first, gives_way, overdue
 from engine.worker.scheduler.pace import Pace
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
+_BEGUN: Final = (Phase.PREFILLING, Phase.RUNNING)
 ROWS_WITH_RESERVE: Final = 4
 """From so many rows on, one is kept from batch work: whoever waits for an answer begins at once."""
 
@@ -118,12 +119,15 @@ class Scheduler:
             return
         wanted = first(self._ready(), self._rows_of(), aged_first=self._aged_first)
         if wanted is not None and (self._rows_for(wanted) <= 0 or not self._fits(wanted)):
-            self._give_way(to=wanted)
+            given = self._give_way(to=wanted)
+            begun = [one for one in [*self._staying, *self._waiting.values()] if one.phase in _BEGUN]
+            if not given and any(self._is_held(one) for one in begun):
+                self.held = False  # this tick: what is in the way of somebody who waits has to go on
 
-    def _give_way(self, *, to: Sequence | None = None) -> None:
+    def _give_way(self, *, to: Sequence | None = None) -> bool:
+        """Have a row leave, if one can."""
         victim = gives_way(self._staying, to=to)
-        if victim is not None:
-            self.preempt(victim.id)
+        return victim is not None and self.preempt(victim.id)
 
     def starting(self) -> Iterator[Sequence]:
         """Sequences whose prefill begins with the next plan, in order. What is set on one counts for those after it."""
