@@ -29,7 +29,8 @@ Probe = Callable[[], Reading]
 class Room:
     """Owned by the pool. `entries` and `held_bytes` ask the slots, `evict` begins to unload a model and returns at once.
 
-    Waiting loads are asked again, the oldest first, whenever a model has come, gone or become idle.
+    Waiting loads stand in line and look again whenever a model has come, gone or become idle. Models are unloaded for the
+    oldest only; a later one goes before it if that takes nothing from it.
     """
 
     def __init__(
@@ -47,13 +48,19 @@ class Room:
         self.rules = Rules(settings.minimum_residency_seconds, one_large=preset.one_large)
         self.outlook: Outlook | None = None
         self.working_set_bytes = 0
-        self.waiting = self.refused = 0
+        self.refused = 0
+        self._line: list[Wanted] = []
         self._changed = asyncio.Event()
         self._probe_failed = False
 
     @property
     def pressure(self) -> Pressure:
         return self.outlook.pressure if self.outlook is not None else "normal"
+
+    @property
+    def waiting(self) -> int:
+        """Loads in line."""
+        return len(self._line)
 
     @property
     def total_bytes(self) -> int:
@@ -98,25 +105,27 @@ class Room:
     async def admit(
         self, wanted: Wanted, *, book: Callable[[], None], say: Callable[[str], None], is_wanted: Callable[[], bool]
     ) -> None:
-        """Return when `wanted` is booked. Unloads what may go for it, and waits for what may not as long as the settings say.
+        """Return when `wanted` is booked. Unloads what may go for it, and waits for what may not as long as the settings say,
+        once something was unloaded for it `EVICTION_SECONDS` more.
 
         `say` gets what it waits for. Raises `ModelTooLarge`, or `MemoryFull` when the wait was in vain or `is_wanted` has
         become false.
         """
         self.refuse_too_large(wanted)
         until = time.monotonic() + self._settings.memory_wait_seconds
-        self.waiting += 1
+        latest = until + EVICTION_SECONDS
+        self._line.append(wanted)
         try:
             while True:
                 await self.look()
-                match self._decide(wanted):
+                match self._decide(wanted, may_evict=time.monotonic() < latest):
                     case Admit():
                         book()
                         return
                     case Evict(models):
                         for model in models:
                             self._evict(model)
-                        until = max(until, time.monotonic() + EVICTION_SECONDS)
+                        until = latest
                         say(f"waiting for {', '.join(models)} to be unloaded")
                     case Refuse(sentence, retry_after):
                         if time.monotonic() >= until or not is_wanted():
@@ -125,7 +134,8 @@ class Room:
                         say(f"waiting for memory: {sentence}")
                 await self._change(until)
         finally:
-            self.waiting -= 1
+            self._line.remove(wanted)
+            self.note_change()
 
     async def _change(self, until: float) -> None:
         changed = self._changed
@@ -133,10 +143,18 @@ class Room:
             async with asyncio.timeout(max(0.01, min(LOOK_SECONDS, until - time.monotonic()))):
                 await changed.wait()
 
-    def _decide(self, wanted: Wanted) -> ledger.Decision:
+    def _decide(self, wanted: Wanted, *, may_evict: bool) -> ledger.Decision:
         if self.pressure != "normal":
             return Refuse(
                 f"the machine is short of memory ({self.pressure}): nothing is loaded before that ends",
                 ledger.SHORT_RETRY_SECONDS,
             )
-        return ledger.decide(self._entries(), wanted, self.limit(), self.rules, time.monotonic())
+        entries, limit, now = self._entries(), self.limit(), time.monotonic()
+        if self._line[0] is not wanted:
+            return ledger.decide_behind(entries, self._line[0], wanted, limit, self.rules, now)
+        decision = ledger.decide(entries, wanted, limit, self.rules, now)
+        if isinstance(decision, Evict) and not may_evict:
+            return Refuse(
+                f"models were unloaded for {wanted.model}, and others took their memory", ledger.SHORT_RETRY_SECONDS
+            )
+        return decision

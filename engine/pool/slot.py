@@ -89,6 +89,7 @@ class Slot:
             users=self.users,
             pinned=self.pinned != "no",
             moving=not settled,
+            leaving=self.leaving is not None,
             large=is_large(self.card, self.booked_bytes),
             yields=self.pinned == "preset",
             gives_way=gives_way,
