@@ -84,7 +84,8 @@ class Room:
     async def look(self) -> None:
         """Read the machine's memory once more. What cannot be read does not limit; that is said once."""
         try:
-            self.outlook = look(self.outlook, await asyncio.to_thread(self._probe))
+            reading = await asyncio.to_thread(self._probe)
+            self.outlook = look(self.outlook, reading, time.monotonic())  # loads that look meanwhile lose nothing
         except ProbeFailed as error:
             level = logging.DEBUG if self._probe_failed else logging.WARNING
             logger.log(level, "free memory is not known: %s", error, extra={"action": "probe_failed"})

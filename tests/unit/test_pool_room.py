@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -128,3 +129,27 @@ async def test_a_wait_ends_however_many_models_are_unloaded_in_vain(monkeypatch:
         with pytest.raises(MemoryFull):
             await book.load("first", 5)
     assert book.room.waiting == 0
+
+
+async def test_looks_at_the_same_time_lose_no_reading() -> None:
+    """The first one reads much swap and is slow; the second reads little meanwhile."""
+    book = Book()
+    slow, second = threading.Event(), threading.Event()
+    readings = [replace(book.reading, swap_used_bytes=5 * GB), replace(book.reading, swap_used_bytes=GB)]
+
+    def probe() -> Reading:
+        reading = readings.pop(0)
+        if not readings:
+            return reading
+        second.set()
+        assert slow.wait(10)
+        return reading
+
+    book.room._probe = probe
+    first = asyncio.create_task(book.room.look())
+    await asyncio.to_thread(second.wait, 10)
+    await book.room.look()
+    slow.set()
+    await first
+    assert book.room.outlook is not None
+    assert book.room.outlook.swapped_bytes == 4 * GB
