@@ -188,10 +188,19 @@ def expired(entries: Sequence[Entry], now: float) -> list[str]:
     ]
 
 
-def relief(entries: Sequence[Entry], now: float, *, at_most: int | None = None) -> list[str]:
-    """Models to unload because the machine is short of memory, the best to lose first. Residency does not protect them."""
+def relief(entries: Sequence[Entry], rules: Rules, now: float, *, critical: bool) -> list[str]:
+    """Models to unload because the machine is short of memory: one whose minimum residency is over, the best to lose; all that
+    are idle when it is `critical`."""
     idle = sorted((entry for entry in entries if _is_idle(entry)), key=lambda entry: _worth(entry, now), reverse=True)
-    return [entry.model for entry in idle[:at_most]]
+    if critical:
+        return [entry.model for entry in idle]
+    return [entry.model for entry in idle if _residency_left(entry, rules, now) <= 0][:1]
+
+
+def holders(entries: Iterable[Entry]) -> str:
+    """Who holds memory, in words: the most first."""
+    most_first = sorted(entries, key=lambda entry: -entry.bytes)
+    return ", ".join(f"{entry.model} ({gigabytes(entry.bytes)})" for entry in most_first) or "no model is loaded"
 
 
 def _is_idle(entry: Entry) -> bool:

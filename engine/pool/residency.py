@@ -81,7 +81,7 @@ class Residency:
             raise Busy(f"{self._waiting} requests are under way already", retry_after_seconds=5)
         if self.room.pressure == "critical":
             raise MemoryFull(
-                "the machine is critically short of memory: nothing new is begun",
+                f"the machine is critically short of memory, nothing new is begun: {ledger.holders(self.entries())}",
                 retry_after_seconds=CRITICAL_RETRY_SECONDS,
             )
         card = self._catalogue.resolve(model)
@@ -312,10 +312,11 @@ class Residency:
             await self.launcher.spare.keep()
 
     async def _relieve(self) -> None:
-        """The machine is short of memory: idle models go first, one a sweep unless it is critical; then KV in memory."""
+        """The machine is short of memory: idle models go first, one a sweep unless it is critical; then KV in memory. What was
+        just loaded stays, unless it is critical: else models would come and go for as long as the warning lasts."""
         await self.launcher.spare.drop()
         critical = self.room.pressure == "critical"
-        idle = ledger.relief(self.entries(), time.monotonic(), at_most=None if critical else 1)
+        idle = ledger.relief(self.entries(), self.room.rules, time.monotonic(), critical=critical)
         logger.warning(
             "the machine is short of memory",
             extra={"action": "memory_pressure", "level": self.room.pressure, "unloading": ",".join(idle)},

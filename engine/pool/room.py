@@ -23,6 +23,8 @@ LOOK_SECONDS: Final = 1.0
 """A load that waits looks again after this long, when nothing has changed that we know of."""
 EVICTION_SECONDS: Final = 15.0
 """A model that is being unloaded for a load is waited for this long, whatever the settings say: it writes its KV first."""
+WARNING_RESERVE_FACTOR: Final = 2
+"""Under a warning so many times the reserve stays free: it says that other programs want more than they have."""
 Probe = Callable[[], Reading]
 
 
@@ -68,8 +70,10 @@ class Room:
 
     @property
     def reserve_bytes(self) -> int:
+        """What stays free for other programs."""
         wished = self._settings.memory_reserve_bytes
-        return min(4 * GIB, self.total_bytes // 16) if wished is None else wished
+        usual = min(4 * GIB, self.total_bytes // 16) if wished is None else wished
+        return usual if self.pressure == "normal" else WARNING_RESERVE_FACTOR * usual
 
     def limit(self) -> Limit:
         """What models may hold now."""
@@ -129,6 +133,8 @@ class Room:
                         until = latest
                         say(f"waiting for {', '.join(models)} to be unloaded")
                     case Refuse(sentence, retry_after):
+                        if self.pressure == "warning":
+                            sentence = f"the machine is short of memory (warning); {sentence}"
                         if time.monotonic() >= until or not is_wanted():
                             self.refused += 1
                             raise MemoryFull(sentence, param="model", retry_after_seconds=retry_after)
@@ -145,12 +151,12 @@ class Room:
                 await changed.wait()
 
     def _decide(self, wanted: Wanted, *, may_evict: bool) -> ledger.Decision:
-        if self.pressure != "normal":
+        entries, limit, now = self._entries(), self.limit(), time.monotonic()
+        if self.pressure == "critical":
             return Refuse(
-                f"the machine is short of memory ({self.pressure}): nothing is loaded before that ends",
+                f"the machine is critically short of memory, nothing is loaded before that ends: {ledger.holders(entries)}",
                 ledger.SHORT_RETRY_SECONDS,
             )
-        entries, limit, now = self._entries(), self.limit(), time.monotonic()
         if self._line[0] is not wanted:
             return ledger.decide_behind(entries, self._line[0], wanted, limit, self.rules, now)
         decision = ledger.decide(entries, wanted, limit, self.rules, now)

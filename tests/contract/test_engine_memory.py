@@ -218,7 +218,7 @@ async def test_other_programs_count(tmp_path: Path) -> None:
         assert (await engine.chat("hello", "a")).status_code == 200
 
 
-async def test_under_pressure_idle_models_go_first_then_kv_and_nothing_is_loaded(tmp_path: Path) -> None:
+async def test_under_pressure_idle_models_go_first_then_kv(tmp_path: Path) -> None:
     machine = FakeMachine()
     async with engine_for(tmp_path, "a", "b", "c", machine=machine, idle_unload_seconds=0.4) as engine:
         await post(engine, "b", "pin")
@@ -230,11 +230,28 @@ async def test_under_pressure_idle_models_go_first_then_kv_and_nothing_is_loaded
                 await asyncio.sleep(0.05)
         assert is_alive(pinned)
         assert (await placement(engine, "a"))["unloads"].keys() <= {"pressure", "idle"}
-        refused = await engine.chat("hello", "c")
+        assert (await engine.chat("hello", "c")).status_code == 200, "it fits"
+
+
+async def test_a_warning_keeps_more_free_and_does_not_unload_what_was_just_loaded(tmp_path: Path) -> None:
+    machine = FakeMachine()
+    options: dict[str, Any] = {"memory_reserve_bytes": GB, "minimum_residency_seconds": 60.0}
+    async with engine_for(
+        tmp_path, "a", "b", machine=machine, idle_unload_seconds=0.4, ttl_seconds={"a": 0}, **options
+    ) as engine:
+        pid = (await engine.status("a"))["pid"]
+        machine.reading = replace(machine.reading, available_bytes=2 * GB, pressure="warning")
+        async with asyncio.timeout(10):
+            while (await engine.status("a"))["freed"] < 2:  # two sweeps, and nothing idle to unload
+                await asyncio.sleep(0.05)
+        refused = await engine.chat("hello", "b")
         assert refused.status_code == 503
-        assert "short of memory (warning)" in refused.json()["error"]["message"]
-        machine.reading = replace(machine.reading, pressure="normal")
-        assert (await engine.chat("hello", "c")).status_code == 200
+        message = refused.json()["error"]["message"]
+        assert "short of memory (warning)" in message
+        assert "a (0.4 GB) was loaded just now" in message
+        assert (await engine.status("a"))["pid"] == pid
+        machine.reading = replace(machine.reading, available_bytes=4 * GB)
+        assert (await engine.chat("hello", "b")).status_code == 200
 
 
 async def test_critically_short_memory_refuses_every_request_until_it_is_over(tmp_path: Path) -> None:
@@ -248,6 +265,7 @@ async def test_critically_short_memory_refuses_every_request_until_it_is_over(tm
                 await asyncio.sleep(0.05)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_full")
         assert int(refused.headers["Retry-After"]) > 0
+        assert "a (0.4 GB)" in refused.json()["error"]["message"]
         machine.reading = replace(machine.reading, pressure="normal")
         async with asyncio.timeout(10):
             while (await engine.chat("hello", "a")).status_code != 200:
