@@ -182,7 +182,7 @@ def _sampled(swaps: tuple[tuple[float, int], ...], used: int, now: float) -> tup
     return (*kept, (now, used))
 
 
-# This process ---------------------------------------------------------------------------------------------------------
+# Processes ------------------------------------------------------------------------------------------------------------
 
 _FOOTPRINT_OFFSET: Final = 72
 _RUSAGE_BYTES: Final = 96
@@ -190,11 +190,14 @@ _RUSAGE_BYTES: Final = 96
 
 
 def own_footprint_bytes() -> int:
-    """What the system charges this process for: the physical footprint on macOS, which counts Metal's buffers and compressed
-    pages, resident memory on Linux. 0 when it cannot be read."""
-    if sys.platform == "darwin":
-        return _physical_footprint_bytes(os.getpid())
-    return resident_bytes(os.getpid())
+    """What the system charges this process for, as `footprint_bytes`."""
+    return footprint_bytes(os.getpid())
+
+
+def footprint_bytes(pid: int) -> int:
+    """What the system charges a process of this user for: the physical footprint on macOS, which counts Metal's buffers and
+    compressed pages, resident memory on Linux. Takes microseconds. 0 when it cannot be read."""
+    return _physical_footprint_bytes(pid) if sys.platform == "darwin" else resident_bytes(pid)
 
 
 def resident_bytes(pid: int) -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +34,10 @@ class Launcher:
         """What a chat model may keep of KV in memory."""
         return _kv_memory_bytes(self._settings)
 
-    async def start(self, card: Card, path: Path, kv_memory_bytes: int) -> WorkerHandle:
-        """A worker with the card's model loaded from `path`. Raises `Unavailable`."""
+    async def start(
+        self, card: Card, path: Path, kv_memory_bytes: int, *, on_process: Callable[[int], None]
+    ) -> WorkerHandle:
+        """A worker with the card's model loaded from `path`; `on_process` gets its process id before. Raises `Unavailable`."""
         role = card.worker_role
         lease = await asyncio.to_thread(self._lease, path, kv_memory_bytes) if role == "chat" else None
         engine = self._settings.engine
@@ -53,6 +56,7 @@ class Launcher:
                 active_kv_bytes=_active_kv_bytes(self._settings),
                 wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
                 spare=self.spare.take(),
+                on_process=on_process,
             )
         except BaseException:
             self._give_back(lease)

@@ -136,7 +136,9 @@ class Residency:
         slot.progress = loading
         started_at = time.monotonic()
         async with slot.moving:
-            worker = await self.launcher.start(card, card.path, kv_bytes)
+            worker = await self.launcher.start(
+                card, card.path, kv_bytes, on_process=lambda pid: setattr(slot, "process", pid)
+            )
         extra = {
             "action": "model_loaded",
             "model": card.id,
@@ -154,7 +156,8 @@ class Residency:
             slot.note_loaded(worker)
             worker.when_ended(lambda: self._note_death(slot, worker))
         else:
-            slot.booked_bytes = None
+            if slot.unloading is None:  # else its former process still holds memory
+                slot.note_gone()
             error = None if task.cancelled() else task.exception()
             no_room = isinstance(error, MemoryFull | ModelTooLarge)
             slot.state = "unloaded" if error is None or no_room else "failed"

@@ -78,9 +78,10 @@ class WorkerHandle:
         active_kv_bytes: int = 0,
         wired_limit_bytes: int = 0,
         spare: Child[FromWorker] | None = None,
+        on_process: Callable[[int], None] = lambda pid: None,
     ) -> WorkerHandle:
-        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded. Raises `Unavailable`
-        with the loader's words."""
+        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded. `on_process` gets the
+        process id as soon as there is one. Raises `Unavailable` with the loader's words."""
         arguments = [
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
@@ -90,6 +91,7 @@ class WorkerHandle:
             *(("--wired-limit", str(wired_limit_bytes)) if wired_limit_bytes else ()),
         ]
         child = await _process(module, model, arguments, spare)
+        on_process(child.pid)
         try:
             async with asyncio.timeout(timeout_seconds):
                 first = await child.channel.receive()

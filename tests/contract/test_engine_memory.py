@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from duet.cli.main import app
 from engine.pool.ledger import WORKER_BYTES
-from engine.pressure import Reading
+from engine.pressure import Reading, footprint_bytes
 from tests.contract.test_engine_pool import is_alive, until_dead
 from tests.fakes.engine_service import (
     KEY,
@@ -206,6 +206,26 @@ async def test_the_ledger_ends_at_zero(tmp_path: Path) -> None:
         for model in ("a", "b"):
             await post(engine, model, "unload")
         assert (await admin(engine))["charged_bytes"] == 0
+
+
+async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None:
+    """Else it counts twice while it loads: it is booked in full, and what it has taken is missing from what is available."""
+    folder = model_folder(tmp_path / "models", "slow", wait_for="go")
+    async with engine_for(tmp_path) as engine:
+        loading = asyncio.create_task(engine.chat("hello", "slow"))
+        async with asyncio.timeout(10):
+            while not starts(folder):
+                await asyncio.sleep(0.02)
+        (pid,) = starts(folder)
+        status = await admin(engine)
+        assert abs(status["held_bytes"] - footprint_bytes(pid)) < 16 << 20
+        assert status["held_bytes"] > 16 << 20
+        assert status["charged_bytes"] == (await placement(engine, "slow"))["estimate_bytes"]
+        (folder / "go").touch()
+        assert (await loading).status_code == 200
+        assert (await admin(engine))["held_bytes"] > 16 << 20, "it has not reported yet"
+        await post(engine, "slow", "unload")
+        assert (await admin(engine))["held_bytes"] == 0
 
 
 async def test_other_programs_count(tmp_path: Path) -> None:
