@@ -17,7 +17,7 @@ from engine.pool import ledger
 from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher
 from engine.pool.ledger import Entry
-from engine.pool.room import Probe, Room
+from engine.pool.room import Probe, Room, total_bytes
 from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
 from engine.types import ModelState, Placement, Unloading
@@ -38,7 +38,7 @@ class Residency:
         self._settings, self._catalogue, self._downloads = settings, catalogue, downloads
         self._preset = PRESETS[catalogue.preset]
         self.slots: dict[str, Slot] = {}
-        self.launcher = Launcher(settings, worker_module)
+        self.launcher = Launcher(settings, worker_module, total_bytes=total_bytes(probe))
         self.room = Room(
             settings.engine,
             self._preset,
@@ -137,7 +137,11 @@ class Residency:
         started_at = time.monotonic()
         async with slot.moving:
             worker = await self.launcher.start(
-                card, card.path, kv_bytes, on_process=lambda pid: setattr(slot, "process", pid)
+                card,
+                card.path,
+                kv_bytes,
+                left_bytes=self.room.limit().ceiling_bytes - wish.bytes,
+                on_process=lambda pid: setattr(slot, "process", pid),
             )
         extra = {
             "action": "model_loaded",

@@ -28,6 +28,15 @@ WARNING_RESERVE_FACTOR: Final = 2
 Probe = Callable[[], Reading]
 
 
+def total_bytes(probe: Probe) -> int:
+    """What this machine has, or this process's control group may have of it."""
+    try:
+        return probe().total_bytes
+    except ProbeFailed as error:
+        logger.debug("the machine's size is asked of the system: %s", error, extra={"action": "probe_failed"})
+        return physical_memory_bytes()
+
+
 class Room:
     """Owned by the pool. `entries` and `held_bytes` ask the slots, `evict` begins to unload a model and returns at once.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -226,6 +227,19 @@ async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None
         assert (await admin(engine))["held_bytes"] > 16 << 20, "it has not reported yet"
         await post(engine, "slow", "unload")
         assert (await admin(engine))["held_bytes"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(("limit_bytes", "kv_bytes"), [(6 * GB, 2 * GB), (2 * GB, 2 * GB - MODEL_BYTES)])
+async def test_a_worker_is_told_how_much_kv_its_requests_may_take_of_what_there_is(
+    tmp_path: Path, limit_bytes: int, kv_bytes: int
+) -> None:
+    """A quarter of what this process may have of the machine, or what the model leaves of the limit."""
+    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=8 * GB))
+    async with engine_for(tmp_path, "a", memory_limit_bytes=limit_bytes, machine=machine) as engine:
+        pid = (await engine.status("a"))["pid"]
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert abs(int(arguments[arguments.index("--active-kv-bytes") + 1]) - kv_bytes) < 1000
 
 
 async def test_other_programs_count(tmp_path: Path) -> None:
