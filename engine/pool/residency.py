@@ -21,7 +21,7 @@ from engine.pool.room import Probe, Room, total_bytes
 from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
 from engine.types import ModelState, Placement, Unloading
-from engine.workers.handle import WorkerHandle
+from engine.workers.handle import EndedWhileLoading, WorkerHandle
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +164,12 @@ class Residency:
                 slot.note_gone()
             error = None if task.cancelled() else task.exception()
             no_room = isinstance(error, MemoryFull | ModelTooLarge)
+            fetched = slot.state != "downloading"
             slot.state = "unloaded" if error is None or no_room else "failed"
-            # Asking for what is not there or does not fit breaks nothing.
-            if error is not None and not no_room and not (isinstance(error, DuetError) and error.status < 500):
-                slot.note_failure()
+            # Asking for what is not there or does not fit breaks nothing, nor does a hub that cannot be reached.
+            asked_wrongly = isinstance(error, DuetError) and error.status < 500
+            if error is not None and fetched and not no_room and not asked_wrongly:
+                slot.note_failed_load(crashed=isinstance(error, EndedWhileLoading))
         self.room.note_change()
 
     def _note_death(self, slot: Slot, worker: WorkerHandle) -> None:
@@ -276,6 +278,7 @@ class Residency:
             batch=worker.batch if worker is not None else None,
             loads=slot.loads,
             crashes=slot.crashes,
+            rests_seconds=round(slot.rests_seconds, 1),
             unloads=dict(slot.unloads),
             pid=worker.pid if worker is not None else None,
         )

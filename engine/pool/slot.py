@@ -107,9 +107,14 @@ class Slot:
 
     # What happened to it ---------------------------------------------------------------------------------------------
 
+    @property
+    def rests_seconds(self) -> float:
+        """How long it still rests after failures in a row."""
+        return max(0.0, self.broken_until - time.monotonic())
+
     def check_rested(self) -> None:
-        """Raise `Unavailable` while the model rests after failures in a row."""
-        if (rest := self.broken_until - time.monotonic()) > 0:
+        """Raise `Unavailable` while the model rests."""
+        if (rest := self.rests_seconds) > 0:
             raise Unavailable(
                 f"{self.model} failed {self.failures} times in a row and rests",
                 param="model",
@@ -121,7 +126,12 @@ class Slot:
         self.loads += 1
         self.loaded_at = self.last_used = time.monotonic()
 
-    def note_failure(self) -> None:
+    def note_failed_load(self, *, crashed: bool) -> None:
+        """Its process could not load it. `crashed`: it ended by itself."""
+        self.crashes += crashed
+        self._note_failure()
+
+    def _note_failure(self) -> None:
         self.failures += 1
         if self.failures >= CRASHES_BEFORE_BREAK:
             self.broken_until = time.monotonic() + BREAK_SECONDS
@@ -133,7 +143,7 @@ class Slot:
         self.crashes += 1
         if time.monotonic() - worker.started_at > HEALTHY_SECONDS:
             self.failures = 0
-        self.note_failure()
+        self._note_failure()
 
     def note_leaving(self, worker: WorkerHandle, reason: Unloading) -> None:
         """Out of the slot first: a request that comes while the process ends waits for a new one."""

@@ -41,6 +41,10 @@ STOP_SECONDS = 5.0
 Answer = Event | EmbeddingResult | TranscriptionResult
 
 
+class EndedWhileLoading(Unavailable):
+    """The process ended by itself before its model was loaded."""
+
+
 class WorkerHandle:
     """One loaded model in a process of its own. Its reader task owns `_queues`."""
 
@@ -104,7 +108,8 @@ class WorkerHandle:
                     await child.wait()
             code = await child.stop()
             cause = f"did not load in {timeout_seconds:.0f} s" if late else f"ended while it loaded (exit code {code})"
-            raise Unavailable(f"{model} {cause}; the engine's log says more", param="model") from error
+            kind = Unavailable if late else EndedWhileLoading
+            raise kind(f"{model} {cause}; the engine's log says more", param="model") from error
         except BaseException:
             child.kill()
             await child.stop()

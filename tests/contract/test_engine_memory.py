@@ -17,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from duet.cli.main import app
+from duet.cli.models import described
+from duet.errors import Unavailable
 from engine.pool.ledger import WORKER_BYTES
 from engine.pressure import Reading, footprint_bytes
 from tests.contract.test_engine_pool import is_alive, until_dead
@@ -499,6 +501,40 @@ async def test_the_command_line_sees_and_does_the_same(tmp_path: Path) -> None:
         assert await loaded(engine) == set()
         code, said = await duet("models", "load", "nobody")
         assert (code, "there is no model 'nobody'" in said) == (1, True)
+
+
+async def test_a_model_that_crashes_while_it_loads_is_seen_to_crash_and_to_rest(tmp_path: Path) -> None:
+    model_folder(tmp_path / "models", "crash", exit_code=3)
+    async with engine_for(tmp_path) as engine:
+        assert (await placement(engine, "crash"))["rests_seconds"] == 0
+        for _ in range(3):
+            await engine.chat("hello", "crash")
+        found = await placement(engine, "crash")
+        assert found["crashes"] == 3
+        assert 0 < found["rests_seconds"] <= 30
+        assert "3 crashes  failed too often, rests " in described(found)
+
+
+async def test_a_model_that_crashes_at_work_is_seen_to_rest(tmp_path: Path) -> None:
+    async with engine_for(tmp_path, "a") as engine:
+        for _ in range(3):
+            assert (await engine.chat("die", "a")).json()["error"]["code"] == "worker_lost"
+        async with asyncio.timeout(10):
+            while (found := await placement(engine, "a"))["crashes"] < 3:
+                await asyncio.sleep(0.02)
+        assert (found["state"], found["rests_seconds"] > 0) == ("unloaded", True)
+
+
+async def test_a_hub_that_cannot_be_reached_lets_no_model_rest(tmp_path: Path) -> None:
+    class Unreachable(FakeHub):
+        async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Any) -> Path:
+            raise Unavailable(f"{repo}: the hub does not answer", param="model")
+
+    async with engine_for(tmp_path, "a", hub=Unreachable(tmp_path / "hub")) as engine:
+        for _ in range(5):
+            message = (await engine.chat("hello", "owner/far")).json()["error"]["message"]
+            assert "the hub does not answer" in message
+        assert (await placement(engine, "owner/far"))["rests_seconds"] == 0
 
 
 async def test_admin_needs_the_key(tmp_path: Path) -> None:
