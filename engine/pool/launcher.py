@@ -41,7 +41,7 @@ class Launcher:
         """A worker with the card's model loaded from `path`; `on_process` gets its process id before. `left_bytes` is what the
         limit of all models leaves beside it. Raises `Unavailable`."""
         role = card.worker_role
-        lease = await asyncio.to_thread(self._lease, path, kv_memory_bytes) if role == "chat" else None
+        lease = await self._lease(path, kv_memory_bytes) if role == "chat" else None
         engine = self._settings.engine
         try:
             return await WorkerHandle.start(
@@ -79,8 +79,14 @@ class Launcher:
         if lease is not None:
             self.leases.give_back(lease)
 
-    def _lease(self, path: Path, memory_bytes: int) -> Lease:
-        return replace(self._granted(path), memory_bytes=memory_bytes)
+    async def _lease(self, path: Path, memory_bytes: int) -> Lease:
+        """The thread cannot be stopped: what it grants to a load that was, comes back."""
+        granting = asyncio.create_task(asyncio.to_thread(self._granted, path))
+        try:
+            return replace(await asyncio.shield(granting), memory_bytes=memory_bytes)
+        except asyncio.CancelledError:
+            granting.add_done_callback(lambda task: self._give_back(task.result()))
+            raise
 
     def _granted(self, path: Path) -> Lease:
         """What a worker of this folder may do with KV. Without a fingerprint nothing may be shared with what was before."""

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 2.0
 CRITICAL_RETRY_SECONDS: Final = 10
+RESIDENT_RETRY_SECONDS: Final = 60.0
+"""A model that is to be resident and could not be loaded is tried again after this long."""
 
 
 class Residency:
@@ -284,19 +286,32 @@ class Residency:
         )
 
     async def _load_residents(self) -> None:
-        """Load what is to be resident. By default the preset's roles, as far as real models for them are here."""
+        """Load what is to be resident. By default the preset's roles, as far as real models for them are here. What cannot be
+        loaded just now is tried again."""
         wished = self._settings.engine.resident
-        for name in self._preset.resident if wished is None else wished:
-            try:
-                card = self._catalogue.resolve(name)
-                if wished is None and (card.path is None or card.demonstration):
-                    continue
-                self._slot(card.id).pinned = "preset" if wished is None else "resident"
-                await self.load(card.id)
-            except DuetError as error:
-                logger.warning(
-                    "%s is to be resident and cannot be: %s", name, error.message, extra={"action": "resident_failed"}
-                )
+        names = [*(self._preset.resident if wished is None else wished)]
+        again = False
+        while names := [name for name in names if not await self._load_resident(name, again=again)]:
+            await asyncio.sleep(RESIDENT_RETRY_SECONDS)
+            again = True
+
+    async def _load_resident(self, name: str, *, again: bool) -> bool:
+        """Whether nothing more is to be done: it is loaded, or to try again is of no use."""
+        by_preset = self._settings.engine.resident is None
+        try:
+            card = self._catalogue.resolve(name)
+            if by_preset and (card.path is None or card.demonstration):
+                return True
+            if again and self._slot(card.id).pinned == "no":
+                return True  # an operator unpinned it meanwhile
+            self._slot(card.id).pinned = "preset" if by_preset else "resident"
+            await self.load(card.id)
+        except DuetError as error:
+            logger.warning(
+                "%s is to be resident and cannot be: %s", name, error.message, extra={"action": "resident_failed"}
+            )
+            return not isinstance(error, Unavailable | Busy)
+        return True
 
     async def _sweep(self) -> None:
         ttls = [self._settings.engine.idle_unload_seconds, *self._settings.engine.ttl_seconds.values()]

@@ -282,7 +282,10 @@ async def _process(module: str, model: str, arguments: list[str], spare: Child[F
         else:
             spare.name = f"worker:{model}"
             return spare
-    return await Child.start(module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE)
+    try:
+        return await Child.start(module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE)
+    except OSError as error:
+        raise Unavailable(f"no process could be started for {model}: {error}", param="model") from error
 
 
 def as_error(failed: Failed) -> DuetError:

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from duet.cli.main import app
 from duet.cli.models import described
 from duet.errors import Unavailable
+from duet.supervise import Child
+from engine.pool import residency
 from engine.pool.ledger import WORKER_BYTES
 from engine.pressure import Reading, footprint_bytes
 from tests.contract.test_engine_pool import is_alive, until_dead
@@ -315,6 +317,55 @@ async def test_the_resident_set_is_loaded_at_start_and_a_missing_one_is_only_log
                 await asyncio.sleep(0.02)
         found = await placement(engine, "b")
         assert (found["resident"], found["pinned"]) == (True, True)
+
+
+async def test_a_resident_model_that_was_refused_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
+    async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
+        async with asyncio.timeout(10):
+            while (await admin(engine))["refused"] < 2:
+                await asyncio.sleep(0.02)
+        machine.reading = replace(machine.reading, available_bytes=8 * GB)
+        async with asyncio.timeout(10):
+            while await loaded(engine) != {"a"}:
+                await asyncio.sleep(0.02)
+        assert (await placement(engine, "a"))["resident"]
+
+
+async def test_a_resident_model_that_an_operator_unpinned_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
+    async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
+        async with asyncio.timeout(10):
+            while (await admin(engine))["refused"] < 1:
+                await asyncio.sleep(0.02)
+        await post(engine, "a", "unpin")
+        async with asyncio.timeout(10):
+            while any(task.get_name() == "residents" for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.02)
+        assert not (await placement(engine, "a"))["pinned"]
+
+
+async def test_a_resident_model_whose_process_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    start, failures = Child.start, [OSError(24, "too many open files")]
+
+    async def start_second(*arguments: Any, **options: Any) -> Child[Any]:
+        if failures:
+            raise failures.pop()
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(Child, "start", start_second)
+    async with engine_for(tmp_path, "a", resident=("a",)) as engine, asyncio.timeout(10):
+        while await loaded(engine) != {"a"}:
+            await asyncio.sleep(0.02)
 
 
 async def test_on_16_gb_an_idle_resident_recogniser_leaves_before_a_large_model_loads(tmp_path: Path) -> None:
