@@ -27,7 +27,12 @@ STALL_WARNING_PERCENT: Final = 10.0
 STALL_CRITICAL_PERCENT: Final = 10.0
 """Shares of the last ten seconds in which some task, and in which all tasks, waited for memory (Linux's PSI)."""
 SWAP_GROWTH_BYTES: Final = 256 << 20
-"""Swapped out since the last look but one: the machine gives way to somebody."""
+SWAP_GROWTH_SECONDS: Final = 5.0
+"""Swapped out so much in so short a time: the machine gives way to somebody."""
+SWAP_MEMORY_SECONDS: Final = 120.0
+"""Swap that came longer ago and stayed is cold: nobody asks for it back, and macOS leaves it there for days."""
+SWAP_SAMPLE_SECONDS: Final = 1.0
+"""Looks that are closer together share a sample of the swap: many loads may wait and look."""
 PROBE_SECONDS: Final = 5.0
 
 
@@ -141,36 +146,43 @@ def _output(*command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a row of readings means. `swapped_bytes` came since the lowest swap that was seen: it wants back in, so it is not
-    free. `reading` is the last."""
+    """What a row of readings means. `reading` is the last; `swaps` are samples of the swap in use, (seconds, bytes), of the
+    last `SWAP_MEMORY_SECONDS`, the oldest first and never none. What came since the lowest wants back in: it is not free."""
 
     reading: Reading
     pressure: Pressure
-    lowest_swap_bytes: int
-    before_swap_bytes: int
+    swaps: tuple[tuple[float, int], ...]
 
     @property
     def swapped_bytes(self) -> int:
-        return self.reading.swap_used_bytes - self.lowest_swap_bytes
+        return self.reading.swap_used_bytes - min(used for _, used in self.swaps)
 
     @property
     def available_bytes(self) -> int:
         return max(0, self.reading.available_bytes - self.swapped_bytes)
 
 
-def look(before: Outlook | None, reading: Reading) -> Outlook:
-    """The outlook after one more reading. Swap that grows fast is at least a warning, whatever the system says."""
-    if before is None:
-        return Outlook(reading, reading.pressure, reading.swap_used_bytes, reading.swap_used_bytes)
-    grown = reading.swap_used_bytes - before.before_swap_bytes
+def look(before: Outlook | None, reading: Reading, now: float) -> Outlook:
+    """The outlook after one more reading, `now` by the clock of those before. Swap that grows fast is at least a warning,
+    whatever the system says."""
+    swaps = _sampled(before.swaps if before is not None else (), reading.swap_used_bytes, now)
+    grown = reading.swap_used_bytes - min(used for at, used in swaps if now - at <= SWAP_GROWTH_SECONDS)
     pressure = reading.pressure
     if pressure == "normal" and grown >= SWAP_GROWTH_BYTES:
         pressure = "warning"
-    lowest = min(before.lowest_swap_bytes, reading.swap_used_bytes)
-    return Outlook(reading, pressure, lowest, before.reading.swap_used_bytes)
+    return Outlook(reading, pressure, swaps)
 
 
-# This process ---------------------------------------------------------------------------------------------------------
+def _sampled(swaps: tuple[tuple[float, int], ...], used: int, now: float) -> tuple[tuple[float, int], ...]:
+    """The samples with one more. The lowest counts where several looks share one."""
+    kept = tuple((at, size) for at, size in swaps if now - at <= SWAP_MEMORY_SECONDS)
+    if kept and now - kept[-1][0] < SWAP_SAMPLE_SECONDS:
+        at, size = kept[-1]
+        return (*kept[:-1], (at, min(size, used)))
+    return (*kept, (now, used))
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
 
 _FOOTPRINT_OFFSET: Final = 72
 _RUSAGE_BYTES: Final = 96
@@ -178,11 +190,14 @@ _RUSAGE_BYTES: Final = 96
 
 
 def own_footprint_bytes() -> int:
-    """What the system charges this process for: the physical footprint on macOS, which counts Metal's buffers and compressed
-    pages, resident memory on Linux. 0 when it cannot be read."""
-    if sys.platform == "darwin":
-        return _physical_footprint_bytes(os.getpid())
-    return resident_bytes(os.getpid())
+    """What the system charges this process for, as `footprint_bytes`."""
+    return footprint_bytes(os.getpid())
+
+
+def footprint_bytes(pid: int) -> int:
+    """What the system charges a process of this user for: the physical footprint on macOS, which counts Metal's buffers and
+    compressed pages, resident memory on Linux. Takes microseconds. 0 when it cannot be read."""
+    return _physical_footprint_bytes(pid) if sys.platform == "darwin" else resident_bytes(pid)
 
 
 def resident_bytes(pid: int) -> int:

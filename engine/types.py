@@ -295,8 +295,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     Bytes: `estimate_bytes` before a load, `charged_bytes` in the ledger, `memory_bytes` what its process holds by its own
     report, `memory`. `running` requests are in its worker, which says more in `batch`; `waiting` ones not yet. `pinned` models
-    are unloaded only when asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. Counts are since the
-    engine started.
+    are unloaded only when asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. `rests_seconds`: requests
+    for it are refused for so long, because it failed several times in a row. Counts are since the engine started.
     """
 
     id: str
@@ -315,6 +315,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     batch: BatchReport | None
     loads: int
     crashes: int
+    rests_seconds: float
     unloads: dict[Unloading, int]
     pid: int | None
 

@@ -62,6 +62,8 @@ def described(model: dict[str, Any]) -> str:
         parts.append(f"unloads in {max(0.0, model['ttl_seconds'] - model['idle_seconds']):.0f} s")
     if model["crashes"]:
         parts.append(f"{model['crashes']} crashes")
+    if model["rests_seconds"]:
+        parts.append(f"failed too often, rests {model['rests_seconds']:.0f} s")
     return "  ".join(parts)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from duet.settings import Settings
 from engine.cards import Card
@@ -19,24 +20,28 @@ from engine.workers.spare import Spare
 
 logger = logging.getLogger(__name__)
 
+LEAST_ACTIVE_KV_BYTES: Final = 512 << 20
+"""KV that the running requests of a model that fills the machine may have all the same: with less it could answer nobody."""
+
 
 class Launcher:
-    """Owned by the pool. Owns the leases and the spare."""
+    """Owned by the pool. Owns the leases and the spare. `total_bytes`: the memory that this machine, or its group, has."""
 
-    def __init__(self, settings: Settings, module: str) -> None:
-        self._settings, self._module = settings, module
-        self.leases = _leases(settings)
+    def __init__(self, settings: Settings, module: str, *, total_bytes: int) -> None:
+        self._settings, self._module, self._total_bytes = settings, module, total_bytes
+        engine = settings.engine
+        self.kv_memory_bytes = min(4 << 30, total_bytes // 16) if engine.kv_ram_bytes is None else engine.kv_ram_bytes
+        """What a chat model may keep of KV in memory."""
+        self.leases = _leases(settings, self.kv_memory_bytes)
         self.spare = Spare(module, log_level=settings.log_level)
 
-    @property
-    def kv_memory_bytes(self) -> int:
-        """What a chat model may keep of KV in memory."""
-        return _kv_memory_bytes(self._settings)
-
-    async def start(self, card: Card, path: Path, kv_memory_bytes: int) -> WorkerHandle:
-        """A worker with the card's model loaded from `path`. Raises `Unavailable`."""
+    async def start(
+        self, card: Card, path: Path, kv_memory_bytes: int, *, left_bytes: int, on_process: Callable[[int], None]
+    ) -> WorkerHandle:
+        """A worker with the card's model loaded from `path`; `on_process` gets its process id before. `left_bytes` is what the
+        limit of all models leaves beside it. Raises `Unavailable`."""
         role = card.worker_role
-        lease = await asyncio.to_thread(self._lease, path, kv_memory_bytes) if role == "chat" else None
+        lease = await self._lease(path, kv_memory_bytes) if role == "chat" else None
         engine = self._settings.engine
         try:
             return await WorkerHandle.start(
@@ -50,9 +55,10 @@ class Launcher:
                 timeout_seconds=engine.load_timeout_seconds,
                 lease=lease,
                 kv_bits=card.kv_bits,
-                active_kv_bytes=_active_kv_bytes(self._settings),
+                active_kv_bytes=active_kv_bytes(engine.kv_active_bytes or self._total_bytes // 4, left_bytes),
                 wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
                 spare=self.spare.take(),
+                on_process=on_process,
             )
         except BaseException:
             self._give_back(lease)
@@ -73,8 +79,14 @@ class Launcher:
         if lease is not None:
             self.leases.give_back(lease)
 
-    def _lease(self, path: Path, memory_bytes: int) -> Lease:
-        return replace(self._granted(path), memory_bytes=memory_bytes)
+    async def _lease(self, path: Path, memory_bytes: int) -> Lease:
+        """The thread cannot be stopped: what it grants to a load that was, comes back."""
+        granting = asyncio.create_task(asyncio.to_thread(self._granted, path))
+        try:
+            return replace(await asyncio.shield(granting), memory_bytes=memory_bytes)
+        except asyncio.CancelledError:
+            granting.add_done_callback(lambda task: self._give_back(task.result()))
+            raise
 
     def _granted(self, path: Path) -> Lease:
         """What a worker of this folder may do with KV. Without a fingerprint nothing may be shared with what was before."""
@@ -94,22 +106,12 @@ def wired_limit_bytes(wished: str | int, weight_bytes: int) -> int:
     return weight_bytes if wished == "auto" else 0
 
 
-def _kv_memory_bytes(settings: Settings) -> int:
-    if settings.engine.kv_ram_bytes is not None:
-        return settings.engine.kv_ram_bytes
-    return min(4 << 30, _machine_bytes() // 16)
+def active_kv_bytes(wished_bytes: int, left_bytes: int) -> int:
+    """KV of a worker's running requests. It is in no estimate, so it is bounded by what the model leaves of the limit."""
+    return min(wished_bytes, max(LEAST_ACTIVE_KV_BYTES, left_bytes))
 
 
-def _active_kv_bytes(settings: Settings) -> int:
-    return settings.engine.kv_active_bytes or _machine_bytes() // 4
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _leases(settings: Settings) -> Leases:
+def _leases(settings: Settings, memory_bytes: int) -> Leases:
     engine = settings.engine
     caps = Caps(engine.kv_disk_bytes, engine.kv_write_bytes_a_day, engine.kv_free_bytes, engine.kv_age_days * 86_400)
-    memory = _kv_memory_bytes(settings)
-    return Leases(settings.home / FOLDER, caps, memory_bytes=memory, flush_seconds=engine.kv_flush_seconds)
+    return Leases(settings.home / FOLDER, caps, memory_bytes=memory_bytes, flush_seconds=engine.kv_flush_seconds)

@@ -6,8 +6,9 @@ may still take (its KV tier in memory). The sum of charges is the book; nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 WEIGHTS_FACTOR: Final = 1.05
@@ -27,8 +28,8 @@ class Entry:
     """One model that holds memory or is about to. Times are of one clock, in seconds.
 
     `users`: requests that have it or wait for it. `moving`: its process comes or goes, so its bytes cannot be had now.
-    `yields`: it leaves for a large model if need be, although it is pinned; `gives_way`: whether need be or not.
-    `ttl_seconds` None: it stays.
+    `leaving`: it goes, so they will be there soon. `yields`: it leaves for a large model if need be, although it is pinned;
+    `gives_way`: whether need be or not. `ttl_seconds` None: it stays.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Entry:
     users: int = 0
     pinned: bool = False
     moving: bool = False
+    leaving: bool = False
     large: bool = False
     yields: bool = False
     gives_way: bool = False
@@ -124,7 +126,8 @@ def limit(
 
 
 def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules, now: float) -> Decision:
-    """Exactly one of the three. Never evicts a model in use or in motion, nor a pinned one unless it yields."""
+    """Exactly one of the three. Never evicts a model in use or in motion, nor a pinned one unless it yields; nor one in vain
+    while others leave whose memory is enough."""
     if wanted.bytes > limit.ceiling_bytes:
         return Refuse(_too_large(wanted, limit), 0, never=True)
     obliged = [entry for entry in entries if _must_leave(entry, wanted, rules)]
@@ -136,10 +139,25 @@ def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules,
     if missing <= 0:
         return Evict(_names(obliged)) if obliged else Admit()
     free_to_go = [entry for entry in staying if not _obstacle(entry, wanted, rules, now)]
-    chosen = victims(free_to_go, missing, now)
-    if chosen is None:
+    chosen = victims(free_to_go, missing - sum(entry.bytes for entry in staying if entry.leaving), now)
+    if chosen is None or not (obliged or chosen):
         return Refuse(_sentence(wanted, limit, entries, rules, now), _retry_after(entries, rules, now))
     return Evict(_names([*obliged, *chosen]))
+
+
+def decide_behind(
+    entries: Sequence[Entry], first: Wanted, wanted: Wanted, limit: Limit, rules: Rules, now: float
+) -> Admit | Refuse:
+    """For a load that is not the next one. It is admitted when it fits as it is and leaves room for `first`, which waits for
+    models that are in use or on their way; one that could not be loaded even without them holds nobody up."""
+    next_one = Entry(first.model, first.bytes, moving=True, large=first.large)
+    later = [replace(entry, users=0, moving=False, loaded_at=-math.inf) for entry in entries if not entry.leaving]
+    plan = decide(later, first, limit, rules, now)
+    leaving = plan.models if isinstance(plan, Evict) else ()
+    then = [] if isinstance(plan, Refuse) else [*(entry for entry in later if entry.model not in leaving), next_one]
+    if all(isinstance(decide(book, wanted, limit, rules, now), Admit) for book in (entries, then)):
+        return Admit()
+    return Refuse(_sentence(wanted, limit, [*entries, next_one], rules, now), MOVING_RETRY_SECONDS)
 
 
 def victims(candidates: Sequence[Entry], missing_bytes: int, now: float) -> list[Entry] | None:
@@ -170,10 +188,19 @@ def expired(entries: Sequence[Entry], now: float) -> list[str]:
     ]
 
 
-def relief(entries: Sequence[Entry], now: float, *, at_most: int | None = None) -> list[str]:
-    """Models to unload because the machine is short of memory, the best to lose first. Residency does not protect them."""
+def relief(entries: Sequence[Entry], rules: Rules, now: float, *, critical: bool) -> list[str]:
+    """Models to unload because the machine is short of memory: one whose minimum residency is over, the best to lose; all that
+    are idle when it is `critical`."""
     idle = sorted((entry for entry in entries if _is_idle(entry)), key=lambda entry: _worth(entry, now), reverse=True)
-    return [entry.model for entry in idle[:at_most]]
+    if critical:
+        return [entry.model for entry in idle]
+    return [entry.model for entry in idle if _residency_left(entry, rules, now) <= 0][:1]
+
+
+def holders(entries: Iterable[Entry]) -> str:
+    """Who holds memory, in words: the most first."""
+    most_first = sorted(entries, key=lambda entry: -entry.bytes)
+    return ", ".join(f"{entry.model} ({gigabytes(entry.bytes)})" for entry in most_first) or "no model is loaded"
 
 
 def _is_idle(entry: Entry) -> bool:

@@ -17,16 +17,18 @@ from engine.pool import ledger
 from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher
 from engine.pool.ledger import Entry
-from engine.pool.room import Probe, Room
+from engine.pool.room import Probe, Room, total_bytes
 from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
 from engine.types import ModelState, Placement, Unloading
-from engine.workers.handle import WorkerHandle
+from engine.workers.handle import EndedWhileLoading, WorkerHandle
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 2.0
 CRITICAL_RETRY_SECONDS: Final = 10
+RESIDENT_RETRY_SECONDS: Final = 60.0
+"""A model that is to be resident and could not be loaded is tried again after this long."""
 
 
 class Residency:
@@ -38,7 +40,7 @@ class Residency:
         self._settings, self._catalogue, self._downloads = settings, catalogue, downloads
         self._preset = PRESETS[catalogue.preset]
         self.slots: dict[str, Slot] = {}
-        self.launcher = Launcher(settings, worker_module)
+        self.launcher = Launcher(settings, worker_module, total_bytes=total_bytes(probe))
         self.room = Room(
             settings.engine,
             self._preset,
@@ -81,7 +83,7 @@ class Residency:
             raise Busy(f"{self._waiting} requests are under way already", retry_after_seconds=5)
         if self.room.pressure == "critical":
             raise MemoryFull(
-                "the machine is critically short of memory: nothing new is begun",
+                f"the machine is critically short of memory, nothing new is begun: {ledger.holders(self.entries())}",
                 retry_after_seconds=CRITICAL_RETRY_SECONDS,
             )
         card = self._catalogue.resolve(model)
@@ -136,7 +138,13 @@ class Residency:
         slot.progress = loading
         started_at = time.monotonic()
         async with slot.moving:
-            worker = await self.launcher.start(card, card.path, kv_bytes)
+            worker = await self.launcher.start(
+                card,
+                card.path,
+                kv_bytes,
+                left_bytes=self.room.limit().ceiling_bytes - wish.bytes,
+                on_process=lambda pid: setattr(slot, "process", pid),
+            )
         extra = {
             "action": "model_loaded",
             "model": card.id,
@@ -154,13 +162,16 @@ class Residency:
             slot.note_loaded(worker)
             worker.when_ended(lambda: self._note_death(slot, worker))
         else:
-            slot.booked_bytes = None
+            if slot.unloading is None:  # else its former process still holds memory
+                slot.note_gone()
             error = None if task.cancelled() else task.exception()
             no_room = isinstance(error, MemoryFull | ModelTooLarge)
+            fetched = slot.state != "downloading"
             slot.state = "unloaded" if error is None or no_room else "failed"
-            # Asking for what is not there or does not fit breaks nothing.
-            if error is not None and not no_room and not (isinstance(error, DuetError) and error.status < 500):
-                slot.note_failure()
+            # Asking for what is not there or does not fit breaks nothing, nor does a hub that cannot be reached.
+            asked_wrongly = isinstance(error, DuetError) and error.status < 500
+            if error is not None and fetched and not no_room and not asked_wrongly:
+                slot.note_failed_load(crashed=isinstance(error, EndedWhileLoading))
         self.room.note_change()
 
     def _note_death(self, slot: Slot, worker: WorkerHandle) -> None:
@@ -269,24 +280,38 @@ class Residency:
             batch=worker.batch if worker is not None else None,
             loads=slot.loads,
             crashes=slot.crashes,
+            rests_seconds=round(slot.rests_seconds, 1),
             unloads=dict(slot.unloads),
             pid=worker.pid if worker is not None else None,
         )
 
     async def _load_residents(self) -> None:
-        """Load what is to be resident. By default the preset's roles, as far as real models for them are here."""
+        """Load what is to be resident. By default the preset's roles, as far as real models for them are here. What cannot be
+        loaded just now is tried again."""
         wished = self._settings.engine.resident
-        for name in self._preset.resident if wished is None else wished:
-            try:
-                card = self._catalogue.resolve(name)
-                if wished is None and (card.path is None or card.demonstration):
-                    continue
-                self._slot(card.id).pinned = "preset" if wished is None else "resident"
-                await self.load(card.id)
-            except DuetError as error:
-                logger.warning(
-                    "%s is to be resident and cannot be: %s", name, error.message, extra={"action": "resident_failed"}
-                )
+        names = [*(self._preset.resident if wished is None else wished)]
+        again = False
+        while names := [name for name in names if not await self._load_resident(name, again=again)]:
+            await asyncio.sleep(RESIDENT_RETRY_SECONDS)
+            again = True
+
+    async def _load_resident(self, name: str, *, again: bool) -> bool:
+        """Whether nothing more is to be done: it is loaded, or to try again is of no use."""
+        by_preset = self._settings.engine.resident is None
+        try:
+            card = self._catalogue.resolve(name)
+            if by_preset and (card.path is None or card.demonstration):
+                return True
+            if again and self._slot(card.id).pinned == "no":
+                return True  # an operator unpinned it meanwhile
+            self._slot(card.id).pinned = "preset" if by_preset else "resident"
+            await self.load(card.id)
+        except DuetError as error:
+            logger.warning(
+                "%s is to be resident and cannot be: %s", name, error.message, extra={"action": "resident_failed"}
+            )
+            return not isinstance(error, Unavailable | Busy)
+        return True
 
     async def _sweep(self) -> None:
         ttls = [self._settings.engine.idle_unload_seconds, *self._settings.engine.ttl_seconds.values()]
@@ -312,10 +337,11 @@ class Residency:
             await self.launcher.spare.keep()
 
     async def _relieve(self) -> None:
-        """The machine is short of memory: idle models go first, one a sweep unless it is critical; then KV in memory."""
+        """The machine is short of memory: idle models go first, one a sweep unless it is critical; then KV in memory. What was
+        just loaded stays, unless it is critical: else models would come and go for as long as the warning lasts."""
         await self.launcher.spare.drop()
         critical = self.room.pressure == "critical"
-        idle = ledger.relief(self.entries(), time.monotonic(), at_most=None if critical else 1)
+        idle = ledger.relief(self.entries(), self.room.rules, time.monotonic(), critical=critical)
         logger.warning(
             "the machine is short of memory",
             extra={"action": "memory_pressure", "level": self.room.pressure, "unloading": ",".join(idle)},

@@ -23,13 +23,25 @@ LOOK_SECONDS: Final = 1.0
 """A load that waits looks again after this long, when nothing has changed that we know of."""
 EVICTION_SECONDS: Final = 15.0
 """A model that is being unloaded for a load is waited for this long, whatever the settings say: it writes its KV first."""
+WARNING_RESERVE_FACTOR: Final = 2
+"""Under a warning so many times the reserve stays free: it says that other programs want more than they have."""
 Probe = Callable[[], Reading]
+
+
+def total_bytes(probe: Probe) -> int:
+    """What this machine has, or this process's control group may have of it."""
+    try:
+        return probe().total_bytes
+    except ProbeFailed as error:
+        logger.debug("the machine's size is asked of the system: %s", error, extra={"action": "probe_failed"})
+        return physical_memory_bytes()
 
 
 class Room:
     """Owned by the pool. `entries` and `held_bytes` ask the slots, `evict` begins to unload a model and returns at once.
 
-    Waiting loads are asked again, the oldest first, whenever a model has come, gone or become idle.
+    Waiting loads stand in line and look again whenever a model has come, gone or become idle. Models are unloaded for the
+    oldest only; a later one goes before it if that takes nothing from it.
     """
 
     def __init__(
@@ -47,7 +59,8 @@ class Room:
         self.rules = Rules(settings.minimum_residency_seconds, one_large=preset.one_large)
         self.outlook: Outlook | None = None
         self.working_set_bytes = 0
-        self.waiting = self.refused = 0
+        self.refused = 0
+        self._line: list[Wanted] = []
         self._changed = asyncio.Event()
         self._probe_failed = False
 
@@ -56,13 +69,20 @@ class Room:
         return self.outlook.pressure if self.outlook is not None else "normal"
 
     @property
+    def waiting(self) -> int:
+        """Loads in line."""
+        return len(self._line)
+
+    @property
     def total_bytes(self) -> int:
         return self.outlook.reading.total_bytes if self.outlook is not None else physical_memory_bytes()
 
     @property
     def reserve_bytes(self) -> int:
+        """What stays free for other programs."""
         wished = self._settings.memory_reserve_bytes
-        return min(4 * GIB, self.total_bytes // 16) if wished is None else wished
+        usual = min(4 * GIB, self.total_bytes // 16) if wished is None else wished
+        return usual if self.pressure == "normal" else WARNING_RESERVE_FACTOR * usual
 
     def limit(self) -> Limit:
         """What models may hold now."""
@@ -77,7 +97,8 @@ class Room:
     async def look(self) -> None:
         """Read the machine's memory once more. What cannot be read does not limit; that is said once."""
         try:
-            self.outlook = look(self.outlook, await asyncio.to_thread(self._probe))
+            reading = await asyncio.to_thread(self._probe)
+            self.outlook = look(self.outlook, reading, time.monotonic())  # loads that look meanwhile lose nothing
         except ProbeFailed as error:
             level = logging.DEBUG if self._probe_failed else logging.WARNING
             logger.log(level, "free memory is not known: %s", error, extra={"action": "probe_failed"})
@@ -98,34 +119,39 @@ class Room:
     async def admit(
         self, wanted: Wanted, *, book: Callable[[], None], say: Callable[[str], None], is_wanted: Callable[[], bool]
     ) -> None:
-        """Return when `wanted` is booked. Unloads what may go for it, and waits for what may not as long as the settings say.
+        """Return when `wanted` is booked. Unloads what may go for it, and waits for what may not as long as the settings say,
+        once something was unloaded for it `EVICTION_SECONDS` more.
 
         `say` gets what it waits for. Raises `ModelTooLarge`, or `MemoryFull` when the wait was in vain or `is_wanted` has
         become false.
         """
         self.refuse_too_large(wanted)
         until = time.monotonic() + self._settings.memory_wait_seconds
-        self.waiting += 1
+        latest = until + EVICTION_SECONDS
+        self._line.append(wanted)
         try:
             while True:
                 await self.look()
-                match self._decide(wanted):
+                match self._decide(wanted, may_evict=time.monotonic() < latest):
                     case Admit():
                         book()
                         return
                     case Evict(models):
                         for model in models:
                             self._evict(model)
-                        until = max(until, time.monotonic() + EVICTION_SECONDS)
+                        until = latest
                         say(f"waiting for {', '.join(models)} to be unloaded")
                     case Refuse(sentence, retry_after):
+                        if self.pressure == "warning":
+                            sentence = f"the machine is short of memory (warning); {sentence}"
                         if time.monotonic() >= until or not is_wanted():
                             self.refused += 1
                             raise MemoryFull(sentence, param="model", retry_after_seconds=retry_after)
                         say(f"waiting for memory: {sentence}")
                 await self._change(until)
         finally:
-            self.waiting -= 1
+            self._line.remove(wanted)
+            self.note_change()
 
     async def _change(self, until: float) -> None:
         changed = self._changed
@@ -133,10 +159,18 @@ class Room:
             async with asyncio.timeout(max(0.01, min(LOOK_SECONDS, until - time.monotonic()))):
                 await changed.wait()
 
-    def _decide(self, wanted: Wanted) -> ledger.Decision:
-        if self.pressure != "normal":
+    def _decide(self, wanted: Wanted, *, may_evict: bool) -> ledger.Decision:
+        entries, limit, now = self._entries(), self.limit(), time.monotonic()
+        if self.pressure == "critical":
             return Refuse(
-                f"the machine is short of memory ({self.pressure}): nothing is loaded before that ends",
+                f"the machine is critically short of memory, nothing is loaded before that ends: {ledger.holders(entries)}",
                 ledger.SHORT_RETRY_SECONDS,
             )
-        return ledger.decide(self._entries(), wanted, self.limit(), self.rules, time.monotonic())
+        if self._line[0] is not wanted:
+            return ledger.decide_behind(entries, self._line[0], wanted, limit, self.rules, now)
+        decision = ledger.decide(entries, wanted, limit, self.rules, now)
+        if isinstance(decision, Evict) and not may_evict:
+            return Refuse(
+                f"models were unloaded for {wanted.model}, and others took their memory", ledger.SHORT_RETRY_SECONDS
+            )
+        return decision

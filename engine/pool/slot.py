@@ -11,6 +11,7 @@ from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card
 from engine.pool.ledger import WORKER_BYTES, Entry, Wanted, charge, estimate, kv_that_fits
 from engine.presets import LARGE_BYTES, Preset
+from engine.pressure import footprint_bytes
 from engine.types import MemoryReport, ModelState, Unloading
 from engine.workers.handle import WorkerHandle
 
@@ -29,6 +30,7 @@ class Slot:
     a process of the model comes or goes, so that two never hold its memory at once.
 
     `booked_bytes` is the estimate that was admitted; from then until the last process has ended the slot is in the ledger.
+    `process` is the id of that process, from before its model is loaded.
     """
 
     def __init__(self, card: Card) -> None:
@@ -43,6 +45,7 @@ class Slot:
         self.users = 0
         self.pinned: Pinned = "no"
         self.booked_bytes: int | None = None
+        self.process: int | None = None
         self.last_used = self.loaded_at = time.monotonic()
         self.failures = 0
         self.broken_until = 0.0
@@ -63,8 +66,12 @@ class Slot:
 
     @property
     def held_bytes(self) -> int:
+        """By its process's report; by its footprint until there is one: what a load has taken is no longer available, so it
+        must be known to be ours."""
         report = self.memory
-        return report.held_bytes if report is not None else 0
+        if report is not None:
+            return report.held_bytes
+        return footprint_bytes(self.process) if self.process is not None else 0
 
     @property
     def charged_bytes(self) -> int:
@@ -89,6 +96,7 @@ class Slot:
             users=self.users,
             pinned=self.pinned != "no",
             moving=not settled,
+            leaving=self.leaving is not None,
             large=is_large(self.card, self.booked_bytes),
             yields=self.pinned == "preset",
             gives_way=gives_way,
@@ -99,9 +107,14 @@ class Slot:
 
     # What happened to it ---------------------------------------------------------------------------------------------
 
+    @property
+    def rests_seconds(self) -> float:
+        """How long it still rests after failures in a row."""
+        return max(0.0, self.broken_until - time.monotonic())
+
     def check_rested(self) -> None:
-        """Raise `Unavailable` while the model rests after failures in a row."""
-        if (rest := self.broken_until - time.monotonic()) > 0:
+        """Raise `Unavailable` while the model rests."""
+        if (rest := self.rests_seconds) > 0:
             raise Unavailable(
                 f"{self.model} failed {self.failures} times in a row and rests",
                 param="model",
@@ -113,18 +126,24 @@ class Slot:
         self.loads += 1
         self.loaded_at = self.last_used = time.monotonic()
 
-    def note_failure(self) -> None:
+    def note_failed_load(self, *, crashed: bool) -> None:
+        """Its process could not load it. `crashed`: it ended by itself."""
+        self.crashes += crashed
+        self._note_failure()
+
+    def _note_failure(self) -> None:
         self.failures += 1
         if self.failures >= CRASHES_BEFORE_BREAK:
             self.broken_until = time.monotonic() + BREAK_SECONDS
 
     def note_death(self, worker: WorkerHandle) -> None:
         """Its worker ended by itself. One that had lived for long does not count as failing in a row."""
-        self.worker, self.state, self.booked_bytes = None, "unloaded", None
+        self.worker, self.state = None, "unloaded"
+        self.note_gone()
         self.crashes += 1
         if time.monotonic() - worker.started_at > HEALTHY_SECONDS:
             self.failures = 0
-        self.note_failure()
+        self._note_failure()
 
     def note_leaving(self, worker: WorkerHandle, reason: Unloading) -> None:
         """Out of the slot first: a request that comes while the process ends waits for a new one."""
@@ -133,7 +152,7 @@ class Slot:
 
     def note_gone(self) -> None:
         """Its process has ended, and its memory is back."""
-        self.leaving, self.booked_bytes = None, None
+        self.leaving, self.booked_bytes, self.process = None, None, None
 
     @property
     def shown_state(self) -> ModelState:

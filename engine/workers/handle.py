@@ -41,6 +41,10 @@ STOP_SECONDS = 5.0
 Answer = Event | EmbeddingResult | TranscriptionResult
 
 
+class EndedWhileLoading(Unavailable):
+    """The process ended by itself before its model was loaded."""
+
+
 class WorkerHandle:
     """One loaded model in a process of its own. Its reader task owns `_queues`."""
 
@@ -78,9 +82,10 @@ class WorkerHandle:
         active_kv_bytes: int = 0,
         wired_limit_bytes: int = 0,
         spare: Child[FromWorker] | None = None,
+        on_process: Callable[[int], None] = lambda pid: None,
     ) -> WorkerHandle:
-        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded. Raises `Unavailable`
-        with the loader's words."""
+        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded. `on_process` gets the
+        process id as soon as there is one. Raises `Unavailable` with the loader's words."""
         arguments = [
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
@@ -90,6 +95,7 @@ class WorkerHandle:
             *(("--wired-limit", str(wired_limit_bytes)) if wired_limit_bytes else ()),
         ]
         child = await _process(module, model, arguments, spare)
+        on_process(child.pid)
         try:
             async with asyncio.timeout(timeout_seconds):
                 first = await child.channel.receive()
@@ -102,7 +108,8 @@ class WorkerHandle:
                     await child.wait()
             code = await child.stop()
             cause = f"did not load in {timeout_seconds:.0f} s" if late else f"ended while it loaded (exit code {code})"
-            raise Unavailable(f"{model} {cause}; the engine's log says more", param="model") from error
+            kind = Unavailable if late else EndedWhileLoading
+            raise kind(f"{model} {cause}; the engine's log says more", param="model") from error
         except BaseException:
             child.kill()
             await child.stop()
@@ -275,7 +282,10 @@ async def _process(module: str, model: str, arguments: list[str], spare: Child[F
         else:
             spare.name = f"worker:{model}"
             return spare
-    return await Child.start(module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE)
+    try:
+        return await Child.start(module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE)
+    except OSError as error:
+        raise Unavailable(f"no process could be started for {model}: {error}", param="model") from error
 
 
 def as_error(failed: Failed) -> DuetError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
-from duet.supervise import Child
+from duet.supervise import HEALTHY_SECONDS, Child, restart_delay_seconds
 from engine.workers.handle import OFFLINE
 from engine.workers.protocol import FromWorker
 
@@ -18,18 +19,30 @@ class Spare:
     def __init__(self, module: str, *, log_level: str) -> None:
         self._module, self._log_level = module, log_level
         self._child: Child[Any] | None = None
+        self._started_at = self._rests_until = 0.0
+        self._failures = 0
 
     @property
     def ready(self) -> bool:
         return self._child is not None and self._child.returncode is None
 
     async def keep(self) -> None:
-        """Start one unless it is there."""
-        if self.ready:
+        """Start one unless it is there. One that ended by itself is followed by another later and later."""
+        if self._child is not None and not self.ready:
+            await self._note_death()
+        if self.ready or time.monotonic() < self._rests_until:
             return
-        await self.drop()
+        self._started_at = time.monotonic()
         arguments = ("--spare", "--log-level", self._log_level)
         self._child = await Child.start(self._module, arguments, FromWorker, name="worker:spare", environment=OFFLINE)
+
+    async def _note_death(self) -> None:
+        now = time.monotonic()
+        self._failures = 1 if now - self._started_at > HEALTHY_SECONDS else self._failures + 1
+        pause = restart_delay_seconds(self._failures)
+        self._rests_until = now + pause
+        logger.warning("the spare worker ended by itself", extra={"action": "spare_ended", "pause_seconds": pause})
+        await self.drop()
 
     def take(self) -> Child[Any] | None:
         """The process, now the caller's; None when there is none."""

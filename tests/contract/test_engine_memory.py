@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from duet.cli.main import app
+from duet.cli.models import described
+from duet.errors import Unavailable
+from duet.supervise import Child
+from engine.pool import residency
 from engine.pool.ledger import WORKER_BYTES
-from engine.pressure import Reading
+from engine.pressure import Reading, footprint_bytes
 from tests.contract.test_engine_pool import is_alive, until_dead
 from tests.fakes.engine_service import (
     KEY,
@@ -208,6 +213,39 @@ async def test_the_ledger_ends_at_zero(tmp_path: Path) -> None:
         assert (await admin(engine))["charged_bytes"] == 0
 
 
+async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None:
+    """Else it counts twice while it loads: it is booked in full, and what it has taken is missing from what is available."""
+    folder = model_folder(tmp_path / "models", "slow", wait_for="go")
+    async with engine_for(tmp_path) as engine:
+        loading = asyncio.create_task(engine.chat("hello", "slow"))
+        async with asyncio.timeout(10):
+            while not starts(folder):
+                await asyncio.sleep(0.02)
+        (pid,) = starts(folder)
+        status = await admin(engine)
+        assert abs(status["held_bytes"] - footprint_bytes(pid)) < 16 << 20
+        assert status["held_bytes"] > 16 << 20
+        assert status["charged_bytes"] == (await placement(engine, "slow"))["estimate_bytes"]
+        (folder / "go").touch()
+        assert (await loading).status_code == 200
+        assert (await admin(engine))["held_bytes"] > 16 << 20, "it has not reported yet"
+        await post(engine, "slow", "unload")
+        assert (await admin(engine))["held_bytes"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(("limit_bytes", "kv_bytes"), [(6 * GB, 2 * GB), (2 * GB, 2 * GB - MODEL_BYTES)])
+async def test_a_worker_is_told_how_much_kv_its_requests_may_take_of_what_there_is(
+    tmp_path: Path, limit_bytes: int, kv_bytes: int
+) -> None:
+    """A quarter of what this process may have of the machine, or what the model leaves of the limit."""
+    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=8 * GB))
+    async with engine_for(tmp_path, "a", memory_limit_bytes=limit_bytes, machine=machine) as engine:
+        pid = (await engine.status("a"))["pid"]
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert abs(int(arguments[arguments.index("--active-kv-bytes") + 1]) - kv_bytes) < 1000
+
+
 async def test_other_programs_count(tmp_path: Path) -> None:
     machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=GB))
     async with engine_for(tmp_path, "a", memory_limit_bytes=6 * GB, memory_reserve_bytes=GB, machine=machine) as engine:
@@ -218,7 +256,7 @@ async def test_other_programs_count(tmp_path: Path) -> None:
         assert (await engine.chat("hello", "a")).status_code == 200
 
 
-async def test_under_pressure_idle_models_go_first_then_kv_and_nothing_is_loaded(tmp_path: Path) -> None:
+async def test_under_pressure_idle_models_go_first_then_kv(tmp_path: Path) -> None:
     machine = FakeMachine()
     async with engine_for(tmp_path, "a", "b", "c", machine=machine, idle_unload_seconds=0.4) as engine:
         await post(engine, "b", "pin")
@@ -230,11 +268,28 @@ async def test_under_pressure_idle_models_go_first_then_kv_and_nothing_is_loaded
                 await asyncio.sleep(0.05)
         assert is_alive(pinned)
         assert (await placement(engine, "a"))["unloads"].keys() <= {"pressure", "idle"}
-        refused = await engine.chat("hello", "c")
+        assert (await engine.chat("hello", "c")).status_code == 200, "it fits"
+
+
+async def test_a_warning_keeps_more_free_and_does_not_unload_what_was_just_loaded(tmp_path: Path) -> None:
+    machine = FakeMachine()
+    options: dict[str, Any] = {"memory_reserve_bytes": GB, "minimum_residency_seconds": 60.0}
+    async with engine_for(
+        tmp_path, "a", "b", machine=machine, idle_unload_seconds=0.4, ttl_seconds={"a": 0}, **options
+    ) as engine:
+        pid = (await engine.status("a"))["pid"]
+        machine.reading = replace(machine.reading, available_bytes=2 * GB, pressure="warning")
+        async with asyncio.timeout(10):
+            while (await engine.status("a"))["freed"] < 2:  # two sweeps, and nothing idle to unload
+                await asyncio.sleep(0.05)
+        refused = await engine.chat("hello", "b")
         assert refused.status_code == 503
-        assert "short of memory (warning)" in refused.json()["error"]["message"]
-        machine.reading = replace(machine.reading, pressure="normal")
-        assert (await engine.chat("hello", "c")).status_code == 200
+        message = refused.json()["error"]["message"]
+        assert "short of memory (warning)" in message
+        assert "a (0.4 GB) was loaded just now" in message
+        assert (await engine.status("a"))["pid"] == pid
+        machine.reading = replace(machine.reading, available_bytes=4 * GB)
+        assert (await engine.chat("hello", "b")).status_code == 200
 
 
 async def test_critically_short_memory_refuses_every_request_until_it_is_over(tmp_path: Path) -> None:
@@ -248,6 +303,7 @@ async def test_critically_short_memory_refuses_every_request_until_it_is_over(tm
                 await asyncio.sleep(0.05)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_full")
         assert int(refused.headers["Retry-After"]) > 0
+        assert "a (0.4 GB)" in refused.json()["error"]["message"]
         machine.reading = replace(machine.reading, pressure="normal")
         async with asyncio.timeout(10):
             while (await engine.chat("hello", "a")).status_code != 200:
@@ -261,6 +317,55 @@ async def test_the_resident_set_is_loaded_at_start_and_a_missing_one_is_only_log
                 await asyncio.sleep(0.02)
         found = await placement(engine, "b")
         assert (found["resident"], found["pinned"]) == (True, True)
+
+
+async def test_a_resident_model_that_was_refused_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
+    async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
+        async with asyncio.timeout(10):
+            while (await admin(engine))["refused"] < 2:
+                await asyncio.sleep(0.02)
+        machine.reading = replace(machine.reading, available_bytes=8 * GB)
+        async with asyncio.timeout(10):
+            while await loaded(engine) != {"a"}:
+                await asyncio.sleep(0.02)
+        assert (await placement(engine, "a"))["resident"]
+
+
+async def test_a_resident_model_that_an_operator_unpinned_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
+    async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
+        async with asyncio.timeout(10):
+            while (await admin(engine))["refused"] < 1:
+                await asyncio.sleep(0.02)
+        await post(engine, "a", "unpin")
+        async with asyncio.timeout(10):
+            while any(task.get_name() == "residents" for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.02)
+        assert not (await placement(engine, "a"))["pinned"]
+
+
+async def test_a_resident_model_whose_process_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    start, failures = Child.start, [OSError(24, "too many open files")]
+
+    async def start_second(*arguments: Any, **options: Any) -> Child[Any]:
+        if failures:
+            raise failures.pop()
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(Child, "start", start_second)
+    async with engine_for(tmp_path, "a", resident=("a",)) as engine, asyncio.timeout(10):
+        while await loaded(engine) != {"a"}:
+            await asyncio.sleep(0.02)
 
 
 async def test_on_16_gb_an_idle_resident_recogniser_leaves_before_a_large_model_loads(tmp_path: Path) -> None:
@@ -447,6 +552,40 @@ async def test_the_command_line_sees_and_does_the_same(tmp_path: Path) -> None:
         assert await loaded(engine) == set()
         code, said = await duet("models", "load", "nobody")
         assert (code, "there is no model 'nobody'" in said) == (1, True)
+
+
+async def test_a_model_that_crashes_while_it_loads_is_seen_to_crash_and_to_rest(tmp_path: Path) -> None:
+    model_folder(tmp_path / "models", "crash", exit_code=3)
+    async with engine_for(tmp_path) as engine:
+        assert (await placement(engine, "crash"))["rests_seconds"] == 0
+        for _ in range(3):
+            await engine.chat("hello", "crash")
+        found = await placement(engine, "crash")
+        assert found["crashes"] == 3
+        assert 0 < found["rests_seconds"] <= 30
+        assert "3 crashes  failed too often, rests " in described(found)
+
+
+async def test_a_model_that_crashes_at_work_is_seen_to_rest(tmp_path: Path) -> None:
+    async with engine_for(tmp_path, "a") as engine:
+        for _ in range(3):
+            assert (await engine.chat("die", "a")).json()["error"]["code"] == "worker_lost"
+        async with asyncio.timeout(10):
+            while (found := await placement(engine, "a"))["crashes"] < 3:
+                await asyncio.sleep(0.02)
+        assert (found["state"], found["rests_seconds"] > 0) == ("unloaded", True)
+
+
+async def test_a_hub_that_cannot_be_reached_lets_no_model_rest(tmp_path: Path) -> None:
+    class Unreachable(FakeHub):
+        async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Any) -> Path:
+            raise Unavailable(f"{repo}: the hub does not answer", param="model")
+
+    async with engine_for(tmp_path, "a", hub=Unreachable(tmp_path / "hub")) as engine:
+        for _ in range(5):
+            message = (await engine.chat("hello", "owner/far")).json()["error"]["message"]
+            assert "the hub does not answer" in message
+        assert (await placement(engine, "owner/far"))["rests_seconds"] == 0
 
 
 async def test_admin_needs_the_key(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from engine.pool.ledger import (
     decide,
     estimate,
     expired,
+    holders,
     kv_that_fits,
     limit,
     relief,
@@ -149,15 +150,21 @@ def test_an_unused_model_expires_and_one_without_a_ttl_does_not() -> None:
     assert expired(entries, NOW) == ["late"]
 
 
-def test_under_pressure_idle_models_go_whatever_their_residency() -> None:
+def test_under_pressure_idle_models_go_after_their_residency_and_all_of_them_when_it_is_critical() -> None:
     entries = [
         entry("a", 1, loaded_at=NOW - 1, last_used=NOW - 1),
         entry("b", 4, last_used=NOW - 100),
         entry("c", 4, users=1),
         entry("d", 4, pinned=True),
     ]
-    assert relief(entries, NOW) == ["b", "a"]
-    assert relief(entries, NOW, at_most=1) == ["b"]
+    assert relief(entries, RULES, NOW, critical=True) == ["b", "a"]
+    assert relief(entries, RULES, NOW, critical=False) == ["b"]
+    assert relief(entries[:1], RULES, NOW, critical=False) == []
+
+
+def test_who_holds_memory_is_named_the_most_first() -> None:
+    assert holders([entry("a", 1), entry("b", 4)]) == "b (4.0 GB), a (1.0 GB)"
+    assert holders([]) == "no model is loaded"
 
 
 class Pool(RuleBasedStateMachine):

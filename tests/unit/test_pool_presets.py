@@ -9,7 +9,7 @@ import pytest
 from duet.settings import EngineSettings, Settings
 from engine.cards import CardError, Catalogue, read_card
 from engine.downloads import Downloads
-from engine.pool.launcher import wired_limit_bytes
+from engine.pool.launcher import LEAST_ACTIVE_KV_BYTES, active_kv_bytes, wired_limit_bytes
 from engine.pool.ledger import Admit, Entry, Limit, Refuse, Rules, decide
 from engine.pool.slot import kv_bytes_for, wanted
 from engine.presets import GIB, PRESETS, preset_for
@@ -64,3 +64,10 @@ def test_a_card_can_say_how_long_its_model_stays(tmp_path: Path, value: str, sec
 
 def test_the_wired_limit_is_off_the_weights_or_what_was_said() -> None:
     assert [wired_limit_bytes(wished, 700) for wished in ("off", "auto", 5)] == [0, 700, 5]
+
+
+def test_kv_of_running_requests_is_bounded_by_what_the_model_leaves_of_the_limit() -> None:
+    assert active_kv_bytes(4 * GIB, 10 * GIB) == 4 * GIB
+    assert active_kv_bytes(4 * GIB, 3 * GIB) == 3 * GIB
+    assert active_kv_bytes(4 * GIB, -GIB) == LEAST_ACTIVE_KV_BYTES
+    assert active_kv_bytes(LEAST_ACTIVE_KV_BYTES // 2, 0) == LEAST_ACTIVE_KV_BYTES // 2, "it was said"

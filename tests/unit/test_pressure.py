@@ -9,6 +9,7 @@ import pytest
 
 from engine.pressure import (
     SWAP_GROWTH_BYTES,
+    SWAP_MEMORY_SECONDS,
     Outlook,
     Pressure,
     ProbeFailed,
@@ -116,10 +117,10 @@ def test_a_control_group_sees_only_its_share() -> None:
     assert within_group(whole, str(GIB), str(2 * GIB)).available_bytes == 0
 
 
-def outlook_after(*swap_used_bytes: int) -> Outlook:
+def outlook_after(*swap_used_bytes: int, pause_seconds: float = 2.0) -> Outlook:
     outlook = None
-    for used in swap_used_bytes:
-        outlook = look(outlook, Reading(16 * GIB, 8 * GIB, used))
+    for number, used in enumerate(swap_used_bytes):
+        outlook = look(outlook, Reading(16 * GIB, 8 * GIB, used), 1000.0 + number * pause_seconds)
     assert outlook is not None
     return outlook
 
@@ -131,15 +132,32 @@ def test_swap_of_before_the_start_is_not_ours_but_what_comes_since_is_not_free()
     assert outlook_after(0, 20 * GIB).available_bytes == 0
 
 
+def test_swap_that_stays_is_forgiven() -> None:
+    """Cold pages of other programs stay swapped out for days; they must not keep a model out for so long."""
+    assert outlook_after(0, 6 * GIB, *[6 * GIB] * 30).available_bytes == 2 * GIB
+    looks = round(SWAP_MEMORY_SECONDS / 2) + 1
+    assert outlook_after(0, *[6 * GIB] * looks).available_bytes == 8 * GIB
+    assert outlook_after(0, 6 * GIB, 7 * GIB, pause_seconds=SWAP_MEMORY_SECONDS).available_bytes == 7 * GIB
+
+
 def test_swap_that_grows_fast_is_a_warning_though_memory_looks_free() -> None:
     assert outlook_after(0, SWAP_GROWTH_BYTES // 2, SWAP_GROWTH_BYTES).pressure == "warning"
-    assert outlook_after(0, SWAP_GROWTH_BYTES, SWAP_GROWTH_BYTES, SWAP_GROWTH_BYTES).pressure == "normal", "it stopped"
+    assert outlook_after(0, *[SWAP_GROWTH_BYTES] * 4).pressure == "normal", "it stopped"
+    assert outlook_after(0, SWAP_GROWTH_BYTES, pause_seconds=60.0).pressure == "normal", "it is slow"
+
+
+def test_how_often_is_looked_says_nothing_about_growth() -> None:
+    """Every load that waits looks too."""
+    steps = [size * SWAP_GROWTH_BYTES // 100 for size in range(101)]
+    outlook = outlook_after(*steps, pause_seconds=0.03)
+    assert outlook.pressure == "warning"
+    assert len(outlook.swaps) <= 4
 
 
 def test_the_systems_own_word_is_kept() -> None:
-    first = look(None, Reading(16 * GIB, 8 * GIB, 0, "critical"))
+    first = look(None, Reading(16 * GIB, 8 * GIB, 0, "critical"), 1.0)
     assert first.pressure == "critical"
-    assert look(first, Reading(16 * GIB, 8 * GIB, GIB, "critical")).pressure == "critical"
+    assert look(first, Reading(16 * GIB, 8 * GIB, GIB, "critical"), 2.0).pressure == "critical"
 
 
 def test_this_machine_can_be_read() -> None:
