@@ -68,9 +68,11 @@ class AsyncChannel(Generic[In]):
         return self._decoder.decode(body)
 
     async def close(self) -> None:
+        """Returns once the peer has taken what was sent, or has gone. A caller that gives up waiting may call again."""
         self._writer.close()
         try:
-            await self._writer.wait_closed()
+            # Shielded: whoever is cancelled in `wait_closed` cancels the one future that all others wait for.
+            await asyncio.shield(self._writer.wait_closed())
         except OSError:
             return  # the peer closed first: closed is what was asked for
 
