@@ -247,7 +247,7 @@ class Loop:
                 if self._grammars.back(message):
                     self._handle(request)
             case Hold(on):
-                self._gate.hold(time.monotonic()) if on else self._gate.release()
+                self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()
