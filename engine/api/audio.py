@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from duet.errors import InvalidRequest
 from duet.wire import Transcript
+from engine.api.deadlines import deadline_of
 from engine.api.dependencies import BackendDep, answer_headers, priority_of
 from engine.api.sse import unless_gone
 from engine.types import TranscriptionRequest
@@ -55,6 +56,7 @@ async def transcriptions(
             param="timestamp_granularities[]",
         )
     info = backend.resolve(model)
+    priority, deadline = priority_of(request), deadline_of(request)
     audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
     asked = TranscriptionRequest(
         id=secrets.token_hex(8),
@@ -64,7 +66,8 @@ async def transcriptions(
         hotwords=_hotwords([*(hotwords or []), *(keywords or []), *(keyword_list or [])]),
         language=language or None,
         temperature=temperature,
-        priority=priority_of(request),
+        priority=priority,
+        deadline=deadline,
     )
     result = await unless_gone(request, backend.transcribe(asked))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
