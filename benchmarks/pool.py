@@ -66,13 +66,18 @@ class Seen:
     most_held_bytes: int = 0
     looks: int = 0
 
-    def refusal(self, status: int, error: dict[str, Any], retry_after: str | None) -> None:
+    def refusal(self, status: int, error: dict[str, Any], retry_after: str | int | None) -> None:
         """Book an error answer, or an error in a stream, whose status would have been the code's."""
         self.outcomes[f"{status} {error['code']}"] += 1
         if (status, error["code"]) not in CLEAN:
             self.unclean.append(f"{status} {error['code']}: {error['message']}")
         elif retry_after is None:
             self.without_retry_after += 1
+
+    def loss(self, error: httpx.HTTPError, body: dict[str, Any], priority: str, seconds: float) -> None:
+        """Book an answer that broke off, with what tells one cause from another."""
+        kind = "streamed" if body["stream"] else "whole"
+        self.unclean.append(f"{type(error).__name__} on {body['model']} after {seconds:.1f} s ({kind}, {priority})")
 
 
 def main() -> int:
@@ -244,16 +249,16 @@ async def _client(engine: Engine, chance: random.Random, until: float, seen: See
                 "stream": chance.random() < 0.6,
                 "temperature": chance.choice([0.0, 0.8]),
             }
-            headers = {"X-Duet-Priority": chance.choice(["interactive", "normal", "batch"])}
+            priority, asked_at = chance.choice(["interactive", "normal", "batch"]), time.monotonic()
             leaves = chance.uniform(0.05, 3.0) if chance.randrange(LEAVE_ONE_IN) == 0 else None
             try:
                 async with asyncio.timeout(leaves):
-                    refused = await _ask(client, body, headers, seen)
+                    refused = await _ask(client, body, {"X-Duet-Priority": priority}, seen)
             except TimeoutError:
                 seen.outcomes["left"] += 1
                 continue
             except httpx.HTTPError as error:
-                seen.unclean.append(f"{type(error).__name__} on {body['model']}")
+                seen.loss(error, body, priority, time.monotonic() - asked_at)
                 continue
             if refused:
                 await asyncio.sleep(chance.uniform(0.05, 0.5))  # sooner than it was told to: it is a bad client
@@ -277,8 +282,8 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, Any], headers: dict[st
     if error is None:
         seen.unclean.append("a stream ended without its end")
         return False
-    # The status was given while the model was still to be loaded: the event has no header to say when to come back.
-    seen.refusal({"memory_full": 503, "server_busy": 429}.get(error["code"], 0), error, "in the stream")
+    # The status was given while the model was still to be loaded, so the event says itself when to come back.
+    seen.refusal({"memory_full": 503, "server_busy": 429}.get(error["code"], 0), error, error.get("retry_after"))
     return True
 
 

@@ -56,22 +56,24 @@ class AsyncChannel(Generic[In]):
         try:
             self._writer.write(frame(message))
             await self._writer.drain()
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise ChannelClosed from error
 
     async def receive(self) -> In:
         try:
             head = await self._reader.readexactly(_LENGTH.size)
             body = await self._reader.readexactly(_checked(_LENGTH.unpack(head)[0]))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
+        except (asyncio.IncompleteReadError, OSError) as error:
             raise ChannelClosed from error
         return self._decoder.decode(body)
 
     async def close(self) -> None:
+        """Returns once the peer has taken what was sent, or has gone. A caller that gives up waiting may call again."""
         self._writer.close()
         try:
-            await self._writer.wait_closed()
-        except ConnectionError:
+            # Shielded: whoever is cancelled in `wait_closed` cancels the one future that all others wait for.
+            await asyncio.shield(self._writer.wait_closed())
+        except OSError:
             return  # the peer closed first: closed is what was asked for
 
 

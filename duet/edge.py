@@ -37,8 +37,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def envelope(error: DuetError) -> dict[str, Any]:
-    """OpenAI's error object."""
-    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+    """OpenAI's error object, with the seconds of `Retry-After` where it has any: an event of a stream has no headers."""
+    said = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+    retry = {} if error.retry_after_seconds is None else {"retry_after": error.retry_after_seconds}
+    return {"error": said | retry}
 
 
 def error_response(error: DuetError) -> JSONResponse:

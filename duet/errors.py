@@ -18,7 +18,8 @@
     Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
 
 Every error is raised where its cause is known and translated once, in `duet.edge`, into OpenAI's envelope
-(`{"error": {"message", "type", "param", "code"}}`, https://platform.openai.com/docs/guides/error-codes).
+(`{"error": {"message", "type", "param", "code"}}`, https://platform.openai.com/docs/guides/error-codes), with `retry_after`
+where it is of use to come back.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from typing import ClassVar
 
 
 class DuetError(Exception):
-    """Root. `status` is the HTTP status, `kind` OpenAI's error type, `code` a stable machine-readable name."""
+    """Root. `status` is the HTTP status, `kind` OpenAI's error type, `code` a stable machine-readable name. Where nobody knows
+    when to come back, `usual_retry_seconds` says it; None: to come back is of no use."""
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    usual_retry_seconds: ClassVar[int | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = self.usual_retry_seconds if retry_after_seconds is None else retry_after_seconds
 
 
 class Internal(DuetError):
@@ -78,16 +81,19 @@ class Conflict(DuetError):
 
 class Busy(DuetError):
     status, kind, code = 429, "rate_limit_error", "server_busy"
+    usual_retry_seconds = 5
 
 
 class Unavailable(DuetError):
     status, kind, code = 503, "server_error", "unavailable"
+    usual_retry_seconds = 5
 
 
 class WorkerLost(Unavailable):
     """The process that ran the request ended before it answered. A new one starts; the request may be repeated."""
 
     code = "worker_lost"
+    usual_retry_seconds = 1
 
 
 class MemoryFull(Unavailable):

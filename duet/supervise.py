@@ -98,13 +98,15 @@ class Child(Generic[In]):
             os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self, grace_seconds: float = 5.0) -> int:
-        """Close the channel (its signal to end), then SIGTERM, then SIGKILL. Returns the exit code."""
+        """Close the channel (its signal to end), then SIGTERM, then SIGKILL. Returns the exit code.
+
+        `grace_seconds` are for all before SIGKILL: a child that reads nothing keeps the channel from closing."""
         try:
-            await self.channel.close()
-            if self.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.terminate()
             async with asyncio.timeout(grace_seconds):
+                await self.channel.close()
+                if self.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        self._process.terminate()
                 return await self.wait()
         except TimeoutError:
             logger.warning(

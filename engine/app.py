@@ -44,6 +44,8 @@ def create_app(
     )
     app.state.backend = Metered(backend)
     app.state.max_audio_seconds = settings.engine.max_audio_seconds
+    app.state.max_waiting_requests = settings.engine.max_waiting_requests
+    app.state.decoding = 0
     install_edge(
         app,
         key=key,

@@ -67,8 +67,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
 
     `max_tokens` None means up to the context's end. `stop` are strings; the answer ends before the first of them.
     `template_options` reach the chat template (`enable_thinking` for instance). KV is shared within a `tenant` only;
-    without `store` nothing of the request is kept for later ones. An answer that is not complete `deadline_seconds` after the
-    worker got the request fails. With `stop_on_repetition` an answer that repeats one piece without end is cut off.
+    without `store` nothing of the request is kept for later ones. An answer that is not complete at
+    `deadline` fails: see `Request`. With `stop_on_repetition` an answer that repeats one piece without end is cut off.
     """
 
     id: str
@@ -82,7 +82,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     store: bool = True
     structure: Structure | None = None
     priority: Priority = "normal"
-    deadline_seconds: float | None = None
+    deadline: float | None = None
     stop_on_repetition: bool = False
 
 
@@ -152,6 +152,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     priority: Priority = "normal"
+    deadline: float | None = None
 
 
 class EmbeddingResult(msgspec.Struct, frozen=True, tag="embedded"):
@@ -174,6 +175,7 @@ class TranscriptionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="trans
     language: str | None = None
     temperature: float = 0.0
     priority: Priority = "normal"
+    deadline: float | None = None
 
 
 class TranscriptionResult(msgspec.Struct, frozen=True, tag="transcribed"):
@@ -249,6 +251,8 @@ class KvStatus(msgspec.Struct, frozen=True):
 
 
 Request = GenerationRequest | EmbeddingRequest | TranscriptionRequest
+"""Each has a `deadline`, in seconds of the system's monotonic clock, which all processes share. The gateway gives the request up
+then, wherever it is, and so cancels it in the worker; a generation ends by itself there too."""
 
 Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
 

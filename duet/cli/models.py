@@ -14,6 +14,8 @@ from duet.settings import Settings
 
 PATIENCE = httpx.Timeout(10.0, read=None)
 """A load may have to download the model first, and says so in the engine's log."""
+LOOK = httpx.Timeout(10.0)
+"""What is there is said at once."""
 
 
 def show(settings: Settings, *, as_json: bool) -> int:
@@ -75,8 +77,9 @@ def _ask(settings: Settings, method: str, path: str, **query: str) -> Any:
     """The engine's answer. Ends the command with the cause when there is none."""
     headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"}
     url = f"{settings.engine_url}/v1/admin/models{path}"
+    timeout = LOOK if method == "GET" else PATIENCE
     try:
-        answer = httpx.request(method, url, params=query, headers=headers, timeout=PATIENCE, trust_env=False)
+        answer = httpx.request(method, url, params=query, headers=headers, timeout=timeout, trust_env=False)
     except httpx.HTTPError as error:
         cause = f"the engine does not answer at {settings.engine_url} ({type(error).__name__})"
         raise failed(f"{cause}: is `duet up` running?") from error

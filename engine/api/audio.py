@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from duet.errors import InvalidRequest
+from duet.errors import Busy, InvalidRequest
 from duet.wire import Transcript
+from engine.api.deadlines import deadline_of
 from engine.api.dependencies import BackendDep, answer_headers, priority_of
 from engine.api.sse import unless_gone
-from engine.types import TranscriptionRequest
+from engine.types import Backend, TranscriptionRequest
 from speech import formats
 from speech.decode import decode
 
@@ -55,7 +58,9 @@ async def transcriptions(
             param="timestamp_granularities[]",
         )
     info = backend.resolve(model)
-    audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
+    priority, deadline = priority_of(request), deadline_of(request)
+    with _place(request, backend):
+        audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
     asked = TranscriptionRequest(
         id=secrets.token_hex(8),
         model=info.id,
@@ -64,11 +69,27 @@ async def transcriptions(
         hotwords=_hotwords([*(hotwords or []), *(keywords or []), *(keyword_list or [])]),
         language=language or None,
         temperature=temperature,
-        priority=priority_of(request),
+        priority=priority,
+        deadline=deadline,
     )
     result = await unless_gone(request, backend.transcribe(asked))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
     return _rendered(result.transcript, response_format, answer_headers(info, ignored))
+
+
+@contextlib.contextmanager
+def _place(request: Request, backend: Backend) -> Iterator[None]:
+    """One of the engine's places for requests while a recording is decoded, which costs time and memory before the backend
+    could refuse it. Raises `Busy`."""
+    state = request.app.state
+    under_way = state.decoding + sum(model.running + model.waiting for model in backend.pool().models)
+    if under_way >= state.max_waiting_requests:
+        raise Busy(f"{under_way} requests are under way already")
+    state.decoding += 1
+    try:
+        yield
+    finally:
+        state.decoding -= 1
 
 
 async def _decoded(file: UploadFile, max_seconds: float) -> bytes:

@@ -15,11 +15,11 @@ from fastapi import APIRouter, Request, Response
 
 from duet.errors import DuetError, Internal, InvalidRequest, from_code
 from duet.wire import Usage
+from engine.api.deadlines import deadline_of
 from engine.api.dependencies import (
     BackendDep,
     answer_headers,
     cache_header,
-    deadline_of,
     priority_of,
     tenant_of,
 )
@@ -60,7 +60,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
     model = backend.resolve(body.model)
     priority, deadline = priority_of(request), deadline_of(request)
     asked = [
-        msgspec.structs.replace(one, priority=body.priority or priority, deadline_seconds=deadline)
+        msgspec.structs.replace(one, priority=body.priority or priority, deadline=deadline)
         for one in await unless_gone(request, to_requests(body, model, tenant_of(request)))
     ]
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)

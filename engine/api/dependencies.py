@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Annotated, get_args
 
@@ -10,8 +9,6 @@ from fastapi import Depends, Request
 
 from duet.errors import InvalidRequest
 from engine.types import Backend, CacheNote, ModelInfo, Priority
-
-MAX_DEADLINE_SECONDS = 86_400.0
 
 
 def _backend(request: Request) -> Backend:
@@ -51,17 +48,3 @@ def priority_of(request: Request) -> Priority:
         if given == known:
             return known  # type: ignore[no-any-return]
     raise InvalidRequest(f"{given[:32]!r} is none of {', '.join(get_args(Priority))}", param="X-Duet-Priority")
-
-
-def deadline_of(request: Request) -> float | None:
-    """Seconds from now on after which the caller wants no answer: the header `X-Duet-Deadline`. Raises `InvalidRequest`."""
-    given = request.headers.get("x-duet-deadline")
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= MAX_DEADLINE_SECONDS:
-        raise InvalidRequest(f"a number of seconds up to {MAX_DEADLINE_SECONDS:.0f}", param="X-Duet-Deadline")
-    return seconds

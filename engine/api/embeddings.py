@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
+from engine.api.deadlines import deadline_of
 from engine.api.dependencies import BackendDep, answer_headers, priority_of
 from engine.api.sse import unless_gone
 from engine.types import EmbeddingRequest
@@ -48,6 +49,7 @@ async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep
         inputs=body.input,
         dimensions=body.dimensions,
         priority=priority_of(request),
+        deadline=deadline_of(request),
     )
     result = await unless_gone(request, backend.embed(asked))
     vectors = np.frombuffer(result.vectors, dtype="<f4").reshape(-1, result.dimensions)

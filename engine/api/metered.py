@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from duet.errors import DuetError, Internal
 from duet.logs import request_id
 from duet.wire import Usage
+from engine.api.deadlines import punctual, within
 from engine.types import (
     Accepted,
     Backend,
@@ -152,7 +153,7 @@ class _Meter:
 
 
 class Metered:
-    """A `Backend` that measures another one's requests and passes everything else on."""
+    """A `Backend` that measures another one's requests, ends them at their deadlines, and passes everything else on."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -161,6 +162,8 @@ class Metered:
         meter = _Meter(request, "generate")
         meter.outcome = CANCELLED  # unless something else ends it
         events = self._backend.generate(request)
+        if request.deadline is not None:
+            events = punctual(events, request.deadline)
         try:
             async for event in events:
                 meter.note(event)
@@ -176,10 +179,10 @@ class Metered:
             await events.aclose()  # type: ignore[attr-defined]
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
-        return await _measured(_Meter(request, "embed"), self._backend.embed(request))
+        return await _measured(_Meter(request, "embed"), self._backend.embed(request), request.deadline)
 
     async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
-        return await _measured(_Meter(request, "transcribe"), self._backend.transcribe(request))
+        return await _measured(_Meter(request, "transcribe"), self._backend.transcribe(request), request.deadline)
 
     def models(self) -> list[ModelInfo]:
         return self._backend.models()
@@ -212,9 +215,10 @@ class Metered:
         return self._backend.pin(name, pinned)
 
 
-async def _measured(meter: _Meter, work: Awaitable[T]) -> T:
+async def _measured(meter: _Meter, work: Awaitable[T], deadline: float | None) -> T:
     try:
-        return await work
+        async with within(deadline):
+            return await work
     except DuetError as error:
         meter.outcome = error.code
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final, get_args
 
@@ -18,7 +19,7 @@ router = APIRouter()
 
 _KV_GAUGES: Final = {
     "memory_bytes": "KV in memory", "memory_entries": "Blocks and checkpoints in memory", "disk_bytes": "KV on SSD",
-    "disk_entries": "Blocks and checkpoints on SSD", "written_today": "Bytes of KV written to the SSD today",
+    "disk_entries": "Blocks and checkpoints on SSD",
 }  # fmt: skip
 _KV_COUNTERS: Final = {
     "read_bytes": "Bytes of KV read from the SSD", "written_bytes": "Bytes of KV written to the SSD",
@@ -33,7 +34,7 @@ _PRESSURES: Final = {"normal": 0, "warning": 1, "critical": 2}
 async def metrics(backend: BackendDep) -> Response:
     """For Prometheus: counters since the start, and the pool and the KV cache of every loaded model as they are now."""
     registry = CollectorRegistry()
-    registry.register(_Kv(await backend.kv(directories=False)))
+    registry.register(_Kv(await backend.kv()))
     registry.register(_Pool(backend.pool()))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -48,11 +49,25 @@ class _Kv(Collector):
             yield self._filled(GaugeMetricFamily(f"duet_kv_{name}", text, labels=["model"]), name)
         for name, text in _KV_COUNTERS.items():
             yield self._filled(CounterMetricFamily(f"duet_kv_{name}", text, labels=["model"]), name)
+        yield self._written_today()
 
     def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, name: str) -> Metric:
         for model, report in self._status.workers.items():
             assert isinstance(report, KvReport)
             family.add_metric([model], getattr(report, name))
+        return family
+
+    def _written_today(self) -> Metric:
+        """From the directories, which outlive workers: what was written today stays written when a model is unloaded. A worker
+        without a directory here wrote what it says."""
+        family = GaugeMetricFamily("duet_kv_written_today", "Bytes of KV written to the SSD today", labels=["model"])
+        found: Counter[str] = Counter()
+        for directory in self._status.directories:
+            found[directory.model] += directory.written_today
+        for model, report in self._status.workers.items():
+            found[model] = max(found[model], report.written_today)
+        for model, size in found.items():
+            family.add_metric([model], size)
         return family
 
 
@@ -78,8 +93,8 @@ class _Pool(Collector):
 
 
 def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
-    running = GaugeMetricFamily("vllm:num_requests_running", "Requests in a worker", labels=["model_name"])
-    waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests before a worker", labels=["model_name"])
+    running = GaugeMetricFamily("vllm:num_requests_running", "Requests that have a row", labels=["model_name"])
+    waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests that wait for a row", labels=["model_name"])
     memory = GaugeMetricFamily(
         "duet_model_memory_bytes",
         "A model's memory: estimate, charged, held, and MLX's own count",
@@ -94,8 +109,9 @@ def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
     unloads = CounterMetricFamily("duet_model_unloads", "Times that it was unloaded", labels=["model", "reason"])
     crashes = CounterMetricFamily("duet_worker_crashes", "Workers that ended by themselves", labels=["model"])
     for model in models:
-        running.add_metric([model.id], model.running)
-        waiting.add_metric([model.id], model.waiting)
+        having_a_row = rows_of(model)
+        running.add_metric([model.id], having_a_row)
+        waiting.add_metric([model.id], model.running + model.waiting - having_a_row)
         if (batch := model.batch) is not None:
             rows.add_metric([model.id], batch.rows)
             queued.add_metric([model.id], batch.waiting)
@@ -110,6 +126,18 @@ def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
         for reason, count in model.unloads.items():
             unloads.add_metric([model.id, reason], count)
     yield from (running, waiting, rows, queued, usage, preemptions, memory, state, loads, unloads, crashes)
+
+
+def rows_of(model: Placement) -> int:
+    """Requests that have a row, which is what vLLM calls running; all others wait.
+
+    How many requests a worker has is known at every moment, how many of them have a row only as of its last report, up to a
+    second ago. So one that has come since counts as having a row: nothing is known to keep it from one. A model that reports no
+    batch (embeddings, transcription) works on all it has.
+    """
+    if model.batch is None:
+        return model.running
+    return max(min(model.batch.rows, model.running), model.running - model.batch.waiting)
 
 
 def _memory(model: Placement) -> Mapping[str, int]:

@@ -193,16 +193,18 @@ class Loop:
 
     def _next_job(self) -> Job | None:
         """The first of the best priority. Batch jobs wait as batch rows do."""
-        held = self._gate.closed(time.monotonic())
-        jobs = [job for job in self._jobs if not (held and job.priority == "batch")]
+        jobs = [job for job in self._jobs if not (self._scheduler.held and job.priority == "batch")]
         return min(jobs, key=lambda job: Priority[job.priority.upper()], default=None)
 
     def _drain(self) -> None:
         """Take what is in the mailbox; wait for it when there is nothing else to do."""
+        now = time.monotonic()
+        # One look at the gate for both questions: is there work, and when does it open? Had it opened between two looks,
+        # nothing would wake us.
+        self._scheduler.held = self._gate.closed(now)
         if self.idle and self._mailbox.empty():
             self._ended_at = None
             self._scheduler.check()
-            now = time.monotonic()
             wakes = [self._gate.opens_in(now), self._scheduler.next_deadline(now), self._release(now)]
             self._memory.report(now=True)
             self._report_batch(now=True)
@@ -247,7 +249,7 @@ class Loop:
                 if self._grammars.back(message):
                     self._handle(request)
             case Hold(on):
-                self._gate.hold(time.monotonic()) if on else self._gate.release()
+                self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()

@@ -220,7 +220,6 @@ class WorkerHandle:
             if not self._stopping:
                 self._child.kill()
             code = await self._child.wait()
-            await self._child.channel.close()
             lost = "the worker process ended before the answer was complete; send the request again"
             for request_id, queue in self._queues.items():
                 queue.put_nowait(Failed(request_id, WorkerLost.code, lost))
@@ -233,6 +232,7 @@ class WorkerHandle:
                 # A closed channel is a death that happens; anything else is a fault of ours.
                 exc_info=None if isinstance(error, ChannelClosed) else error,
             )
+            await self._child.channel.close()  # last: whatever it meets, all have been told
 
     def _deliver(self, message: FromWorker) -> None:
         for answer in message.events if isinstance(message, Events) else [message]:

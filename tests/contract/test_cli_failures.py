@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.stack import free_ports
 from duet.cli.main import app
-from duet.keys import KEY_FILE
+from duet.keys import KEY_FILE, api_key
 
 STRANGER = (200, "<h1>another program</h1>")
 REFUSAL = (400, json.dumps({"error": {"message": "this is no audio", "type": "x", "param": "file", "code": "y"}}))
@@ -81,6 +84,21 @@ def test_a_refusal_is_shown_in_the_routers_words(
     table |= {"/v1/audio/transcriptions": REFUSAL, "/v1/meetings": REFUSAL}
     extra = ("--out", str(tmp_path / "out")) if command == "meeting" else ()
     assert duet(command, clip, *extra) == (1, "duet: this is no audio\n")
+
+
+def test_an_engine_that_hangs_ends_the_list_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duet.cli.models.LOOK", httpx.Timeout(0.2))
+    monkeypatch.setattr("duet.cli.models.PATIENCE", httpx.Timeout(5.0))
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir(mode=0o700)
+    api_key(tmp_path / "home")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DUET_ENGINE__PORT", str(silent.getsockname()[1]))
+        started_at = time.monotonic()
+        code, output = duet("models", "list")
+    assert code == 1
+    assert "the engine does not answer" in output
+    assert time.monotonic() - started_at < 4
 
 
 def test_a_stranger_is_told_by_transcribe(table: dict[str, tuple[int, str]], clip: str) -> None:

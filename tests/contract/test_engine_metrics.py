@@ -11,6 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.api.metrics import rows_of
+from engine.types import BatchReport, KvDirectory, KvReport, KvStatus, Placement
 from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder
 
 
@@ -126,3 +128,41 @@ async def test_the_pool_shows_memory_states_loads_and_queue(
         "duet_memory_refused",
     ):
         assert f"\n{name}" in text
+
+
+@pytest.mark.parametrize(
+    ("running", "batch", "expected"),
+    [
+        (3, None, 3),  # no batch: it works on all
+        (1, BatchReport(0, 0), 1),  # has come since the report
+        (9, BatchReport(4, 5), 4),
+        (10, BatchReport(4, 5), 5),  # one has come since
+        (3, BatchReport(4, 5), 3),  # six have ended since
+        (0, BatchReport(4, 5), 0),
+        (2, BatchReport(1, 1), 1),
+    ],
+)
+def test_running_is_what_has_a_row(running: int, batch: BatchReport | None, expected: int) -> None:
+    placement = Placement(
+        id="m", state="loaded", pinned=False, resident=False, estimate_bytes=1, charged_bytes=1, memory_bytes=None,
+        memory=None, ttl_seconds=None, idle_seconds=None, loaded_seconds=None, running=running, waiting=2, batch=batch,
+        loads=1, crashes=0, unloads={}, pid=None,
+    )  # fmt: skip
+    assert rows_of(placement) == expected
+
+
+async def test_what_was_written_today_stays_when_a_model_is_unloaded(
+    engine: EngineService, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = request.node.name[:60]
+    workers = {model: KvReport(written_today=600)}
+
+    async def kv(*, directories: bool = True) -> KvStatus:
+        owned = bool(workers)
+        found = (KvDirectory("d", model, owned, 1, 1, 600), KvDirectory("older", model, False, 1, 1, 50))
+        return KvStatus(0, 0, found if directories else (), dict(workers))
+
+    monkeypatch.setattr(engine.pool, "kv", kv)
+    assert (await samples(engine, model))["duet_kv_written_today"] == 650
+    workers.clear()
+    assert (await samples(engine, model))["duet_kv_written_today"] == 650

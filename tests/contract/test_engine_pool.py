@@ -206,6 +206,7 @@ async def test_what_the_loader_says_reaches_the_client_and_a_failing_model_rests
             answer = await engine.chat("hello", "bad")
             assert answer.status_code == 503
             assert "is cut short; download it again" in answer.json()["error"]["message"]
+            assert int(answer.headers["Retry-After"]) == answer.json()["error"]["retry_after"] > 0
         rested = await engine.chat("hello", "bad")
         assert rested.status_code == 503
         assert int(rested.headers["Retry-After"]) > 0

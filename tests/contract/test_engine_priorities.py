@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder
+from tests.sounds import pcm, tone, wav
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ async def said(engine: EngineService, text: str, headers: dict[str, str] | None 
 
 
 async def test_priority_and_deadline_reach_the_worker(engine: EngineService) -> None:
-    assert await said(engine, "how") == "priority=normal deadline=None!"
-    headers = {"X-Duet-Priority": "Batch", "X-Duet-Deadline": "2.5"}
-    assert await said(engine, "how", headers) == "priority=batch deadline=2.5!"
-    assert await said(engine, "how", headers, priority="interactive") == "priority=interactive deadline=2.5!"
+    assert await said(engine, "how") == "priority=normal left=None!"
+    headers = {"X-Duet-Priority": "Batch", "X-Duet-Deadline": "20.99"}
+    assert await said(engine, "how", headers) == "priority=batch left=20!"
+    assert await said(engine, "how", headers, priority="interactive") == "priority=interactive left=20!"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,57 @@ async def test_what_is_wrong_is_named(
 ) -> None:
     answer = await engine.client.post("/v1/chat/completions", json=chat_body("hello") | fields, headers=headers)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """A model that never finishes loading."""
+    return model_folder(tmp_path / "models", "slow", wait_for="never")
+
+
+def left(engine: EngineService) -> int:
+    return sum(model.running + model.waiting for model in engine.pool.pool().models)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("kind", ["chat", "embeddings", "transcriptions"])
+async def test_a_deadline_ends_the_wait_for_a_load(engine: EngineService, kind: str) -> None:
+    headers = {"X-Duet-Deadline": "0.3"}
+    async with asyncio.timeout(10):
+        match kind:
+            case "chat":
+                body = chat_body("hello", "slow")
+                answer = await engine.client.post("/v1/chat/completions", json=body, headers=headers)
+            case "embeddings":
+                body = {"model": "slow", "input": "x"}
+                answer = await engine.client.post("/v1/embeddings", json=body, headers=headers)
+            case _:
+                clip = {"file": ("clip.wav", wav(pcm(tone(0.1))))}
+                data = {"model": "slow"}
+                answer = await engine.client.post("/v1/audio/transcriptions", data=data, files=clip, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert left(engine) == 0
+
+
+@pytest.mark.usefixtures("slow")
+async def test_a_stream_that_has_begun_says_that_its_deadline_has_passed(
+    engine: EngineService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.api.chat.PROMISE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("engine.api.chat.KEEP_ALIVE_SECONDS", 0.05)
+    body = chat_body("hello", "slow", stream=True)
+    answer = await engine.client.post("/v1/chat/completions", json=body, headers={"X-Duet-Deadline": "0.4"}, timeout=10)
+    assert answer.status_code == 200
+    (said,) = [line for line in answer.text.splitlines() if '"error"' in line]
+    assert '"deadline_exceeded"' in said
+
+
+async def test_a_deadline_ends_an_answer_that_says_nothing(engine: EngineService) -> None:
+    await said(engine, "warm")
+    body, headers = chat_body("nothing"), {"X-Duet-Deadline": "0.3"}
+    answer = await engine.client.post("/v1/chat/completions", json=body, headers=headers, timeout=10)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert (await engine.status())["cancelled"] == 1
 
 
 async def held(engine: EngineService, model: str) -> bool:

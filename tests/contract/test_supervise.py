@@ -88,6 +88,17 @@ async def test_stop_ends_even_a_deaf_child() -> None:
     assert await child.stop(grace_seconds=0.2) == -signal.SIGKILL
 
 
+async def test_stop_ends_a_child_that_reads_nothing() -> None:
+    child: Child[Answer] = await Child.start(CHILD, (), Answer, name="deaf")
+    await child.channel.send(Ask("1", "stuck"))
+    await child.channel.receive()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await child.channel.send(Ask("x" * (8 << 20)))
+    assert await asyncio.wait_for(child.stop(grace_seconds=0.2), 5) == -signal.SIGKILL
+    await asyncio.wait_for(child.channel.close(), 5)
+
+
 async def test_a_child_ends_with_its_channel() -> None:
     child: Child[Answer] = await Child.start(CHILD, (), Answer, name="polite")
     await child.channel.send(Ask("1"))

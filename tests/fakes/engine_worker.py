@@ -54,7 +54,7 @@ SAY_STATUS = "status"
 """One token: `live=N cancelled=M pid=P freed=F held=H`: the requests beside this one, how often it was asked to free memory, and
 whether its batch work is to wait (0 or 1)."""
 SAY_HOW = "how"
-"""One token: `priority=P deadline=S`, as the request has them."""
+"""One token: `priority=P left=S`: the request's priority, and the whole seconds that it has left (None: no deadline)."""
 SAY_NOTHING = "nothing"
 """Accepted, and then silence until cancelled."""
 DIMENSIONS = 8
@@ -121,7 +121,8 @@ class Worker:
             beside = f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()}"
             tokens = iter([f"{beside} freed={self._freed} held={int(self._held)}"])
         if said == SAY_HOW:
-            tokens = iter([f"priority={request.priority} deadline={request.deadline_seconds}"])
+            left = None if request.deadline is None else int(request.deadline - time.monotonic())
+            tokens = iter([f"priority={request.priority} left={left}"])
         limit = request.max_tokens or 10**9
         count = 0
         for count, text in enumerate(tokens, 1):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
-from engine.types import Failed, Finished, GenerationRequest, Priority, TextDelta
+from engine.types import EmbeddingRequest, Failed, Finished, GenerationRequest, Priority, TextDelta
 from engine.worker.runtime.loader import Loaded
+from engine.worker.scheduler.gate import HOLD_SECONDS
 from engine.workers.protocol import Cancel, Hold
 from tests.mlx.conftest import Driver, ask, words
 from tests.mlx.kv import KvDriver
@@ -101,6 +106,35 @@ def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loa
     assert len(driver.of("b", TextDelta)) == 40
 
 
+class Woken(queue.SimpleQueue[Any]):
+    """A mailbox that nobody waits for without an end, and nobody by the real clock."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        assert not self.empty() or timeout is not None, "nothing would wake it"
+        return super().get(block=False)
+
+
+@pytest.mark.parametrize("kind", ["plain", "embedding"])
+@pytest.mark.parametrize("shift", range(12))
+def test_a_gate_that_opens_between_two_ticks_is_noticed(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, kind: str, shift: int
+) -> None:
+    driver, seconds = Driver(model(kind)), itertools.count(0.0, HOLD_SECONDS / 50)
+    driver.mailbox = driver.loop._mailbox = Woken()
+    monkeypatch.setattr("engine.worker.loop.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    driver.post(Hold(True))
+    driver.tick()
+    if kind == "plain":
+        driver.post(of("batch", ask("b", "a batch of work", tokens=1)))
+    else:
+        driver.post(EmbeddingRequest(id="b", model="m", inputs=("x",), priority="batch"))
+    for _ in range(shift):  # a tick reads the clock some times: the gate opens between each two of them once
+        next(seconds)
+    for _ in range(60):
+        driver.tick() if not driver.recorder.sent else None
+    assert driver.recorder.sent
+
+
 def test_a_held_request_can_be_cancelled(model: Callable[..., Loaded]) -> None:
     driver = Driver(model("plain"))
     driver.post(of("batch", ask("b", "a batch of work", tokens=4000)))
@@ -115,7 +149,7 @@ def test_a_held_request_can_be_cancelled(model: Callable[..., Loaded]) -> None:
 
 def test_an_answer_that_is_late_fails_once_and_its_neighbour_goes_on(model: Callable[..., Loaded]) -> None:
     loaded = model("plain")
-    slow = msgspec.structs.replace(ask("slow", "tell me", tokens=4000), deadline_seconds=0.2)
+    slow = msgspec.structs.replace(ask("slow", "tell me", tokens=4000), deadline=time.monotonic() + 0.2)
     other = ask("other", "and me", tokens=30)
     expected = alone(loaded, [other])
     driver = Driver(loaded)

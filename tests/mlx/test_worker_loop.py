@@ -159,8 +159,9 @@ def test_log_probabilities_are_those_of_the_model(model: Callable[..., Loaded]) 
 
 def test_libraries_cannot_set_the_wired_limit() -> None:
     memory.configure()
-    assert mx.set_wired_limit(1 << 20) == 0
-    assert mx.set_wired_limit.__module__ == "engine.worker.runtime.memory"
+    for place in (mx, mx.metal):
+        assert place.set_wired_limit(1 << 20) == 0
+        assert place.set_wired_limit.__module__ == "engine.worker.runtime.memory"
 
 
 def test_a_wired_limit_is_set_once_within_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:

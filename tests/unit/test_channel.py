@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -58,6 +59,19 @@ async def test_the_end_of_the_peer_is_the_end_of_the_channel(ends: tuple[socket.
     await parent.close()
     with pytest.raises(ChannelClosed):
         await parent.send(Note(3))
+
+
+async def test_whatever_the_system_says_of_the_socket_is_the_end_of_the_channel(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=ends[0])
+    parent: AsyncChannel[Note] = AsyncChannel(reader, writer, Note)
+    writer.transport.get_protocol().connection_lost(OSError(errno.EIO, "input/output error"))
+    with pytest.raises(ChannelClosed):
+        await parent.receive()
+    with pytest.raises(ChannelClosed):
+        await parent.send(Note(1))
+    await parent.close()
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2, 4, 6])

@@ -455,7 +455,7 @@ def test_a_gate_opens_by_itself_for_a_moment() -> None:
     assert not gate.closed(5.0 + HOLD_SECONDS)
     assert gate.opens_in(5.0 + HOLD_SECONDS) is None
     assert gate.closed(5.0 + HOLD_SECONDS + SHARE_SECONDS)
-    gate.release()
+    gate.release(6.0)
     assert not gate.closed(6.0)
 
 
@@ -523,3 +523,25 @@ def test_held_batch_work_goes_on_when_it_is_in_the_way_of_somebody_who_waits(cas
         if urgent.phase is Phase.RUNNING:
             break
     assert urgent.phase is Phase.RUNNING
+
+    assert gate.opens_in(6.0) is None
+
+
+@pytest.mark.parametrize("pause", [0.001, 0.2])
+def test_batch_work_has_its_share_beside_short_requests_in_a_row(pause: float) -> None:
+    gate, step, opened = Gate(), 0.001, 0.0
+    for tick in range(110_000):
+        now = tick * step
+        working = now % (0.5 + pause) < 0.5
+        gate.hold(now) if working else gate.release(now)
+        opened += 0.0 if gate.closed(now) else step
+    pauses = 110 * pause / (0.5 + pause)
+    assert 9.0 + 0.9 * pauses < opened < 11.0 + pauses
+
+
+def test_a_release_as_long_as_a_share_begins_a_new_stretch() -> None:
+    gate = Gate()
+    gate.hold(0.0)
+    gate.release(9.0)
+    gate.hold(9.0 + SHARE_SECONDS)
+    assert gate.opens_in(9.0 + SHARE_SECONDS) == pytest.approx(HOLD_SECONDS)

@@ -30,6 +30,14 @@ def test_an_error_survives_the_way_through_a_worker(kind: type[DuetError]) -> No
     assert here.retry_after_seconds == 3
 
 
+@pytest.mark.parametrize("kind", [kind for kind in every(DuetError) if kind.__module__ == "duet.errors"])
+def test_who_may_come_back_is_told_when(kind: type[DuetError]) -> None:
+    error = kind("said")
+    assert (error.retry_after_seconds is not None) == (error.status in (429, 503))
+    assert envelope(error)["error"].get("retry_after") == error.retry_after_seconds
+    assert envelope(kind("said", retry_after_seconds=9))["error"]["retry_after"] == 9
+
+
 def test_codes_are_unique_but_for_the_fault_of_ours() -> None:
     codes = [kind.code for kind in every(DuetError) if "code" in vars(kind) and kind not in (DuetError, Internal)]
     assert len(codes) == len(set(codes))

@@ -24,13 +24,14 @@ NOTABLE_BYTES: Final = 4 << 20
 def configure(wired_limit_bytes: int = 0) -> None:
     """Bound the buffer cache, set the wired limit (0: off) and take it out of the libraries' hands.
 
-    Several libraries call `mx.set_wired_limit` when they generate. With concurrency and cache churn that has brought
-    the whole machine down (ml-explore/mlx #3186), so in our workers it is a switch of ours alone, and off by default.
+    Several libraries call `mx.set_wired_limit` when they generate, or its older name in `mx.metal`. With concurrency and cache
+    churn that has brought the whole machine down (ml-explore/mlx #3186), so in our workers it is a switch of ours alone, and
+    off by default.
     """
     mx.set_cache_limit(CACHE_LIMIT_BYTES)
     if wired_limit_bytes:
         _wire(wired_limit_bytes)
-    mx.set_wired_limit = _refuse_wired_limit
+    mx.set_wired_limit = mx.metal.set_wired_limit = _refuse_wired_limit
 
 
 def _wire(limit: int) -> None:

@@ -10,22 +10,35 @@ SHARE_SECONDS: Final = 1.0
 
 
 class Gate:
-    """Closed for `HOLD_SECONDS`, open for `SHARE_SECONDS`, and so on from the moment it was told to hold."""
+    """Closed for `HOLD_SECONDS`, open for `SHARE_SECONDS`, and so on from the moment it was told to hold.
+
+    A release shorter than a share begins nothing anew: requests that follow one another close are one stretch of work.
+    """
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._released_at: float | None = None
 
     def hold(self, now: float) -> None:
-        self._since = now if self._since is None else self._since
+        had_its_share = self._released_at is not None and now - self._released_at >= SHARE_SECONDS
+        if self._since is None or had_its_share:
+            self._since = now
+        self._released_at = None
 
-    def release(self) -> None:
-        self._since = None
+    def release(self, now: float) -> None:
+        self._released_at = now if self._released_at is None else self._released_at
 
     def closed(self, now: float) -> bool:
-        return self._since is not None and (now - self._since) % (HOLD_SECONDS + SHARE_SECONDS) < HOLD_SECONDS
+        return self._held and self._phase(now) < HOLD_SECONDS
 
     def opens_in(self, now: float) -> float | None:
         """Seconds until a closed gate opens by itself; None when it is open."""
-        if self._since is None or not self.closed(now):
-            return None
-        return HOLD_SECONDS - (now - self._since) % (HOLD_SECONDS + SHARE_SECONDS)
+        return HOLD_SECONDS - self._phase(now) if self.closed(now) else None
+
+    @property
+    def _held(self) -> bool:
+        return self._since is not None and self._released_at is None
+
+    def _phase(self, now: float) -> float:
+        assert self._since is not None
+        return (now - self._since) % (HOLD_SECONDS + SHARE_SECONDS)

@@ -69,7 +69,7 @@ def prepare_generation(
             priority=Priority[request.priority.upper()],
             tenant=request.tenant,
             arrived=now,
-            deadline=None if request.deadline_seconds is None else now + request.deadline_seconds,
+            deadline=request.deadline,
         ),
         Row(request.id, prompt, request.sampling, vision=vision, constraint=constraint),
         Output(
