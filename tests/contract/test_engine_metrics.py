@@ -146,7 +146,7 @@ def test_running_is_what_has_a_row(running: int, batch: BatchReport | None, expe
     placement = Placement(
         id="m", state="loaded", pinned=False, resident=False, estimate_bytes=1, charged_bytes=1, memory_bytes=None,
         memory=None, ttl_seconds=None, idle_seconds=None, loaded_seconds=None, running=running, waiting=2, batch=batch,
-        loads=1, crashes=0, unloads={}, pid=None,
+        loads=1, crashes=0, rests_seconds=0.0, unloads={}, pid=None,
     )  # fmt: skip
     assert rows_of(placement) == expected
 
