@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _request(number: int, sampling: SamplingParams) -> GenerationRequest:
-    message = Message("user", (Part("text", f"术语：知识图谱、灰度发布\n找错：我们第{number}次要部署知识土谱"),))
+    message = Message("user", (Part("text", f"Who are you? Answer number {number}."),))
     return GenerationRequest(id=f"r{number}", model="m", messages=(message,), sampling=sampling, max_tokens=TOKENS)
 
 

@@ -28,7 +28,7 @@ from benchmarks.stack import Stack, StackFailed, running
 from speech.metrics import ErrorCounts, SpeakerTurn, cer, der
 
 DEMO = models.CARDS / "demo"
-CHAT_PROMPT = "术语：知识图谱、灰度发布\n找错：我们要部署知识土谱"
+CHAT_PROMPT = "Who are you?"
 QUERY = "谁负责部署数据库？"
 SENTENCES = (
     "who is responsible to deploy the database?",
@@ -95,7 +95,8 @@ def _openai(stack: Stack) -> openai.OpenAI:
 def chat(console: Console, stack: Stack) -> dict[str, Any]:
     """A streamed answer, token by token, to the one task that the tiny model knows."""
     console.print(
-        "duet-tiny-chat knows one task: it finds misheard glossary terms. It is no conversation partner.", style="dim"
+        "duet-tiny-chat reviews and summarises meetings, and says what it is. It is no conversation partner.",
+        style="dim",
     )
     console.print(f"[bold]user[/bold]  {CHAT_PROMPT}", highlight=False)
     console.print("[bold]model[/bold] ", end="")

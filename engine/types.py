@@ -259,14 +259,13 @@ Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
 
 class ReviewLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much of a meeting a model can review at once: segments to correct in one request, segments around them to read,
-    glossary terms to choose from, and characters of transcript to summarise. `prompt` is how it is asked: as an instruction
-    model, or as the embedded one was trained."""
+    glossary terms to choose from, and characters of transcript to summarise. `overview`: its overviews are worth reading."""
 
     window_segments: Annotated[int, msgspec.Meta(ge=1)] = 20
     context_segments: Annotated[int, msgspec.Meta(ge=0)] = 5
     glossary_terms: Annotated[int, msgspec.Meta(ge=1)] = 60
-    summary_characters: Annotated[int, msgspec.Meta(ge=100)] = 24_000
-    prompt: Literal["instruction", "duet-tiny"] = "instruction"
+    summary_characters: Annotated[int, msgspec.Meta(ge=1)] = 24_000
+    overview: bool = True
 
 
 ModelState = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]

@@ -29,7 +29,7 @@ class Reviewer:
     context_segments: int = 5
     glossary_terms: int = 60
     summary_characters: int = 24_000
-    prompt: str = "instruction"
+    overview: bool = True
 
 
 _LIMITS = frozenset(field.name for field in fields(Reviewer)) - {"id"}

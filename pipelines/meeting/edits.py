@@ -9,10 +9,11 @@ from typing import Literal
 import msgspec
 
 from speech.homophones import similarity
-from speech.normalise import units
+from speech.normalise import is_han, units
 
 MAX_RATIO, MAX_INSERTED_UNITS, MAX_DELETED_UNITS = 0.35, 2, 3
-MIN_SIMILARITY_IN_GLOSSARY, MIN_SIMILARITY = 0.4, 0.5
+MIN_SIMILARITY = 0.6
+"""Of sounds. Below it, edits towards a glossary term did more harm than good too: recognisers mishear what sounds alike."""
 FILLERS = frozenset({"嗯", "呃", "啊", "额", "um", "uh", "er", "erm"})
 _HAN_NUMERAL = "零〇一二两三四五六七八九十百千万亿"
 # A single Han numeral is a number only where something is counted; elsewhere it is a misheard syllable like any other.
@@ -82,8 +83,10 @@ def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str |
         return "a number would change"
     if _found(_NEGATIONS, text) != _found(_NEGATIONS, changed):
         return "a negation would change"
-    alike, known = similarity(source, target), target in glossary
-    if alike < (MIN_SIMILARITY_IN_GLOSSARY if known else MIN_SIMILARITY):
+    if target not in glossary and len(_scripts(target)) > len(_scripts(source)):
+        return "scripts would be mixed"
+    alike = similarity(source, target)
+    if alike < MIN_SIMILARITY:
         return f"it does not sound alike ({alike:.2f})"
     return None
 
@@ -91,6 +94,11 @@ def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str |
 def protected(text: str) -> tuple[list[str], list[str]]:
     """Its numbers and its negations, which no edit may change."""
     return _found(_NUMBERS, text), _found(_NEGATIONS, text)
+
+
+def _scripts(text: str) -> set[bool]:
+    """Whether its letters are Han characters: {True}, {False}, or both."""
+    return {is_han(character) for character in text if character.isalpha()}
 
 
 def _found(pattern: re.Pattern[str], text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 from rapidfuzz import fuzz
@@ -66,7 +66,7 @@ async def summarize(context: Context, done: dict[str, str]) -> str:
 async def _summary(context: Context, reviewed: Review) -> Summary:
     if not reviewed.segments:
         return Summary("empty", None, "", ())
-    if reviewed.reviewer is not None and reviewed.reviewer.prompt == "instruction":
+    if reviewed.reviewer is not None:
         overviews, items, usable = [], list[Item](), False
         async with Engine(context.settings, timeout_seconds=context.settings.meetings.review_timeout_seconds) as engine:
             for window in windows(reviewed.segments, reviewed.reviewer.summary_characters):
@@ -77,7 +77,7 @@ async def _summary(context: Context, reviewed: Review) -> Summary:
                     context.warn(f"segments {window[0].id} to {window[-1].id} have no usable summary by the model")
                 else:
                     usable = True
-                    overviews.append(overview)
+                    overviews.append(overview if reviewed.reviewer.overview else "")
                     items += found
         if usable:
             return Summary("model", reviewed.reviewer.id, " ".join(filter(None, overviews)), tuple(items))
@@ -86,9 +86,17 @@ async def _summary(context: Context, reviewed: Review) -> Summary:
     return Summary("extract", None, "", tuple(extract(reviewed.segments, terms)))
 
 
-def windows(segments: Sequence[ReviewedSegment], characters: int) -> list[Sequence[ReviewedSegment]]:
+class _Said(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+S = TypeVar("S", bound=_Said)
+
+
+def windows(segments: Sequence[S], characters: int) -> list[Sequence[S]]:
     """The segments in runs of at most `characters` of text, at least one segment each."""
-    found, start, length = list[Sequence[ReviewedSegment]](), 0, 0
+    found, start, length = list[Sequence[S]](), 0, 0
     for i, segment in enumerate(segments):
         if i > start and length + len(segment.text) > characters:
             found.append(segments[start:i])

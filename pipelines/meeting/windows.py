@@ -13,7 +13,10 @@ from pipelines.glossary import Term
 from pipelines.meeting.edits import Decision, Proposal, apply
 from pipelines.meeting.prompts import Line, ask_review, read_review, review_schema, review_tokens
 from pipelines.meeting.rule import by_sound
-from pipelines.meeting.tiny import MAX_TOKENS, ask_tiny, read_tiny
+from speech.homophones import similarity
+
+SAME_TERM = 0.7
+"""Similarity of sounds from which on what a model wrote is taken for a glossary term."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,19 @@ async def propose(
 
     Raises `DuetError` when the engine fails, ValueError or `msgspec.ValidationError` for an answer in no readable form.
     """
-    if reviewer.prompt == "duet-tiny":
-        (line,) = window.lines
-        messages = ask_tiny(line, terms, glossary_terms=reviewer.glossary_terms)
-        return read_tiny(await engine.chat(reviewer.id, messages, max_tokens=MAX_TOKENS), line, terms)
     messages = ask_review(window.before, window.lines, window.after, terms, glossary_terms=reviewer.glossary_terms)
     tokens, schema = review_tokens(window.lines), review_schema(window.lines)
     answer = await engine.chat(reviewer.id, messages, max_tokens=tokens, schema=schema)
     return read_review(answer, window.lines)
+
+
+def as_term(proposal: Proposal, terms: Sequence[Term]) -> Proposal:
+    """The proposal with the glossary's spelling: small models find the place of a term and then write something like it."""
+    target = proposal.target
+    if any(target in (term.text, *term.aliases) for term in terms):
+        return next((Proposal(proposal.source, term.text) for term in terms if target in term.aliases), proposal)
+    alike = max(((similarity(target, term.text), term.text) for term in terms), default=(0.0, ""))
+    return Proposal(proposal.source, alike[1]) if alike[0] >= SAME_TERM else proposal
 
 
 def corrected(
@@ -60,7 +68,7 @@ def corrected(
 ) -> tuple[str, tuple[Decision, ...]]:
     """A segment's text after the model's edits and then, with `rule`, those of the sounds, each checked by the guard."""
     known = {term.text for term in terms}
-    text, by_model = apply(text, proposals, known)
+    text, by_model = apply(text, [as_term(proposal, terms) for proposal in proposals], known)
     if not rule:
         return text, tuple(by_model)
     text, by_rule = apply(text, by_sound(text, terms), known, by="rule")

@@ -25,7 +25,7 @@ import models
 
 pytestmark = pytest.mark.e2e
 
-ASK = "术语：知识图谱、灰度发布\n找错：我们要部署知识土谱。"
+ASK = "Who are you?"
 
 
 @dataclass(frozen=True)

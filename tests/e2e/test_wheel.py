@@ -104,11 +104,11 @@ def test_duet_up_embedded_answers_chat_and_transcription(served: tuple[str, str,
     headers = {"Authorization": f"Bearer {key}"}
     body = {
         "model": "chat",
-        "messages": [{"role": "user", "content": "术语：知识图谱、灰度发布\n找错：我们要部署知识土谱"}],
+        "messages": [{"role": "user", "content": "Who are you?"}],
     }
     chat = httpx.post(f"{engine}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert chat.status_code == 200, chat.text
-    assert "知识图谱" in chat.json()["choices"][0]["message"]["content"]
+    assert "demonstration" in chat.json()["choices"][0]["message"]["content"]
     files = {"file": ("clip.flac", (models.CARDS / "demo" / "clip_zh.flac").read_bytes())}
     heard = httpx.post(f"{router}/v1/audio/transcriptions", files=files, headers=headers, timeout=60)
     assert heard.status_code == 200, heard.text

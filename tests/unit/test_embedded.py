@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tokenizers import Tokenizer
 
 import models
+from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM
 
 NAMES = ("duet-tiny-asr", "duet-tiny-chat", "duet-tiny-embed", "duet-tiny-speaker", "duet-tiny-vl")
 HELD_OUT_VOICES = {"m4", "m8", "f3", "klatt3", "Annie", "john", "linda", "max", "quincy", "paul"}
@@ -42,6 +44,13 @@ def test_the_embedded_models_are_small() -> None:
     assert sizes["duet-tiny-embed"] <= 4_000_000
     assert sizes["duet-tiny-vl"] <= 8_000_000
     assert sum(sizes.values()) <= 30_000_000
+
+
+def test_the_review_model_s_tokenizer_knows_the_pipeline_s_prompts() -> None:
+    """Each is one token to it: a prompt that changes by a letter is another one, and the model must be trained anew."""
+    tokenizer = Tokenizer.from_file(str(models.EMBEDDED / "duet-tiny-chat" / "tokenizer.json"))
+    for prompt in (REVIEW_SYSTEM, SUMMARY_SYSTEM):
+        assert len(tokenizer.encode(prompt, add_special_tokens=False).ids) == 1
 
 
 def test_the_demo_s_truth_fits_its_recording() -> None:

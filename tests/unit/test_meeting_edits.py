@@ -43,6 +43,7 @@ def test_a_misheard_term_is_corrected(text: str, source: str, target: str) -> No
         ("会议推迟", "推迟", "推迟了请大家准时参加", "inserted"),
         ("我们昨天测试了模型很稳定", "昨天测试了模型", "", "deleted"),
         ("我们昨天测试了", "昨天", "", "deleted"),
+        ("讨论知是整流", "知是整流", "知识蒸lo", "scripts would be mixed"),
     ],
 )
 def test_a_harmful_edit_is_refused_with_its_reason(text: str, source: str, target: str, reason: str) -> None:

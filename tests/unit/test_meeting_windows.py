@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipelines.clients import Reviewer
 from pipelines.glossary import Term
 from pipelines.meeting.edits import Proposal
-from pipelines.meeting.windows import Window, corrected, windows
+from pipelines.meeting.windows import Window, as_term, corrected, windows
 
 LINES = [(f"s{i:04d}", f"text {i}") for i in range(1, 6)]
 
@@ -40,3 +40,12 @@ def test_the_rule_comes_after_the_model_or_not_at_all(rule: bool, text: str, by:
     found, decisions = corrected("接口要密等，用graphana。", [Proposal("graphana", "grafana")], terms, rule=rule)
     assert found == text
     assert [decision.by for decision in decisions if decision.accepted] == by
+
+
+def test_a_model_s_spelling_of_a_term_becomes_the_glossary_s() -> None:
+    terms = [Term("知识蒸馏"), Term("Grafana", ("the dashboard",))]
+    assert as_term(Proposal("知识争流", "知识增流"), terms) == Proposal("知识争流", "知识蒸馏")
+    assert as_term(Proposal("graph anna", "the dashboard"), terms) == Proposal("graph anna", "Grafana")
+    assert as_term(Proposal("知识争流", "知识蒸馏"), terms) == Proposal("知识争流", "知识蒸馏")
+    assert as_term(Proposal("他门", "他们"), terms) == Proposal("他门", "他们")
+    assert as_term(Proposal("他门", "他们"), []) == Proposal("他门", "他们")

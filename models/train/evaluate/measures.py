@@ -173,6 +173,8 @@ def vision_lines(session: Session) -> Found:
         for kind in ("all", *evaluate.KINDS):
             chosen = [one.exact for one in readings if fonts in (one.fonts, "all fonts") and kind in (one.kind, "all")]
             groups.setdefault(fonts, {})[kind] = document.counted(sum(chosen), len(chosen))
+        each = [right for one in readings if fonts in (one.fonts, "all fonts") for right in one.words]
+        groups[fonts]["each word of all lines"] = document.counted(sum(each), len(each))
     return Found({"seed": SEED, "exact": groups}, {texts.WORDS.name: words})
 
 

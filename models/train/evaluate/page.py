@@ -293,7 +293,7 @@ def _vision(figures: Figures) -> list[str]:
         for fonts, kinds in figures["exact"].items()
         for kind, found in kinds.items()
     ]
-    return [_table(("fonts", "text", "lines", "exact", "95%"), rows)]
+    return [_table(("fonts", "text", "number", "exact", "95%"), rows)]
 
 
 _SHOWN: Final[dict[str, tuple[Callable[[Figures], str], Callable[[Figures], list[str]]]]] = {

@@ -37,8 +37,8 @@ from models.train.evaluate import document
 from models.train.review.examples import DEVELOPMENT_PAIRS, Bank, Pair, read_bank
 from models.train.review.misheard import places
 from pipelines.clients import Engine
-from pipelines.meeting.prompts import SUMMARY_TOKENS, ask_summary, json_object
-from pipelines.meeting.summarize import RawItem
+from pipelines.meeting.prompts import SUMMARY_TOKENS, ask_summary, json_object, summary_schema
+from pipelines.meeting.summarize import RawItem, windows
 
 MODEL: Final = "duet-tiny-chat"
 GROUP, ABSENT = 5, 12
@@ -129,23 +129,34 @@ async def reviewed(
     return {"pairs": len(pairs), "unreadable": review.unreadable, "arms": arms}
 
 
+@dataclass(frozen=True)
+class Line:
+    name: str
+    kind: str
+    text: str
+
+
 async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> Found:
-    """Parts of five lines of one language. An answer that the engine refuses to give counts as unreadable."""
+    """Parts of five lines of one language, in windows as the model's card says. An answer that the engine refuses to give counts
+    as unreadable."""
     right = written = expected = quoted = unreadable = 0
     async with Engine(settings, timeout_seconds=settings.meetings.review_timeout_seconds) as engine:
+        reviewer = await engine.reviewer(MODEL)
         for number in range(parts):
             lines = [line for line in LINES if line[0] == ("zh", "en")[number % 2]]
-            part = [(f"s{i:04d}", kind, text) for i, (_, kind, text) in enumerate(rng.sample(lines, 5), number + 1)]
-            wanted = {(kind, name) for name, kind, _ in part if kind != "point"}
+            part = [Line(f"s{i:04d}", kind, text) for i, (_, kind, text) in enumerate(rng.sample(lines, 5), number + 1)]
+            wanted = {(line.kind, line.name) for line in part if line.kind != "point"}
             expected += len(wanted)
-            asked = ask_summary([(name, f"S{1 + i % 2}", text) for i, (name, _, text) in enumerate(part)])
-            try:
-                answer = json_object(await engine.chat(MODEL, asked, max_tokens=SUMMARY_TOKENS))
-                items = msgspec.convert(answer.get("items", []), list[RawItem])
-            except (DuetError, ValueError, msgspec.ValidationError):
-                unreadable += 1
-                continue
-            texts = {name: text for name, _, text in part}
+            items = list[RawItem]()
+            for window in windows(part, reviewer.summary_characters):
+                asked = ask_summary([(line.name, f"S{1 + i % 2}", line.text) for i, line in enumerate(window)])
+                schema = summary_schema([line.name for line in window])
+                try:
+                    answer = json_object(await engine.chat(MODEL, asked, max_tokens=SUMMARY_TOKENS, schema=schema))
+                    items += msgspec.convert(answer.get("items", []), list[RawItem])
+                except (DuetError, ValueError, msgspec.ValidationError):
+                    unreadable += 1
+            texts = {line.name: line.text for line in part}
             written += len(items)
             right += len(wanted & {(item.kind, name) for item in items for name in item.segment_ids})
             quoted += sum(

@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,16 @@ class Reading:
     @property
     def exact(self) -> bool:
         return self.read == self.text
+
+    @property
+    def words(self) -> list[bool]:
+        """Which of its words were read exactly, in their order; none of a line of numbers."""
+        if self.kind == "number":
+            return []
+        said = self.text.split()
+        right = SequenceMatcher(None, said, self.read.split(), autojunk=False).get_matching_blocks()
+        found = {block.a + i for block in right for i in range(block.size)}
+        return [i in found for i in range(len(said))]
 
 
 def lines(count: int, seed: int) -> list[tuple[str, texts.Kind, Line]]:
