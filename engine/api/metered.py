@@ -193,8 +193,8 @@ class Metered:
     def progress(self, model: str) -> str:
         return self._backend.progress(model)
 
-    async def kv(self, *, directories: bool = True) -> KvStatus:
-        return await self._backend.kv(directories=directories)
+    async def kv(self) -> KvStatus:
+        return await self._backend.kv()
 
     async def clear_kv(self, model: str | None) -> int:
         return await self._backend.clear_kv(model)

@@ -172,9 +172,9 @@ class Pool:
 
     # KV --------------------------------------------------------------------------------------------------------------
 
-    async def kv(self, *, directories: bool = True) -> KvStatus:
-        """KV on this machine: what loaded models hold, and with `directories` those under the home."""
-        found = await asyncio.to_thread(self._leases.reports) if directories else []
+    async def kv(self) -> KvStatus:
+        """KV on this machine: what loaded models hold, and the directories under the home."""
+        found = await asyncio.to_thread(self._leases.reports)
         slots = self._residency.slots.items()
         workers = {model: slot.worker.kv for model, slot in slots if slot.worker and slot.worker.alive}
         listed = tuple(

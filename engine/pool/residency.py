@@ -349,8 +349,9 @@ class Residency:
         for model in idle:
             self._begin_unload(self.slots[model], "pressure")
         if critical or not idle:
-            workers = [slot.worker for slot in self.slots.values() if slot.worker is not None and slot.worker.alive]
-            await asyncio.gather(*(worker.free_memory() for worker in workers))
+            for slot in self.slots.values():
+                if slot.worker is not None and slot.worker.alive:
+                    slot.worker.free_memory()
 
     def _spare_fits(self) -> bool:
         wished = self._settings.engine.warm_spare

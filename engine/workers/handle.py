@@ -169,22 +169,24 @@ class WorkerHandle:
         except ChannelClosed as error:
             raise WorkerLost("the worker ended before it could clear its KV; send the request again") from error
 
-    async def free_memory(self) -> None:
-        """Ask it to give up what can be had again. One that has ended holds nothing."""
-        with contextlib.suppress(ChannelClosed):
-            await self._child.channel.send(FreeMemory())
+    def free_memory(self) -> None:
+        """Ask it to give up what can be had again. Nobody waits: a worker that reads nothing holds up no other."""
+        self._tell(FreeMemory())
 
     def hold(self, on: bool) -> None:
         """Have its batch work wait for work of other workers, or go on."""
         if on != self._held:
             self._held = on
-            task = asyncio.create_task(self._tell(Hold(on)), name=f"hold {self._child.name}")
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            self._tell(Hold(on))
 
-    async def _tell(self, message: Hold) -> None:
-        with contextlib.suppress(ChannelClosed):  # gone, and with it what should wait
-            await self._child.channel.send(message)
+    def _tell(self, message: Hold | FreeMemory) -> None:
+        async def send() -> None:
+            with contextlib.suppress(ChannelClosed):  # gone, and with it what should wait, and what it held
+                await self._child.channel.send(message)
+
+        task = asyncio.create_task(send(), name=f"tell {self._child.name}")
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def stop(self) -> None:
         """End it in order: it has time to write the KV that is only in memory."""

@@ -157,10 +157,10 @@ async def test_what_was_written_today_stays_when_a_model_is_unloaded(
     model = request.node.name[:60]
     workers = {model: KvReport(written_today=600)}
 
-    async def kv(*, directories: bool = True) -> KvStatus:
+    async def kv() -> KvStatus:
         owned = bool(workers)
         found = (KvDirectory("d", model, owned, 1, 1, 600), KvDirectory("older", model, False, 1, 1, 50))
-        return KvStatus(0, 0, found if directories else (), dict(workers))
+        return KvStatus(0, 0, found, dict(workers))
 
     monkeypatch.setattr(engine.pool, "kv", kv)
     assert (await samples(engine, model))["duet_kv_written_today"] == 650
