@@ -222,13 +222,14 @@ class Scheduler:
 
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
         """Sequences for this tick's prefill with what is left of its tokens for each, in order, until rows, tokens or memory
-        are used up."""
+        are used up. Batch prompts do not fill up the tick of another: its first token would wait for them."""
         left = {one.id: one for one in self._ready()}
-        rows_of, taken, budget = self._rows_of(), 0, self._budget()
+        rows_of, taken, budget, urgent = self._rows_of(), 0, self._budget(), False
         while budget > 0 and left:
             chosen = first(left.values(), rows_of, aged_first=self._aged_first)
             assert chosen is not None
-            if self._rows_for(chosen) - taken <= 0:
+            is_batch = chosen.priority is Priority.BATCH
+            if self._rows_for(chosen) - taken <= 0 or (is_batch and urgent):
                 return
             if not self._fits(chosen):
                 # Nobody overtakes: the next smaller one would, for ever. But whose prompt is begun has its memory, and
@@ -236,6 +237,7 @@ class Scheduler:
                 left = {name: one for name, one in left.items() if one.phase is Phase.PREFILLING}
                 continue
             yield chosen, budget
+            urgent = urgent or not is_batch
             del left[chosen.id]
             taken += 1
             rows_of[chosen.tenant] += 1
