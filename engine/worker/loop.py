@@ -10,7 +10,7 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, assert_never
@@ -57,6 +57,9 @@ logger = logging.getLogger(__name__)
 Mailbox = queue.SimpleQueue[ToWorker | Answer | Compiled | Exception | None]
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
 REPORT_SECONDS = 1.0
+LOOKUP_SECONDS = 0.004
+"""What is known of a prompt is waited for so long before the next step begins: without files to read it comes within a
+millisecond or two, while the step before is still being computed; else it would wait for a whole tick."""
 RELEASE_SECONDS = 5.0
 """After so long without work, buffers of ended requests go back to the system: a request that comes sooner uses them again."""
 
@@ -168,7 +171,6 @@ class Loop:
         self._scheduler.begin(now)
         self._restore(runner)
         plan = self._scheduler.plan()
-        beside = runner.busy
         result = runner.execute(plan)
         self._scheduler.apply(plan)
         self._collect(result)
@@ -179,7 +181,7 @@ class Loop:
         if plan.decode and not runner.pending:
             self._ended_at, self._beside, self._decoded = None, 0, False  # two steps were waited for: it tells nothing
         else:
-            self._measure(plan, now, beside=beside)
+            self._measure(plan, now, beside=runner.pending)
 
     def _measure(self, plan: Plan, began: float, *, beside: bool) -> None:
         """Tell the pace what the device did in the time since the tick before: beside running rows nobody waits for a prompt
@@ -216,10 +218,21 @@ class Loop:
                 self._handle(self._mailbox.get(timeout=wake))
             except queue.Empty:
                 return
+        before = frozenset(self._looking_up)
         while not self._mailbox.empty():
             self._handle(self._mailbox.get())
+        self._await_lookups(self._looking_up.keys() - before)
         if not self.idle:
             self._quiet_since, self._released = None, False
+
+    def _await_lookups(self, new: Set[str]) -> None:
+        """Of requests that have just come."""
+        until = time.monotonic() + LOOKUP_SECONDS
+        while new & self._looking_up.keys() and (left := until - time.monotonic()) > 0:
+            try:
+                self._handle(self._mailbox.get(timeout=left))
+            except queue.Empty:
+                return
 
     def _release(self, now: float) -> float | None:
         """Give memory back when it has been quiet for long enough. Seconds until then; None when nothing is left to give."""
@@ -388,7 +401,7 @@ class Loop:
         asked = self._lookups[request_id]
         return kv.open(
             request_id, prompt, asked.media, tenant=asked.tenant, store=asked.store, system=asked.cuts.system,
-            boundary=asked.cuts.boundary, role_at=asked.role_at,
+            document=asked.cuts.document, boundary=asked.cuts.boundary, role_at=asked.role_at,
         )  # fmt: skip
 
     def _accept(self, request_id: str) -> None:

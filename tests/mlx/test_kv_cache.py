@@ -186,6 +186,23 @@ def test_a_system_message_of_a_hybrid_is_found_by_the_second_request(
     again.end()
 
 
+def test_a_document_before_a_question_is_found_by_the_second_question(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = model("hybrid")
+    document = f"{words(400, 3)}.\n\n{words(400, 4)}"
+
+    def question(name: str, seed: int) -> GenerationRequest:
+        return ask(name, f"{document}\n\n{words(20, seed)}", tokens=8)
+
+    questions = [question("one", 1), question("two", 2)]
+    expected = {item.id: Driver(loaded).run([item])[item.id] for item in questions}
+    driver = KvDriver(loaded, tmp_path / "kv")
+    assert {item.id: driver.run([item])[item.id] for item in questions} == expected
+    assert driver.cached("two") >= 800
+    driver.end()
+
+
 @pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
 def test_a_chat_computes_its_last_turn_only_also_after_a_restart(
     model: Callable[..., Loaded], tmp_path: Path, kind: str

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.types import EmbeddingRequest, Failed, Finished, GenerationRequest, Priority, TextDelta
+from engine.types import EmbeddingRequest, Failed, Finished, GenerationRequest, Priority, Structure, TextDelta
+from engine.worker.runtime.batch import Row
 from engine.worker.runtime.loader import Loaded
 from engine.worker.scheduler.gate import HOLD_SECONDS
 from engine.workers.protocol import Cancel, Hold
@@ -82,6 +83,42 @@ def test_an_interactive_request_takes_the_row_of_batch_work(model: Callable[...,
         driver.tick()
     assert {request.id: driver.raw(request.id) for request in [*batch, quick]} == expected
     driver.end()
+
+
+@pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
+def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Callable[..., Loaded], kind: str) -> None:
+    loaded = model(kind)
+    batch = [of("batch", ask(f"b{i}", words(60 + 9 * i, i), tokens=60)) for i in range(3)]
+    quick = [
+        of("interactive", ask("greedy", words(20, 7), tokens=12)),
+        of("normal", ask("one token", "hello", tokens=1)),
+        ask(
+            "drawn", words(30, 8), tokens=12, temperature=1.0, top_p=0.9, seed=3, frequency_penalty=1.0, top_logprobs=2
+        ),
+        ask("formed", "a number", tokens=12, structure=Structure("regex", "[0-9]{6}", "guided_regex")),
+    ]
+    expected = alone(loaded, [*batch, *quick])
+    driver = Driver(loaded)
+    apart: list[str] = []
+    step_alone = driver.loop._runner._step_alone  # type: ignore[union-attr]
+
+    def noted(row: Row) -> Any:
+        apart.append(row.id)
+        return step_alone(row)
+
+    driver.loop._runner._step_alone = noted  # type: ignore[method-assign, union-attr]
+    for request in batch:
+        driver.post(request)
+    for request in quick:  # one after the other: beside each other they are streams that do not wait
+        while len(driver.of("b0", TextDelta)) < 5:
+            driver.tick()
+        driver.post(request)
+        while not driver.of(request.id, Finished):
+            driver.tick()
+    while not all(driver.of(request.id, Finished) for request in batch):
+        driver.tick()
+    assert apart == [request.id for request in quick]
+    assert {request.id: driver.raw(request.id) for request in [*batch, *quick]} == expected
 
 
 def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loaded]) -> None:

@@ -329,6 +329,32 @@ def test_batch_rows_pause_while_the_prompt_of_another_is_read() -> None:
     assert [begun(scheduler).decode for _ in range(3)] == [False, False, True]
 
 
+def test_batch_rows_pause_for_prompts_of_the_batch_too() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=10)
+    scheduler.add(batch("first"))
+    begun(scheduler)
+    scheduler.add(batch("second", prompt_tokens=21))
+    plans = [begun(scheduler) for _ in range(3)]
+    assert [plan.decode for plan in plans] == [False, False, True]
+    assert not any(chunk.draws for plan in plans for chunk in plan.prefill)
+
+
+def test_a_first_token_is_drawn_apart_from_batch_rows_and_with_all_others() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=100)
+    scheduler.add(batch("b"))
+    assert not begun(scheduler).prefill[0].draws  # nobody runs whom it would wait for
+    short = sequence("one token", max_tokens=1)
+    scheduler.add(short)
+    assert [(chunk.id, chunk.joins, chunk.draws) for chunk in begun(scheduler).prefill] == [("one token", True, True)]
+    assert short.exhausted
+    assert begun(scheduler) == Plan(leave=frozenset({"one token"}), decode=True, prefill=())
+    picture = sequence("picture", whole=True)
+    scheduler.add(picture)
+    assert not begun(scheduler).prefill[0].draws  # its positions are known to the batch it joins only
+    scheduler.add(interactive("i"))
+    assert not begun(scheduler).prefill[0].draws  # a stream runs, which would have to wait
+
+
 def test_a_stream_does_not_pause_for_anybody() -> None:
     scheduler = Scheduler(max_rows=4, chunk_tokens=10)
     scheduler.add(sequence("n"))

@@ -93,6 +93,7 @@ class Machine(RuleBasedStateMachine):
             if chunk.joins:
                 assert chunk.stop == one.prompt_tokens - 1
                 self.batch.add(chunk.id)
+                self.drawn[chunk.id] = self.drawn.get(chunk.id, 0) + chunk.draws
         assert tokens <= CHUNK_TOKENS
         self.scheduler.apply(plan)
         self.fetching |= plan.preempted - self.gone

@@ -10,12 +10,14 @@ MIN_TOKENS: Final = 64
 """A checkpoint is as large as hundreds of tokens of KV: nearer to another one it is not worth its bytes."""
 MAX_CHECKPOINTS: Final = 3
 """A prompt's, its end included."""
+DOCUMENT_TOKENS: Final = 512
+"""A document that may come again is worth a checkpoint from this length on."""
 WORTH_SECONDS: Final = 2.0
 WORTH_BYTES_A_SECOND: Final = 64 << 20
 """A sequence seen for the first time goes to SSD if its prefill took this long and costs no more bytes a second of it: models
 that prefill slowly, for which a restart is worst. What is faster waits until it is seen again (wear of the SSD)."""
 
-Place = Literal["system", "divergence", "boundary"]
+Place = Literal["system", "divergence", "document", "boundary"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class Stop:
         return self.place == "boundary"
 
 
-def stops(*, system: int, boundary: int, restored: int, matched: int, known: Sequence[int]) -> tuple[Stop, ...]:
+def stops(
+    *, system: int, document: int, boundary: int, restored: int, matched: int, known: Sequence[int]
+) -> tuple[Stop, ...]:
     """Positions after `restored` at which a checkpoint is taken, in order; one place of `MAX_CHECKPOINTS` is the answer's end.
 
-    `system` and `boundary` are 0 when there is none. `matched` is how far the prompt is the same as a known one: more than
+    `system`, `document` and `boundary` are 0 when there is none. A guess, as the document's end is one, gives way to what is
+    known. `matched` is how far the prompt is the same as a known one: more than
     `restored` means that others share a beginning whose state nobody has. `known` positions have a checkpoint already.
     """
     wanted: list[Stop] = []
@@ -42,6 +47,8 @@ def stops(*, system: int, boundary: int, restored: int, matched: int, known: Seq
         wanted.append(Stop(matched, "divergence"))
     if system - restored >= MIN_TOKENS and all(abs(system - stop.position) >= MIN_TOKENS for stop in wanted):
         wanted.append(Stop(system, "system"))
+    if not wanted and document - restored >= DOCUMENT_TOKENS:
+        wanted.append(Stop(document, "document"))
     if boundary > restored and boundary >= MIN_TOKENS:
         wanted.append(Stop(boundary, "boundary"))
     chosen: dict[int, Stop] = {}

@@ -50,12 +50,13 @@ class Identity:
 
 @dataclass
 class Session:
-    """One request. `system` and `boundary` are token positions (0: none); `role_at` names a token's message."""
+    """One request. `system`, `document` and `boundary` are token positions (0: none); `role_at` names a token's message."""
 
     id: str
     prompt: Prompt
     store: bool
     system: int
+    document: int
     boundary: int
     role_at: Callable[[int], str]
     epoch: int
@@ -139,6 +140,7 @@ class PrefixCache:
         tenant: str,
         store: bool,
         system: int,
+        document: int,
         boundary: int,
         role_at: Callable[[int], str],
     ) -> bool:
@@ -150,7 +152,7 @@ class PrefixCache:
             tenant=tenant,
         )
         prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
-        session = Session(request_id, prompt, store, system, boundary, role_at, self._epoch)
+        session = Session(request_id, prompt, store, system, document, boundary, role_at, self._epoch)
         self._sessions[request_id] = session
         self._report.prompts += 1
         in_memory = self._plan(session)
@@ -484,9 +486,10 @@ class PrefixCache:
         if not (self._layout.has_state and session.store) or match is None:
             return
         places = {position: self._state_entry(session, session.prompt.tokens[:position]).key for position in
-                  {session.system, session.boundary, match.matched} - {0}}  # fmt: skip
+                  {session.system, session.document, session.boundary, match.matched} - {0}}  # fmt: skip
         session.stops = admission.stops(
             system=session.system,
+            document=session.document,
             boundary=session.boundary,
             restored=match.tokens,
             matched=match.matched,
@@ -495,8 +498,9 @@ class PrefixCache:
 
     def _sights(self, session: Session) -> list[bytes]:
         keys = [block.key for block in session.prompt.blocks if block.complete]
-        if self._layout.has_state and session.system:
-            keys.append(self._state_entry(session, session.prompt.tokens[: session.system]).key)
+        if self._layout.has_state:
+            places = [place for place in (session.system, session.document) if place]
+            keys += [self._state_entry(session, session.prompt.tokens[:place]).key for place in places]
         return keys
 
     def _state_entry(self, session: Session, tokens: chunks.Tokens, *, tip: bool = False) -> Entry:

@@ -1,7 +1,9 @@
-"""Where a prompt may be cut so that other prompts have the same beginning: after the system block, and before the answer.
+"""Where a prompt may be cut so that other prompts have the same beginning: after the system block, after a document that a
+question follows, and before the answer.
 
-Both are read off the chat template itself, by rendering the conversation differently and comparing the beginnings. A cut is
-moved back behind a special token, for text is never tokenised across one: what follows cannot change the tokens before it.
+The first and the last are read off the chat template itself, by rendering the conversation differently and comparing the
+beginnings. Such a cut is moved back behind a special token, for text is never tokenised across one: what follows cannot change
+the tokens before it. Behind a blank line the same is true of the tokenizers in use, if no newline follows.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ _OTHER = Message("user", (Part("text", text="\u2603"),))
 
 @dataclass(frozen=True)
 class Cuts:
-    """Token positions: after the system block, and at the end of the last message without the generation prompt. 0: none."""
+    """Token positions: after the system block, behind the last blank line of a conversation's only message, and at the end of the
+    last message without the generation prompt. 0: none."""
 
     system: int = 0
+    document: int = 0
     boundary: int = 0
 
 
@@ -36,9 +40,12 @@ def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, pr
     if leading and len(leading) < len(request.messages):
         system = _common(text, _rendered(loaded, request, (*leading, _OTHER), answer=True))
     boundary = _common(text, _rendered(loaded, request, request.messages, answer=False))
-    found = (_snapped(encoded.ids, ends, special, length) for length in (system, boundary))
-    first, second = (_expanded(encoded.ids, position, prompt, loaded.image_token_id) for position in found)
-    return Cuts(first, second)
+    found = (
+        _snapped(encoded.ids, ends, special, system),
+        _behind_document(request, text, encoded.offsets),
+        _snapped(encoded.ids, ends, special, boundary),
+    )
+    return Cuts(*(_expanded(encoded.ids, position, prompt, loaded.image_token_id) for position in found))
 
 
 def role_at(request: GenerationRequest, encoded: Any | None, text: str, position: int) -> str:
@@ -76,6 +83,22 @@ def _common(first: str, second: str) -> int:
         else:
             most = middle - 1
     return least
+
+
+def _behind_document(request: GenerationRequest, text: str, offsets: Sequence[tuple[int, int]]) -> int:
+    """The position behind the last blank line of the user's message, if it is the only one: a document often stands before the
+    question, and the next question comes with the same document."""
+    said = [message for message in request.messages if message.role != "system"]
+    if len(said) != 1 or said[0].role != "user":
+        return 0
+    content = "".join(part.text for part in said[0].parts).strip()
+    at = text.rfind(content) if content else -1
+    blank = text.rfind("\n\n", at, at + len(content)) if at >= 0 else -1
+    if blank < 0:
+        return 0
+    behind = blank + len("\n\n")
+    position = next((i for i, (start, _) in enumerate(offsets) if start >= behind), 0)
+    return position if position and offsets[position - 1][1] <= behind else 0
 
 
 def _snapped(ids: Sequence[int], ends: Sequence[int], special: frozenset[Any], length: int) -> int:

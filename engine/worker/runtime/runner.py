@@ -142,7 +142,9 @@ class Runner:
                 self._prefilling[chunk.id].prefilled = 0  # whatever its cache holds is not to be kept
             else:
                 if chunk.joins:
-                    self._join(self._prefilling.pop(chunk.id))
+                    stepped, refused = self._join(self._prefilling.pop(chunk.id), draws=chunk.draws)
+                    drawn += stepped
+                    failed |= refused
         return StepResult(tuple(drawn), failed)
 
     def _wait_again(self, row: Row) -> None:
@@ -150,10 +152,22 @@ class Runner:
         row.prompt, row.said, row.prefilled, row.cache = (*row.prompt, *row.said), [], 0, None
         self._prefilling[row.id] = row
 
-    def _join(self, row: Row) -> None:
+    def _join(self, row: Row, *, draws: bool) -> tuple[list[Drawn], dict[str, Exception]]:
         assert row.cache is not None
         self.keeper.keep(row.id, list(row.prompt[:-1]), row.cache, ended=False)
+        found = self._step_alone(row) if draws else ([], {})
         self._batch.join(row)
+        return found
+
+    def _step_alone(self, row: Row) -> tuple[list[Drawn], dict[str, Exception]]:
+        """A row's first step in a batch of its own: its token need not wait for a step of all others. Afterwards the token is the
+        end of its prompt, as for a row that was preempted."""
+        alone = Batch(self._model, mrope=self._mrope)
+        alone.join(row)
+        found = alone.step()
+        ((_, _, row.cache),) = alone.caches(frozenset({row.id}))
+        row.prompt, row.said = (*row.prompt, *row.said), []
+        return found
 
     def _prefill(self, chunk: PrefillChunk) -> None:
         row = self._prefilling[chunk.id]
@@ -164,9 +178,9 @@ class Runner:
             # Logits stay lazy and are never computed.
             self._model(ids, cache=row.cache, **self._arguments(row, chunk))
             states = [layer.state for layer in row.cache]
-            # Beside running rows the next step's tokens are waited for anyway, and this tick's are sent without waiting
-            # for the prompt. Alone, waiting here bounds what is queued, and so how long a cancellation takes.
-            if self._batch.busy:
+            # Behind a decode step the next one's tokens are waited for anyway, and this tick's are sent without waiting for
+            # the prompt. Without one, waiting here bounds what is queued, and so how long a cancellation takes.
+            if self._batch.pending:
                 mx.async_eval(states)
             else:
                 mx.eval(states)

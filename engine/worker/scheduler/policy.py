@@ -24,12 +24,14 @@ ROWS_WITH_RESERVE: Final = 4
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Run prompt tokens start..stop of one sequence; `joins` when that completes its prefill."""
+    """Run prompt tokens start..stop of one sequence; `joins` when that completes its prefill, and `draws` when its first token is
+    to be drawn at once, without the rows that run."""
 
     id: str
     start: int
     stop: int
     joins: bool
+    draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,9 @@ class Scheduler:
     def plan(self) -> Plan:
         leave = self._leaving | {one.id for one in self._running.values() if one.exhausted}
         prefill = self._prefill_chunks()
-        rows = [one for one in self._running.values() if one.id not in leave]
         return Plan(
             leave=frozenset(leave),
-            decode=bool(rows) and not (self._pauses(rows, prefill)),
+            decode=bool(self._staying) and not self._pauses(prefill),
             prefill=tuple(prefill),
             preempted=frozenset(self._preempting),
         )
@@ -187,6 +188,7 @@ class Scheduler:
             if chunk.joins:
                 del self._waiting[chunk.id]
                 sequence.phase = Phase.RUNNING
+                sequence.issued += chunk.draws
                 self._running[sequence.id] = sequence
 
     def check(self) -> None:
@@ -263,16 +265,23 @@ class Scheduler:
             while budget > 0 and not joins:
                 stop = start + sequence.next_chunk(start, budget)
                 joins = stop == sequence.prefill_tokens
-                chunks.append(PrefillChunk(sequence.id, start, stop, joins))
+                draws = (
+                    joins and not sequence.whole and sequence.priority is not Priority.BATCH and self._only_batch_runs
+                )
+                chunks.append(PrefillChunk(sequence.id, start, stop, joins, draws))
                 budget -= max(stop - start, 1)
                 start = stop
         return chunks
 
-    def _pauses(self, rows: list[Sequence], prefill: list[PrefillChunk]) -> bool:
-        """Batch rows among themselves wait while held, and for the prompt of whoever waits for an answer."""
-        if any(one.priority is not Priority.BATCH for one in rows):
-            return False
-        return self.held or any(self._waiting[chunk.id].priority is not Priority.BATCH for chunk in prefill)
+    @property
+    def _only_batch_runs(self) -> bool:
+        rows = self._staying
+        return bool(rows) and all(one.priority is Priority.BATCH for one in rows)
+
+    def _pauses(self, prefill: list[PrefillChunk]) -> bool:
+        """Batch rows among themselves wait while held, and for any prompt: it may be that of somebody who waits; and for another
+        of the batch, more rows then share every step, and whoever comes meanwhile finds one thing under way instead of two."""
+        return self._only_batch_runs and (self.held or bool(prefill))
 
     def _wait_again(self, sequence: Sequence) -> None:
         """Its prompt is now all that it has read and said."""
