@@ -1,7 +1,7 @@
 """The worker's one loop: mailbox → restore → plan → execute → apply → emit.
 
-Owned by the main thread, which alone touches the model. Other threads only put messages into the mailbox: the gateway's, and
-what the KV cache's thread has read or written.
+Owned by the main thread, which alone touches the model. Other threads only put messages into the mailbox: the gateway's,
+what the KV cache's thread has read or written, and compiled forms.
 """
 
 from __future__ import annotations
@@ -145,10 +145,11 @@ class Loop:
             self._fail(request_id, DeadlineExceeded("the answer was not complete by its deadline"))
         if self._runner is not None:
             self._run(self._runner, began)
+        self._emit()  # no token waits for a job
         if (job := self._jobs.next(began, self._may_step)) is not None:
             self._step(job)
             self._ticks.interrupted()
-        self._emit()
+            self._emit()
         self._report()
 
     def _run(self, runner: Runner, now: float) -> None:
@@ -400,10 +401,6 @@ class Loop:
             look_up = self._lookups.get(request_id)
             if look_up is None or look_up(runner.prompt(request_id)):
                 self._scheduler.fetched(request_id)
-
-    def preempt(self, request_id: str) -> bool:
-        """Swap a running row out: its KV goes to the cache, and it goes on when it is its turn again. False if it cannot."""
-        return self._scheduler.preempt(request_id)
 
     def _report(self, *, now: bool = False) -> None:
         for reporter in self._reporters:

@@ -204,7 +204,7 @@ def test_a_preempted_row_goes_on_in_its_form(model: Callable[..., Loaded]) -> No
     while not driver.over("a"):
         driver.tick()
         if driver.ticks % 9 == 0:
-            preempted += driver.loop.preempt("a")
+            preempted += driver.loop._scheduler.preempt("a")
     assert preempted >= 3
     assert driver.raw("a") == alone
     assert_person(driver.text("a"))

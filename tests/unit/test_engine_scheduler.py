@@ -249,8 +249,10 @@ def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
 
 
 def test_the_scheduler_is_imported_without_mlx() -> None:
-    code = "import sys, engine.worker.scheduler.jobs, engine.worker.scheduler.policy; "
+    code = (
+        "import sys, engine.worker.scheduler.jobs, engine.worker.scheduler.policy; "
         "sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
