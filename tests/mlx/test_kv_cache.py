@@ -93,7 +93,7 @@ def test_a_preempted_row_goes_on_as_if_nothing_had_happened(
     while not all(driver.over(item.id) for item in rows):
         said = len(driver.of("a", TextDelta))
         if said in (5, 20) and swapped < said:
-            swapped = said if driver.loop.preempt("a") else swapped
+            swapped = said if driver.loop._scheduler.preempt("a") else swapped
         driver.tick()
     assert swapped == 20
     assert {item.id: driver.raw(item.id) for item in rows} == expected
