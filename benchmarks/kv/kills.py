@@ -3,7 +3,7 @@
     make kv-kills        (python -m benchmarks.kv.kills [--directory-kills N] [--engine-kills N])
 
 A kill counts when the file that was being written is still there, not empty, under its temporary name, after the process is
-dead. At two levels:
+dead. So that most do, the process is stopped (SIGSTOP) at a random moment first: without such a file it goes on. At two levels:
 
 - `directory`: a process that fills one KV directory is killed at a random moment after such a file appeared. Then the
   directory is opened again: it must keep its cap, hold the same entries as files, and every file must be what was written.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import math
 import multiprocessing
 import os
 import random
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ LONG_ANSWER_TOKENS = 300
 """While rows decode, files are written piece by piece, with pauses: time to see one and to kill."""
 ENGINE_CAP = 10_000_000
 """The model's lease is half of it, nine files: every few rounds something has to go."""
-WRITE_SECONDS, TRIES = 60.0, 4
+WRITE_SECONDS, LAST_SECONDS, TRIES = 60.0, 3.0, 4
 LOGPROB_NOISE = 1e-3
 """Between two float32 runs of one prompt in other chunks; a block of KV in a wrong place moves it by far more."""
 
@@ -118,11 +119,14 @@ def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
             raise Broken(f"only {tally.landed} of {tally.tried} kills landed inside a write")
         writer = context.Process(target=_fill, args=(folder, tally.tried * 1_000_000), daemon=True)
         writer.start()
-        started, later = time.monotonic(), moments.uniform(0.0, LATEST_SECONDS)
-        while not half_written(folder):
+        started, caught = time.monotonic(), False
+        assert writer.pid is not None
+        while not caught:
             if time.monotonic() - started > WRITE_SECONDS or not writer.is_alive():
                 raise Broken("the writer wrote nothing")
-        time.sleep(later)
+            if half_written(folder):
+                time.sleep(moments.uniform(0.0, LATEST_SECONDS))
+                caught = _stopped([writer.pid], lambda: half_written(folder))
         writer.kill()
         writer.join()
         tally.landed += bool(half_written(folder))
@@ -130,6 +134,18 @@ def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
         if tally.tried % 20 == 0:
             print(f"directory: {tally.landed} of {tally.tried} kills landed inside a write", flush=True)
     return tally
+
+
+def _stopped(pids: Sequence[int], writing: Callable[[], set[Path]]) -> bool:
+    """Stop processes if they are in the middle of a write; else they go on."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.001)  # each of its threads has to notice
+    if writing():
+        return True
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    return False
 
 
 def _fill(folder: Path, first: int) -> None:
@@ -248,9 +264,13 @@ def _kill_inside_a_write(client: Client, head: str, *, whole: bool) -> bool:
     left = half_written_below(home)
     pids = _workers(client.server.pid)
     with _asking(client, head) as stopping:
-        begun = time.monotonic()
-        while not (now := half_written_below(home)) - left:
-            _must(time.monotonic() - begun < WRITE_SECONDS, "the engine wrote nothing")
+        begun, last = time.monotonic(), math.inf
+        while time.monotonic() < last + LAST_SECONDS:  # it has written all there was to write: this kill lands nowhere
+            _must(last < math.inf or time.monotonic() - begun < WRITE_SECONDS, "the engine wrote nothing")
+            if half_written_below(home) - left:
+                last = time.monotonic()
+                if _stopped(pids, lambda: half_written_below(home) - left):
+                    break
         if whole:
             os.kill(client.server.pid, signal.SIGKILL)
         for pid in pids:
@@ -258,7 +278,7 @@ def _kill_inside_a_write(client: Client, head: str, *, whole: bool) -> bool:
                 os.kill(pid, signal.SIGKILL)
         stopping.set()
     _wait_until_dead(pids)
-    _must(not now & left, "what an earlier kill left is still there when the next file is written")
+    _must(not half_written_below(home) & left, "what an earlier kill left is still there when the next file is written")
     return bool(half_written_below(home) - left)
 
 

@@ -61,6 +61,8 @@ class Jobs(Generic[Result]):
     def remove(self, job_id: str) -> None:
         """Its end, or a cancellation. Unknown ids are ended already."""
         self._queue.pop(job_id, None)
+        if not self._queue:
+            self._turn_of.clear()
 
     def ready(self, may: Callable[[Queued[Result]], bool]) -> list[Queued[Result]]:
         """The jobs that `may` have a turn now, in order of arrival."""
