@@ -424,6 +424,7 @@ class Loop:
             case Saved():
                 self._kv.saved(answer)
             case Cleared():
+                self._kv.cleared()
                 self._report(self._kv, now=True)
             case _:
                 assert_never(answer)

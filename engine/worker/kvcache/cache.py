@@ -116,8 +116,8 @@ class PrefixCache:
         self._memory = MemoryTier(memory_bytes)
         self._io = None if open_directory is None else IoThread(open_directory, post)
         self._sessions: dict[str, Session] = {}
-        self._followers: dict[str, list[str]] = {}
-        self._asked: dict[str, Prompt] = {}
+        self._followers: dict[str, dict[str, bytes]] = {}
+        self._asked: dict[str, frozenset[bytes]] = {}
         self._due: deque[bytes] = deque()
         self._tips: dict[bytes, None] = {}
         self._saving: dict[bytes, int] = {}
@@ -152,7 +152,8 @@ class PrefixCache:
             tenant=tenant,
         )
         prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
-        session = Session(request_id, prompt, store, system, document, boundary, role_at, self._epoch)
+        cuts = [place if chunks.whole(place, media) == place else 0 for place in (system, document, boundary)]
+        session = Session(request_id, prompt, store, *cuts, role_at, self._epoch)
         self._sessions[request_id] = session
         self._report.prompts += 1
         in_memory = self._plan(session)
@@ -160,13 +161,19 @@ class PrefixCache:
         if self._io is None or self._io.off is not None or nothing_left:
             self._decide(session, in_memory)
             return True
-        # Who shares the beginning with a prompt that is being read waits for it instead of reading it again.
-        leader = next((other for other in self._followers if _share(self._asked[other], prompt)), None)
+        self._ask_or_wait(session, in_memory)
+        return False
+
+    def _ask_or_wait(self, session: Session, in_memory: Match) -> None:
+        """Who lacks a block that is being read for another waits for it instead of reading it again."""
+        lacking = next(
+            (block.key for block in session.prompt.blocks if block.complete and block.key not in self._memory), b""
+        )
+        leader = next((other for other, asked in self._asked.items() if lacking in asked), None)
         if leader is not None:
-            self._followers[leader].append(request_id)
+            self._followers[leader][session.id] = lacking
         else:
             self._ask(session, in_memory)
-        return False
 
     def _ask(self, session: Session, in_memory: Match) -> None:
         assert self._io is not None
@@ -174,7 +181,8 @@ class PrefixCache:
         self._pin(session, in_memory.keys)
         snapshot = self._memory.snapshot(session.prompt.parents)
         sight = tuple(self._sights(session)) if session.store else ()
-        self._followers[session.id], self._asked[session.id] = [], session.prompt
+        self._followers[session.id] = {}
+        self._asked[session.id] = frozenset(block.key for block in session.prompt.blocks if block.complete)
         self._io.ask(
             Find(session.id, self._epoch, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight)
         )
@@ -199,11 +207,11 @@ class PrefixCache:
 
     def found(self, answer: Found) -> list[str]:
         """All that a request asked for is here. Returns the requests that need not wait any longer."""
-        waiting = [answer.id, *self._followers.get(answer.id, ())]
+        waiting = [answer.id, *self._followers.get(answer.id, {})]
         return self._found(answer, waiting) if not self.broken else waiting
 
     def _found(self, answer: Found, waiting: list[str]) -> list[str]:
-        followers = self._followers.pop(answer.id, [])
+        followers = self._followers.pop(answer.id, {})
         self._asked.pop(answer.id, None)
         try:
             session = self._sessions.get(answer.id)
@@ -211,8 +219,11 @@ class PrefixCache:
                 session.corrupt = answer.corrupt
                 self._pin(session, [key for key in answer.match.keys if key in self._memory])
                 self._decide(session, self._plan(session), answer.match.matched if answer.epoch == self._epoch else 0)
-            for follower in [self._sessions[name] for name in followers if name in self._sessions]:
-                self._ask(follower, self._plan(follower))
+            for name, awaited in followers.items():
+                if (follower := self._sessions.get(name)) is not None:
+                    # What came for one may go on for all. What did not come is not there: nobody need wait for another.
+                    ask = self._ask_or_wait if awaited in self._memory else self._ask
+                    ask(follower, self._plan(follower))
         except Exception as error:
             logger.exception("the KV cache failed", extra={"action": "kv_failed"})
             self.fault(f"{type(error).__name__} in found; the log says more", waiting)
@@ -231,7 +242,7 @@ class PrefixCache:
         """Something failed in here. What it was for is not looked up and kept any more."""
         for request_id in request_ids:
             if isinstance(request_id, str) and (session := self._sessions.pop(request_id, None)) is not None:
-                self._unpin(session)
+                self._unpin_all(session)  # no more: whoever makes room may be what failed
         self._faults += 1
         if self._faults >= FAULTS:
             self.broken = what
@@ -306,7 +317,8 @@ class PrefixCache:
             return
         if not session.written_tokens and session.began:
             self._measure(session, len(tokens))
-        sequence = Prompt.of(session.prompt.root, chunks.as_tokens(tokens), session.prompt.media)
+        stop = chunks.whole(len(tokens), session.prompt.media)  # of a prefill that was cancelled inside a medium
+        sequence = Prompt.of(session.prompt.root, chunks.as_tokens(tokens[:stop]), session.prompt.media)
         total_seconds = len(tokens) * self._seconds_a_token
         going_on = forced or self._goes_on(session)
         keys = [block.key for block in sequence.blocks]
@@ -327,13 +339,15 @@ class PrefixCache:
                 break  # a prompt larger than the tier: its beginning is what can be used
             self._keep(held)
             self._outgrow(entry)
-        if ended and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
+        whole = stop == len(tokens)
+        if ended and whole and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
             keys.append(self._keep_state(session, sequence.tokens, cache, tip=True, wanted=forced))
             self._supersede(session)
         self._memory.touch(keys)
         session.written_tokens = len(tokens)
         self._faults = 0
 
+    @_harmless(None)
     def close(self, request_id: str) -> None:
         """The request is over, whatever became of it."""
         if (session := self._sessions.pop(request_id, None)) is not None:
@@ -352,7 +366,8 @@ class PrefixCache:
         if self._io is None or self._io.off is not None:
             return None
         self._io.busy = busy
-        self._memory.forget(MEMORY_SECONDS)
+        if not busy:
+            self._memory.forget(MEMORY_SECONDS)
         while self._due and len(self._saving) < SAVES_AT_ONCE:
             self._save(self._due.popleft())
         if not self._tips:
@@ -415,6 +430,10 @@ class PrefixCache:
         self._tips.clear()
         if self._io is not None:
             self._io.order(Clear())
+
+    def cleared(self) -> None:
+        """All that was asked of the disk before `clear` is answered: what was not written for that reason can be."""
+        self._refused.clear()
 
     @property
     def report(self) -> KvReport:
@@ -619,14 +638,14 @@ class PrefixCache:
                 session.pinned.append(key)
 
     def _unpin(self, session: Session) -> None:
-        for key in session.pinned:
-            self._unpin_one(key)
-        session.pinned.clear()
+        self._unpin_all(session)
         self._spill(self._memory.shrink(self._memory.limit_bytes))
 
-    def _unpin_one(self, key: bytes) -> None:
-        if (held := self._memory.get(key)) is not None and held.pins:
-            held.pins -= 1
+    def _unpin_all(self, session: Session) -> None:
+        for key in session.pinned:
+            if (held := self._memory.get(key)) is not None and held.pins:
+                held.pins -= 1
+        session.pinned.clear()
 
     def _measure(self, session: Session, tokens: int) -> None:
         """Seconds that a token of prefill takes, smoothed."""
@@ -635,8 +654,3 @@ class PrefixCache:
             return
         now = (time.monotonic() - session.began) / (tokens - restored)
         self._seconds_a_token = now if not self._seconds_a_token else 0.7 * self._seconds_a_token + 0.3 * now
-
-
-def _share(mine: Prompt, yours: Prompt) -> bool:
-    """Whether two prompts have their first block in common."""
-    return bool(mine.blocks and yours.blocks) and mine.blocks[0].complete and mine.blocks[0].key == yours.blocks[0].key

@@ -139,6 +139,7 @@ class IoThread:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="kv-read")
         self._ready = threading.Event()
         self._directory: Directory | None = None
+        self._answered: Find | None = None
         self._try_again_at = 0.0
         self._thread = threading.Thread(target=self._run, name="kv-io", daemon=True)
         self._thread.start()
@@ -288,9 +289,13 @@ class IoThread:
             corrupt = True
             self.traffic.corrupt += len(damaged)
             directory.remove(damaged)
-        self._post(answer)
-        if find.sight and (seen := directory.index.sight(find.sight, now=time.time())):
+        # Before the answer, which is told to the user with what was missing; noting it is a write, and nobody waits for it.
+        if find.sight and (seen := directory.index.sighted(find.sight)):
             self._post(Seen(find.id, frozenset(seen)))
+        self._post(answer)
+        self._answered = find
+        if find.sight:
+            directory.index.sight(find.sight, now=time.time())
 
     def _read(self, directory: Directory, find: Find, keys: Sequence[bytes], known: set[bytes]) -> list[bytes]:
         """Read files, a few at once, and hand over each as it comes. Returns the keys of those that could not be read."""
@@ -310,7 +315,8 @@ class IoThread:
     def _answer_nothing(self, job: Find | Order) -> None:
         match job:
             case Find():
-                self._post(Found(job.id, job.epoch, plan(job.prompt, job.snapshot, has_state=job.has_state)))
+                if job is not self._answered:
+                    self._post(Found(job.id, job.epoch, plan(job.prompt, job.snapshot, has_state=job.has_state)))
             case Save():
                 self.traffic.refused += 1
                 self._post(Saved(job.entry.key, kept=False))
