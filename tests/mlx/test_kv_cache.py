@@ -354,6 +354,28 @@ def test_what_many_requests_lack_is_read_once_also_behind_what_they_share_with_a
     driver.end()
 
 
+def test_requests_that_wait_hold_no_more_memory_than_there_is(model: Callable[..., Loaded], tmp_path: Path) -> None:
+    loaded = model("plain")
+    asked = [ask(f"r{i}", words(1500, 100 + i), tokens=8) for i in range(8)]
+    first = KvDriver(loaded, tmp_path / "kv")
+    expected = first.run(asked)
+    first.end()
+    driver = KvDriver(loaded, tmp_path / "kv", memory_bytes=4_000_000, max_rows=1)  # two prompts and a half
+    for item in asked:
+        driver.post(item)
+    held = 0
+    while not all(driver.over(item.id) for item in asked):
+        driver.tick()
+        held = max(held, driver.kv.report.memory_bytes)
+    assert held <= 6_000_000
+    assert {item.id: driver.raw(item.id) for item in asked} == expected
+    assert all(driver.cached(item.id) >= 1500 for item in asked)
+    assert all(driver.note(item.id).tier == "ssd" for item in asked)
+    assert driver.kv._io is not None
+    assert driver.kv._io._ahead == 0
+    driver.end()
+
+
 def test_what_had_to_give_way_on_ssd_is_named(model: Callable[..., Loaded], tmp_path: Path) -> None:
     limits = replace(LIMITS, disk_bytes=1_500_000)
     driver = KvDriver(model("plain"), tmp_path / "kv", memory_bytes=1, limits=limits)

@@ -50,7 +50,8 @@ class Identity:
 
 @dataclass
 class Session:
-    """One request. `system`, `document` and `boundary` are token positions (0: none); `role_at` names a token's message."""
+    """One request. `system`, `document` and `boundary` are token positions (0: none); `role_at` names a token's message. `late`:
+    what is on SSD is read when it begins, for `ahead_bytes` of others are waiting in memory."""
 
     id: str
     prompt: Prompt
@@ -63,6 +64,8 @@ class Session:
     fetched: set[bytes] = field(default_factory=set)
     seen: frozenset[bytes] = frozenset()
     corrupt: bool = False
+    late: bool = False
+    ahead_bytes: int = 0
     pinned: list[bytes] = field(default_factory=list)
     match: Match | None = None
     stops: tuple[admission.Stop, ...] = ()
@@ -114,10 +117,12 @@ class PrefixCache:
         self._new_cache, self._identity, self._off = new_cache, identity, off
         self._layout = records.layout(new_cache())
         self._memory = MemoryTier(memory_bytes)
-        self._io = None if open_directory is None else IoThread(open_directory, post)
+        self._io = None if open_directory is None else IoThread(open_directory, post, ahead_bytes=memory_bytes)
         self._sessions: dict[str, Session] = {}
         self._followers: dict[str, dict[str, bytes]] = {}
         self._asked: dict[str, frozenset[bytes]] = {}
+        self._reading_late = ""
+        self._behind: list[str] = []
         self._due: deque[bytes] = deque()
         self._tips: dict[bytes, None] = {}
         self._saving: dict[bytes, int] = {}
@@ -152,8 +157,10 @@ class PrefixCache:
             tenant=tenant,
         )
         prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
-        cuts = [place if chunks.whole(place, media) == place else 0 for place in (system, document, boundary)]
-        session = Session(request_id, prompt, store, *cuts, role_at, self._epoch)
+        system, document, boundary = (
+            place if chunks.whole(place, media) == place else 0 for place in (system, document, boundary)
+        )
+        session = Session(request_id, prompt, store, system, document, boundary, role_at, self._epoch)
         self._sessions[request_id] = session
         self._report.prompts += 1
         in_memory = self._plan(session)
@@ -175,7 +182,7 @@ class PrefixCache:
         else:
             self._ask(session, in_memory)
 
-    def _ask(self, session: Session, in_memory: Match) -> None:
+    def _ask(self, session: Session, in_memory: Match, *, now: bool = False) -> None:
         assert self._io is not None
         # What is here stays here until it is used.
         self._pin(session, in_memory.keys)
@@ -184,7 +191,9 @@ class PrefixCache:
         self._followers[session.id] = {}
         self._asked[session.id] = frozenset(block.key for block in session.prompt.blocks if block.complete)
         self._io.ask(
-            Find(session.id, self._epoch, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight)
+            Find(
+                session.id, self._epoch, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight, now
+            )
         )
 
     @_harmless(None)
@@ -205,10 +214,28 @@ class PrefixCache:
         if session is not None:
             session.fetched.add(key)
 
+    @_harmless(True)
+    def ready(self, request_id: str) -> bool:
+        """Whether a row may begin. False: its KV is read first, after that of another which is read for the same reason; `found`
+        says when to try again."""
+        session = self._sessions.get(request_id)
+        if session is None or not session.late:
+            return True
+        if self._reading_late:
+            self._behind.append(request_id)
+        else:
+            session.late = False
+            self._ask(session, self._plan(session), now=True)
+            self._reading_late = request_id
+        return False
+
     def found(self, answer: Found) -> list[str]:
         """All that a request asked for is here. Returns the requests that need not wait any longer."""
         waiting = [answer.id, *self._followers.get(answer.id, {})]
-        return self._found(answer, waiting) if not self.broken else waiting
+        behind: list[str] = []
+        if answer.id == self._reading_late:
+            self._reading_late, behind, self._behind = "", self._behind, []
+        return [*(self._found(answer, waiting) if not self.broken else waiting), *behind]
 
     def _found(self, answer: Found, waiting: list[str]) -> list[str]:
         followers = self._followers.pop(answer.id, {})
@@ -216,9 +243,15 @@ class PrefixCache:
         try:
             session = self._sessions.get(answer.id)
             if session is not None:
-                session.corrupt = answer.corrupt
+                session.corrupt, session.late = answer.corrupt, answer.late
+                session.ahead_bytes += answer.read_bytes
+                if answer.late:
+                    session.fetched.update(key for key in answer.match.keys if key not in self._memory)
                 self._pin(session, [key for key in answer.match.keys if key in self._memory])
-                self._decide(session, self._plan(session), answer.match.matched if answer.epoch == self._epoch else 0)
+                match = answer.match if answer.late else self._plan(session)
+                self._decide(session, match, answer.match.matched if answer.epoch == self._epoch else 0)
+            elif self._io is not None:
+                self._io.release(answer.read_bytes)
             for name, awaited in followers.items():
                 if (follower := self._sessions.get(name)) is not None:
                     # What came for one may go on for all. What did not come is not there: nobody need wait for another.
@@ -646,6 +679,9 @@ class PrefixCache:
             if (held := self._memory.get(key)) is not None and held.pins:
                 held.pins -= 1
         session.pinned.clear()
+        if self._io is not None:
+            self._io.release(session.ahead_bytes)
+        session.ahead_bytes = 0
 
     def _measure(self, session: Session, tokens: int) -> None:
         """Seconds that a token of prefill takes, smoothed."""
