@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.kvstore.directory import LAYOUT, Limits
-from engine.kvstore.index import Entry
+from engine.kvstore.index import Entry, Index, Unavailable
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import chunks, records
 from engine.worker.kvcache.cache import PrefixCache
@@ -206,6 +206,20 @@ def test_a_document_before_a_question_is_found_by_the_second_question(
     driver.end()
 
 
+def test_a_picture_and_a_document_before_a_question_are_found_by_the_second_question(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = model("hybrid")
+    asked = [ask(f"q{i}", f"{words(700, 3)}\n\n{words(20, i)}", images=(picture(1),), tokens=8) for i in range(2)]
+    asked.append(ask("other", f"{words(700, 3)}\n\n{words(20, 1)}", images=(picture(2),), tokens=8))
+    expected = plainly(loaded, None, asked)
+    driver = KvDriver(loaded, tmp_path / "kv")
+    assert {item.id: driver.run([item])[item.id] for item in asked} == expected
+    assert driver.cached("q1") >= 700
+    assert driver.cached("other") == 0  # no state in front of the picture
+    driver.end()
+
+
 @pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
 def test_a_chat_computes_its_last_turn_only_also_after_a_restart(
     model: Callable[..., Loaded], tmp_path: Path, kind: str
@@ -373,6 +387,22 @@ def test_requests_that_wait_hold_no_more_memory_than_there_is(model: Callable[..
     assert all(driver.note(item.id).tier == "ssd" for item in asked)
     assert driver.kv._io is not None
     assert driver.kv._io._ahead == 0
+    driver.end()
+
+
+def test_a_lookup_is_answered_once_also_when_it_cannot_be_noted(
+    model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object, **__: object) -> None:
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(Index, "sight", is_full)
+    driver, answered = KvDriver(model("plain"), tmp_path / "kv"), []
+    found = driver.kv.found
+    monkeypatch.setattr(driver.kv, "found", lambda answer: (answered.append(answer.id), found(answer))[1])
+    driver.run([request("r0", 0)])
+    assert answered == ["r0"]
+    assert "full" in driver.kv.report.off
     driver.end()
 
 
