@@ -218,16 +218,19 @@ class Directory:
         if about is not None and about.get("layout") != LAYOUT:
             self.relaid = True
             self._erase()
-        if about is None or self.relaid:
             return self._create()
         try:
-            return Index(self.path / "index.sqlite")
+            index = Index(self.path / "index.sqlite")
         except Damaged as error:
             logger.warning("the KV index is damaged and made anew: %s", error, extra={"action": "kv_index_damaged"})
+            self._erase()
+            return self._create()
         except Unavailable as error:
             raise Unusable(f"{self.path} cannot be used: {error}") from error
-        self._erase()
-        return self._create()
+        if about is None:  # new, or lost: entries have the layout in their keys
+            index.close()
+            return self._create()
+        return index
 
     def _written_today(self) -> int:
         """Bytes written to files on this day of local time, whatever became of them."""

@@ -189,12 +189,16 @@ class Index:
             found: tuple[int, int] = self._db.execute("SELECT bytes, entries FROM total").fetchone()
         return found
 
-    def sight(self, keys: Sequence[bytes], *, now: float) -> set[bytes]:
-        """Note prefixes as seen; returns those that were seen before."""
-        before = self._among("sighting", keys)
+    def sighted(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which prefixes were seen before."""
+        return self._among("sighting", keys)
+
+    def sight(self, keys: Sequence[bytes], *, now: float) -> None:
+        """Note prefixes as seen."""
+        before = self.sighted(keys)
         new = [key for key in dict.fromkeys(keys) if key not in before]
         if not new:
-            return before
+            return
         with self._transaction():
             self._db.executemany("INSERT INTO sighting VALUES (?, ?)", [(key, now) for key in new])
             self._sightings += len(new)
@@ -205,7 +209,6 @@ class Index:
                 )
                 self._sightings -= forget
             self._db.execute("UPDATE total SET sightings = ?", (self._sightings,))
-        return before
 
     def _among(self, table: Literal["entry", "sighting"], keys: Sequence[bytes]) -> set[bytes]:
         found: set[bytes] = set()

@@ -84,7 +84,7 @@ class Leases:
     def __init__(self, root: Path, caps: Caps, *, memory_bytes: int, flush_seconds: float) -> None:
         self.root, self.caps = root, caps
         self._memory_bytes, self._flush_seconds = memory_bytes, flush_seconds
-        self._granted: dict[Path, tuple[int, int]] = {}
+        self._granted: dict[Path, list[tuple[int, int]]] = {}
         self._turn = threading.RLock()
 
     def grant(self, fingerprint: str) -> Lease:
@@ -95,19 +95,18 @@ class Leases:
             return self.memory_only(fingerprint, cause)
         path = self.root / fingerprint[:32]
         with self._turn:
+            disk, _ = self._left(path)
+            self.trim(max(0, self.caps.disk_bytes // LEAST_SHARE - disk), spare=path)
             disk, writes = self._left(path)
-            wanted = self.caps.disk_bytes // LEAST_SHARE
-            if disk < wanted:
-                self.trim(wanted - disk, spare=path)
-                disk, writes = self._left(path)
-            own = sum(found.contents.bytes for found in self.reports() if found.path == path)
-            share = max(disk // 2, min(disk, own))
+            own = next((found for found in self.reports() if found.path == path), None)
+            share = max(disk // 2, min(disk, own.contents.bytes if own is not None else 0))
             try:
-                note_lease(path, share, writes // 2)
+                # Its owner may be another worker with the same weights, whose lease counts until it ends.
+                note_lease(path, *_most([(share, writes // 2), own.lease if own is not None else (0, 0)]))
             except OSError as error:
                 logger.warning("KV is kept in memory only: %s", error, extra={"action": "kv_disk_off"})
                 return self.memory_only(fingerprint, str(error))
-            self._granted[path] = (share, writes // 2)
+            self._granted.setdefault(path, []).append((share, writes // 2))
         caps = self.caps
         return Lease(
             self._memory_bytes,
@@ -128,7 +127,11 @@ class Leases:
         """Its worker has ended."""
         if lease.directory is not None:
             with self._turn:
-                self._granted.pop(lease.directory, None)
+                granted = self._granted.get(lease.directory, [])
+                if (size := (lease.disk_bytes, lease.write_bytes)) in granted:
+                    granted.remove(size)
+                if not granted:
+                    self._granted.pop(lease.directory, None)
 
     def trim(self, size: int = 0, *, spare: Path | None = None) -> int:
         """Free `size` bytes of directories without a worker, the longest unused entries first, and what is over age; and make
@@ -167,8 +170,8 @@ class Leases:
         others = [found for found in self.reports() if found.path != path]
         writes = 0
         for found in others:
-            granted = self._granted.get(found.path, found.lease)
-            writes += max(granted[1], found.contents.written_today)
+            _, may_write = _most(self._granted.get(found.path, [found.lease]))
+            writes += max(may_write, found.contents.written_today)
         return (
             max(0, self.caps.disk_bytes - self._others_disk(path, besides=[])),
             max(0, self.caps.write_bytes_a_day - writes),
@@ -177,8 +180,8 @@ class Leases:
     def _others_disk(self, path: Path | None, *, besides: list[Path]) -> int:
         """What directories take or may take, but for `path` and `besides`."""
         found = {item.path: max(item.lease[0], item.contents.bytes) for item in self.reports()}
-        for name, (disk, _) in self._granted.items():
-            found[name] = max(disk, found.get(name, 0))
+        for name, granted in self._granted.items():
+            found[name] = max(_most(granted)[0], found.get(name, 0))
         return sum(size for name, size in found.items() if name != path and name not in besides)
 
     def _taken(self, path: Path, spare: Path | None) -> Directory | None:
@@ -190,6 +193,11 @@ class Leases:
             return Directory(path, limits, read_about(path) or {})
         except (Owned, Unusable, Damaged, Unavailable, OSError):
             return None
+
+
+def _most(granted: list[tuple[int, int]]) -> tuple[int, int]:
+    """Bytes on disk and of a day's writes that whoever of several has the directory may take."""
+    return max(disk for disk, _ in granted), max(writes for _, writes in granted)
 
 
 def _carefully(work: Callable[[], object], directory: Directory) -> bool:

@@ -378,6 +378,7 @@ class Loop:
             case Saved():
                 self._kv.saved(answer)
             case Cleared():
+                self._kv.cleared()
                 self._report(now=True)
             case _:
                 assert_never(answer)
@@ -385,6 +386,9 @@ class Loop:
     def _restore(self, runner: Runner) -> None:
         """Rows that begin now begin with what memory has of their prompts."""
         for sequence in self._scheduler.starting():
+            if self._kv is not None and not self._kv.ready(sequence.id):
+                sequence.phase = Phase.FETCHING
+                continue
             sequence.prefilled = runner.restore(sequence.id)
             if self._kv is not None:
                 sequence.stops = self._kv.stops(sequence.id)

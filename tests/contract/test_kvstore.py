@@ -179,6 +179,21 @@ def test_a_damaged_index_begins_anew_and_leaves_no_orphan(tmp_path: Path, damage
             assert len(files(folder)) == found.contents.entries == 1
 
 
+@pytest.mark.parametrize("about", [b"", b"[1]", None])
+def test_a_directory_begins_anew_when_its_index_and_what_it_says_of_itself_are_damaged(
+    tmp_path: Path, about: bytes | None
+) -> None:
+    folder = tmp_path / "kv"
+    with contextlib.closing(Directory(folder, ROOMY, ABOUT)) as found:
+        add(found, "old")
+    (folder / "about.json").unlink() if about is None else (folder / "about.json").write_bytes(about)
+    (folder / "index.sqlite").write_bytes(os.urandom(20_000))
+    with contextlib.closing(Directory(folder, ROOMY, ABOUT)) as found:
+        assert add(found, "new")
+        assert len(files(folder)) == found.contents.entries == 1
+    assert (directories.read_about(folder) or {})["model"] == "m"
+
+
 def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unusable, match="cannot be used"):
@@ -301,6 +316,32 @@ def test_two_gateways_on_one_home_keep_the_cap_and_the_budget_together(tmp_path:
             granted.append(lease)
         assert sum(lease.disk_bytes for lease in granted) <= 100_000
         assert sum(lease.write_bytes for lease in granted) <= 100_000
+
+
+def test_two_workers_with_the_same_weights_do_not_hide_each_other_s_lease(tmp_path: Path) -> None:
+    gateway, other = leases(tmp_path), leases(tmp_path)
+    first, beside = gateway.grant("same"), gateway.grant("beside")
+    with contextlib.ExitStack() as stack:
+        for lease in (first, beside):
+            assert lease.directory is not None
+            stack.enter_context(contextlib.closing(Directory(lease.directory, ROOMY, ABOUT)))
+        second, third = gateway.grant("same"), other.grant("same")
+        assert max(second.disk_bytes, third.disk_bytes) < first.disk_bytes
+        gateway.give_back(second)
+        noted = {report.path: report.lease[0] for report in gateway.reports()}
+        assert noted == {first.directory: first.disk_bytes, beside.directory: beside.disk_bytes}
+        granted = [first, beside, *(gateway.grant(f"{number}") for number in range(6))]
+        assert sum(lease.disk_bytes for lease in granted) <= 100_000
+
+
+def test_what_is_over_age_goes_when_any_model_is_loaded(tmp_path: Path) -> None:
+    fill(tmp_path / "idle", 3)
+    with contextlib.closing(Directory(tmp_path / "idle", ROOMY, ABOUT)) as found:
+        found.index.touch([key_of("idle 1")], now=time.time() - 7200)
+    caps = Caps(1 << 30, 1 << 30, free_bytes=0, age_seconds=3600)
+    Leases(tmp_path, caps, memory_bytes=1, flush_seconds=1.0).grant("another")
+    with contextlib.closing(Directory(tmp_path / "idle", ROOMY, ABOUT)) as found:
+        assert [holds(found, f"idle {i}") for i in range(3)] == [True, False, True]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "removed", "a folder"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from engine.kvstore.directory import LAYOUT, Limits
+from engine.kvstore.index import Entry, Index, Unavailable
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import chunks, records
 from engine.worker.kvcache.cache import PrefixCache
+from engine.worker.kvcache.memory_tier import Held, MemoryTier
 from engine.worker.runtime.loader import Loaded
 from engine.workers.protocol import Cancel, FreeMemory
 from tests import checkpoints
@@ -205,6 +208,20 @@ def test_a_document_before_a_question_is_found_by_the_second_question(
     driver.end()
 
 
+def test_a_picture_and_a_document_before_a_question_are_found_by_the_second_question(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = model("hybrid")
+    asked = [ask(f"q{i}", f"{words(700, 3)}\n\n{words(20, i)}", images=(picture(1),), tokens=8) for i in range(2)]
+    asked.append(ask("other", f"{words(700, 3)}\n\n{words(20, 1)}", images=(picture(2),), tokens=8))
+    expected = plainly(loaded, None, asked)
+    driver = KvDriver(loaded, tmp_path / "kv")
+    assert {item.id: driver.run([item])[item.id] for item in asked} == expected
+    assert driver.cached("q1") >= 700
+    assert driver.cached("other") == 0  # no state in front of the picture
+    driver.end()
+
+
 @pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
 def test_a_chat_computes_its_last_turn_only_also_after_a_restart(
     model: Callable[..., Loaded], tmp_path: Path, kind: str
@@ -245,6 +262,23 @@ def test_pictures_are_shared_by_content_and_never_cut(model: Callable[..., Loade
         assert driver.run([item])[item.id] == expected[item.id]
     assert driver.cached("same") > 100
     assert 0 < driver.cached("other") < 24  # what stands before the picture
+    driver.end()
+
+
+def test_a_prefill_that_is_cancelled_inside_a_picture_is_kept_up_to_it(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    driver = KvDriver(model("hybrid"), tmp_path / "kv", chunk_tokens=16)
+    driver.post(ask("gone", words(200, 4), images=(picture(3, (320, 256)),)))
+    runner = driver.loop._runner
+    assert runner is not None
+    while "gone" not in runner._prefilling or not runner._prefilling["gone"].prefilled:
+        driver.tick()
+    (medium,) = driver.kv._sessions["gone"].prompt.media
+    assert medium.start < runner._prefilling["gone"].prefilled < medium.stop
+    driver.post(Cancel("gone"))
+    driver.tick()
+    assert {held.entry.stop for held in driver.kv._memory.newest_first()} == {medium.start}
     driver.end()
 
 
@@ -319,6 +353,89 @@ def test_requests_with_the_same_beginning_read_it_once(model: Callable[..., Load
     driver.end()
 
 
+def test_what_many_requests_lack_is_read_once_also_behind_what_they_share_with_another(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = model("plain")
+    head, tails = words(300, 1), (words(300, 2), words(1500, 3))
+    first = KvDriver(loaded, tmp_path / "kv")
+    for i, tail in enumerate(tails):
+        first.run([ask(f"r{i}", head + tail, tokens=4)])
+    first.end()
+    size = sum(path.stat().st_size for path in (tmp_path / "kv/files").glob("*/*"))
+    driver = KvDriver(loaded, tmp_path / "kv")
+    driver.run([ask("short", head + tails[0], tokens=4), *(ask(f"l{i}", f"{head}{tails[1]}{i}") for i in range(4))])
+    assert driver.kv.report.read_bytes <= size
+    assert all(driver.cached(f"l{i}") >= 1800 for i in range(4))
+    driver.end()
+
+
+def test_requests_that_wait_hold_no_more_memory_than_there_is(model: Callable[..., Loaded], tmp_path: Path) -> None:
+    loaded = model("plain")
+    asked = [ask(f"r{i}", words(1500, 100 + i), tokens=8) for i in range(8)]
+    first = KvDriver(loaded, tmp_path / "kv")
+    expected = first.run(asked)
+    first.end()
+    driver = KvDriver(loaded, tmp_path / "kv", memory_bytes=4_000_000, max_rows=1)  # two prompts and a half
+    for item in asked:
+        driver.post(item)
+    held = 0
+    while not all(driver.over(item.id) for item in asked):
+        driver.tick()
+        held = max(held, driver.kv.report.memory_bytes)
+    assert held <= 6_000_000
+    assert {item.id: driver.raw(item.id) for item in asked} == expected
+    assert all(driver.cached(item.id) >= 1500 for item in asked)
+    assert all(driver.note(item.id).tier == "ssd" for item in asked)
+    assert driver.kv._io is not None
+    assert driver.kv._io._ahead == 0
+    driver.end()
+
+
+def test_a_lookup_is_answered_once_also_when_it_cannot_be_noted(
+    model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object, **__: object) -> None:
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(Index, "sight", is_full)
+    driver, answered = KvDriver(model("plain"), tmp_path / "kv"), []
+    found = driver.kv.found
+    monkeypatch.setattr(driver.kv, "found", lambda answer: (answered.append(answer.id), found(answer))[1])
+    driver.run([request("r0", 0)])
+    assert answered == ["r0"]
+    assert "full" in driver.kv.report.off
+    driver.end()
+
+
+def test_what_had_to_give_way_on_ssd_is_named(model: Callable[..., Loaded], tmp_path: Path) -> None:
+    limits = replace(LIMITS, disk_bytes=1_500_000)
+    driver = KvDriver(model("plain"), tmp_path / "kv", memory_bytes=1, limits=limits)
+    for i in range(3):
+        driver.run([ask(f"r{i}", f"{words(600, 1)}{i}", tokens=4)])
+    for i in range(8):
+        driver.run([ask(f"other{i}", f"{words(900, 50 + i // 2)}{i}", tokens=4)])
+    driver.run([ask("again", words(600, 1), tokens=4)])
+    assert driver.note("again").reason == "evicted"
+    driver.end()
+
+
+def test_what_was_not_written_because_all_was_cleared_is_not_called_a_quota(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    driver = KvDriver(model("plain"), tmp_path / "kv")
+    driver.run([request("r0", 0)])
+    assert driver.kv._io is not None
+    with driver.kv._io._wake:  # its thread does nothing meanwhile
+        for held in driver.kv._memory.newest_first():
+            driver.kv._save(held.entry.key, forced=True)
+        driver.kv.clear()
+    driver.run([ask("other", words(20, 7), tokens=4)])
+    driver.run([request("again", 0)])
+    assert driver.note("again").reason != "quota"
+    driver.end()
+
+
 def test_other_weights_or_layout_find_nothing(model: Callable[..., Loaded], tmp_path: Path) -> None:
     first = KvDriver(model("plain"), tmp_path / "kv")
     first.run([request("r0", 0)])
@@ -383,6 +500,16 @@ def test_clearing_forgets_both_tiers(model: Callable[..., Loaded], tmp_path: Pat
     assert LIMITS.disk_bytes > driver.kv.report.disk_bytes
 
 
+def test_what_was_not_used_for_long_leaves_memory_also_behind_what_is_nowhere_else() -> None:
+    tier = MemoryTier(1 << 20)
+    for name, dirty in ((b"new", True), (b"old", False), (b"pinned", False)):
+        entry = Entry(name, "block", b"root", 0, 1, b"", (), 0, 0.0, tip=False)
+        tier.add(Held(entry, {}, {}, dirty=dirty, pins=int(name == b"pinned"), used=0.0))
+    tier.add(Held(Entry(b"now", "block", b"root", 0, 1, b"", (), 0, 0.0, tip=False), {}, {}, dirty=False))
+    tier.forget(60.0)
+    assert tier.known([b"new", b"old", b"pinned", b"now"]) == {b"new", b"pinned", b"now"}
+
+
 def test_where_a_prompt_is_cut_depends_only_on_what_stands_before() -> None:
     rng = np.random.default_rng(1)
     ids = chunks.as_tokens(rng.integers(0, 1000, 1500).tolist())
@@ -398,14 +525,17 @@ def test_the_cache_needs_layers_it_knows() -> None:
         PrefixCache(new_cache=lambda: [object()], identity=None, memory_bytes=1, open_directory=None, post=print)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["_ask", "_decide", "_filled", "_keep_state", "_measure", "_save", "_pin"])
+@pytest.mark.parametrize(
+    "method",
+    ["_ask", "_decide", "_filled", "_keep_state", "_measure", "_save", "_pin", "_spill", "_unpin", "_hand_over"],
+)
 def test_a_fault_in_the_cache_costs_the_cache_and_no_request(
     model: Callable[..., Loaded], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model("hybrid")
     asked = [request(f"r{i}", i) for i in range(3)]
     expected = plainly(loaded, None, asked)
-    driver = KvDriver(loaded, tmp_path / "kv")
+    driver = KvDriver(loaded, tmp_path / "kv", memory_bytes=300_000)
     driver.run([ask("before", words(100, 9))])
 
     def fails(*_: object, **__: object) -> None:

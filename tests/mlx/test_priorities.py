@@ -121,6 +121,45 @@ def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Calla
     assert {request.id: driver.raw(request.id) for request in [*batch, *quick]} == expected
 
 
+@pytest.mark.parametrize("kind", ["vision", "hybrid"])
+def test_a_picture_whose_first_token_is_drawn_apart_keeps_its_positions(
+    model: Callable[..., Loaded], kind: str
+) -> None:
+    loaded = model(kind)
+    batch = of("batch", ask("b", words(60, 1), tokens=40))
+    seen = ask("seen", words(40, 4), images=(picture(3, (160, 128)),), tokens=16)
+    expected = alone(loaded, [batch, seen])
+    driver = Driver(loaded)
+    driver.post(batch)
+    while len(driver.of("b", TextDelta)) < 5:
+        driver.tick()
+    driver.post(seen)
+    driver.drain()
+    assert {request.id: driver.raw(request.id) for request in (batch, seen)} == expected
+
+
+@pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
+def test_a_row_that_comes_back_beside_batch_rows_goes_on_where_it_was(
+    model: Callable[..., Loaded], tmp_path: Path, kind: str
+) -> None:
+    loaded = model(kind)
+    batch = of("batch", ask("b", words(60, 1), tokens=60))
+    swapped = ask("swapped", words(30, 4), tokens=16)
+    expected = alone(loaded, [batch, swapped])
+    driver = KvDriver(loaded, tmp_path / "kv")
+    driver.post(batch)
+    while len(driver.of("b", TextDelta)) < 5:
+        driver.tick()
+    driver.post(swapped)
+    while len(driver.of("swapped", TextDelta)) < 4:
+        driver.tick()
+    assert driver.loop.preempt("swapped")
+    while not (driver.over("swapped") and driver.over("b")):
+        driver.tick()
+    assert {request.id: driver.raw(request.id) for request in (batch, swapped)} == expected
+    driver.end()
+
+
 def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loaded]) -> None:
     driver = Driver(model("plain"))
     driver.post(of("batch", ask("b", "a batch of work", tokens=40)))

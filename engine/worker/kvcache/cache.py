@@ -50,7 +50,8 @@ class Identity:
 
 @dataclass
 class Session:
-    """One request. `system`, `document` and `boundary` are token positions (0: none); `role_at` names a token's message."""
+    """One request. `system`, `document` and `boundary` are token positions (0: none); `role_at` names a token's message. `late`:
+    what is on SSD is read when it begins, for `ahead_bytes` of others are waiting in memory."""
 
     id: str
     prompt: Prompt
@@ -63,6 +64,8 @@ class Session:
     fetched: set[bytes] = field(default_factory=set)
     seen: frozenset[bytes] = frozenset()
     corrupt: bool = False
+    late: bool = False
+    ahead_bytes: int = 0
     pinned: list[bytes] = field(default_factory=list)
     match: Match | None = None
     stops: tuple[admission.Stop, ...] = ()
@@ -114,10 +117,12 @@ class PrefixCache:
         self._new_cache, self._identity, self._off = new_cache, identity, off
         self._layout = records.layout(new_cache())
         self._memory = MemoryTier(memory_bytes)
-        self._io = None if open_directory is None else IoThread(open_directory, post)
+        self._io = None if open_directory is None else IoThread(open_directory, post, ahead_bytes=memory_bytes)
         self._sessions: dict[str, Session] = {}
-        self._followers: dict[str, list[str]] = {}
-        self._asked: dict[str, Prompt] = {}
+        self._followers: dict[str, dict[str, bytes]] = {}
+        self._asked: dict[str, frozenset[bytes]] = {}
+        self._reading_late = ""
+        self._behind: list[str] = []
         self._due: deque[bytes] = deque()
         self._tips: dict[bytes, None] = {}
         self._saving: dict[bytes, int] = {}
@@ -152,6 +157,9 @@ class PrefixCache:
             tenant=tenant,
         )
         prompt = Prompt.of(root, chunks.as_tokens(tokens), media)
+        system, document, boundary = (
+            place if chunks.whole(place, media) == place else 0 for place in (system, document, boundary)
+        )
         session = Session(request_id, prompt, store, system, document, boundary, role_at, self._epoch)
         self._sessions[request_id] = session
         self._report.prompts += 1
@@ -160,23 +168,32 @@ class PrefixCache:
         if self._io is None or self._io.off is not None or nothing_left:
             self._decide(session, in_memory)
             return True
-        # Who shares the beginning with a prompt that is being read waits for it instead of reading it again.
-        leader = next((other for other in self._followers if _share(self._asked[other], prompt)), None)
-        if leader is not None:
-            self._followers[leader].append(request_id)
-        else:
-            self._ask(session, in_memory)
+        self._ask_or_wait(session, in_memory)
         return False
 
-    def _ask(self, session: Session, in_memory: Match) -> None:
+    def _ask_or_wait(self, session: Session, in_memory: Match) -> None:
+        """Who lacks a block that is being read for another waits for it instead of reading it again."""
+        lacking = next(
+            (block.key for block in session.prompt.blocks if block.complete and block.key not in self._memory), b""
+        )
+        leader = next((other for other, asked in self._asked.items() if lacking in asked), None)
+        if leader is not None:
+            self._followers[leader][session.id] = lacking
+        else:
+            self._ask(session, in_memory)
+
+    def _ask(self, session: Session, in_memory: Match, *, now: bool = False) -> None:
         assert self._io is not None
         # What is here stays here until it is used.
         self._pin(session, in_memory.keys)
         snapshot = self._memory.snapshot(session.prompt.parents)
         sight = tuple(self._sights(session)) if session.store else ()
-        self._followers[session.id], self._asked[session.id] = [], session.prompt
+        self._followers[session.id] = {}
+        self._asked[session.id] = frozenset(block.key for block in session.prompt.blocks if block.complete)
         self._io.ask(
-            Find(session.id, self._epoch, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight)
+            Find(
+                session.id, self._epoch, session.prompt, snapshot, in_memory.tokens, self._layout.has_state, sight, now
+            )
         )
 
     @_harmless(None)
@@ -197,22 +214,49 @@ class PrefixCache:
         if session is not None:
             session.fetched.add(key)
 
+    @_harmless(True)
+    def ready(self, request_id: str) -> bool:
+        """Whether a row may begin. False: its KV is read first, after that of another which is read for the same reason; `found`
+        says when to try again."""
+        session = self._sessions.get(request_id)
+        if session is None or not session.late:
+            return True
+        if self._reading_late:
+            self._behind.append(request_id)
+        else:
+            session.late = False
+            self._ask(session, self._plan(session), now=True)
+            self._reading_late = request_id
+        return False
+
     def found(self, answer: Found) -> list[str]:
         """All that a request asked for is here. Returns the requests that need not wait any longer."""
-        waiting = [answer.id, *self._followers.get(answer.id, ())]
-        return self._found(answer, waiting) if not self.broken else waiting
+        waiting = [answer.id, *self._followers.get(answer.id, {})]
+        behind: list[str] = []
+        if answer.id == self._reading_late:
+            self._reading_late, behind, self._behind = "", self._behind, []
+        return [*(self._found(answer, waiting) if not self.broken else waiting), *behind]
 
     def _found(self, answer: Found, waiting: list[str]) -> list[str]:
-        followers = self._followers.pop(answer.id, [])
+        followers = self._followers.pop(answer.id, {})
         self._asked.pop(answer.id, None)
         try:
             session = self._sessions.get(answer.id)
             if session is not None:
-                session.corrupt = answer.corrupt
+                session.corrupt, session.late = answer.corrupt, answer.late
+                session.ahead_bytes += answer.read_bytes
+                if answer.late:
+                    session.fetched.update(key for key in answer.match.keys if key not in self._memory)
                 self._pin(session, [key for key in answer.match.keys if key in self._memory])
-                self._decide(session, self._plan(session), answer.match.matched if answer.epoch == self._epoch else 0)
-            for follower in [self._sessions[name] for name in followers if name in self._sessions]:
-                self._ask(follower, self._plan(follower))
+                match = answer.match if answer.late else self._plan(session)
+                self._decide(session, match, answer.match.matched if answer.epoch == self._epoch else 0)
+            elif self._io is not None:
+                self._io.release(answer.read_bytes)
+            for name, awaited in followers.items():
+                if (follower := self._sessions.get(name)) is not None:
+                    # What came for one may go on for all. What did not come is not there: nobody need wait for another.
+                    ask = self._ask_or_wait if awaited in self._memory else self._ask
+                    ask(follower, self._plan(follower))
         except Exception as error:
             logger.exception("the KV cache failed", extra={"action": "kv_failed"})
             self.fault(f"{type(error).__name__} in found; the log says more", waiting)
@@ -231,7 +275,7 @@ class PrefixCache:
         """Something failed in here. What it was for is not looked up and kept any more."""
         for request_id in request_ids:
             if isinstance(request_id, str) and (session := self._sessions.pop(request_id, None)) is not None:
-                self._unpin(session)
+                self._unpin_all(session)  # no more: whoever makes room may be what failed
         self._faults += 1
         if self._faults >= FAULTS:
             self.broken = what
@@ -306,7 +350,8 @@ class PrefixCache:
             return
         if not session.written_tokens and session.began:
             self._measure(session, len(tokens))
-        sequence = Prompt.of(session.prompt.root, chunks.as_tokens(tokens), session.prompt.media)
+        stop = chunks.whole(len(tokens), session.prompt.media)  # of a prefill that was cancelled inside a medium
+        sequence = Prompt.of(session.prompt.root, chunks.as_tokens(tokens[:stop]), session.prompt.media)
         total_seconds = len(tokens) * self._seconds_a_token
         going_on = forced or self._goes_on(session)
         keys = [block.key for block in sequence.blocks]
@@ -327,13 +372,15 @@ class PrefixCache:
                 break  # a prompt larger than the tier: its beginning is what can be used
             self._keep(held)
             self._outgrow(entry)
-        if ended and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
+        whole = stop == len(tokens)
+        if ended and whole and self._layout.has_state and session.checkpoints < admission.MAX_CHECKPOINTS:
             keys.append(self._keep_state(session, sequence.tokens, cache, tip=True, wanted=forced))
             self._supersede(session)
         self._memory.touch(keys)
         session.written_tokens = len(tokens)
         self._faults = 0
 
+    @_harmless(None)
     def close(self, request_id: str) -> None:
         """The request is over, whatever became of it."""
         if (session := self._sessions.pop(request_id, None)) is not None:
@@ -352,7 +399,8 @@ class PrefixCache:
         if self._io is None or self._io.off is not None:
             return None
         self._io.busy = busy
-        self._memory.forget(MEMORY_SECONDS)
+        if not busy:
+            self._memory.forget(MEMORY_SECONDS)
         while self._due and len(self._saving) < SAVES_AT_ONCE:
             self._save(self._due.popleft())
         if not self._tips:
@@ -415,6 +463,10 @@ class PrefixCache:
         self._tips.clear()
         if self._io is not None:
             self._io.order(Clear())
+
+    def cleared(self) -> None:
+        """All that was asked of the disk before `clear` is answered: what was not written for that reason can be."""
+        self._refused.clear()
 
     @property
     def report(self) -> KvReport:
@@ -619,14 +671,17 @@ class PrefixCache:
                 session.pinned.append(key)
 
     def _unpin(self, session: Session) -> None:
-        for key in session.pinned:
-            self._unpin_one(key)
-        session.pinned.clear()
+        self._unpin_all(session)
         self._spill(self._memory.shrink(self._memory.limit_bytes))
 
-    def _unpin_one(self, key: bytes) -> None:
-        if (held := self._memory.get(key)) is not None and held.pins:
-            held.pins -= 1
+    def _unpin_all(self, session: Session) -> None:
+        for key in session.pinned:
+            if (held := self._memory.get(key)) is not None and held.pins:
+                held.pins -= 1
+        session.pinned.clear()
+        if self._io is not None:
+            self._io.release(session.ahead_bytes)
+        session.ahead_bytes = 0
 
     def _measure(self, session: Session, tokens: int) -> None:
         """Seconds that a token of prefill takes, smoothed."""
@@ -635,8 +690,3 @@ class PrefixCache:
             return
         now = (time.monotonic() - session.began) / (tokens - restored)
         self._seconds_a_token = now if not self._seconds_a_token else 0.7 * self._seconds_a_token + 0.3 * now
-
-
-def _share(mine: Prompt, yours: Prompt) -> bool:
-    """Whether two prompts have their first block in common."""
-    return bool(mine.blocks and yours.blocks) and mine.blocks[0].complete and mine.blocks[0].key == yours.blocks[0].key

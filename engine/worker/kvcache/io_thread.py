@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from engine.kvstore.blobs import Tensor
@@ -37,7 +37,8 @@ Facts = Mapping[str, str]
 @dataclass(frozen=True)
 class Find:
     """Plan `prompt` over RAM (`snapshot`) and SSD, and read what RAM lacks if that beats the `floor` tokens of RAM alone.
-    `sight` are keys to note as seen. `epoch` counts clearings: nothing from before one is taken in after it."""
+    `sight` are keys to note as seen. `epoch` counts clearings: nothing from before one is taken in after it. `now`: its row
+    begins; others read ahead, and no more than there is room for."""
 
     id: str
     epoch: int
@@ -46,6 +47,7 @@ class Find:
     floor: int
     has_state: bool
     sight: tuple[bytes, ...]
+    now: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,15 @@ class Read:
 
 @dataclass(frozen=True)
 class Found:
-    """The answer to `Find`, after its `Read`s: the match, and whether something was damaged."""
+    """The answer to `Find`, after its `Read`s of `read_bytes`: the match, and whether something was damaged. `late`: there was no
+    room to read ahead; to be asked for again when the row begins."""
 
     id: str
     epoch: int
     match: Match
     corrupt: bool = False
+    read_bytes: int = 0
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,10 +128,14 @@ class Traffic:
 
 
 class IoThread:
-    """`open` makes the directory, on the thread. `post` takes answers, from the thread. `busy`: rows decode now."""
+    """`open` makes the directory, on the thread. `post` takes answers, from the thread. `busy`: rows decode now. Up to
+    `ahead_bytes` are read for requests that have not begun, or those of one request."""
 
-    def __init__(self, open_directory: Callable[[], Directory], post: Callable[[Answer], None]) -> None:
+    def __init__(
+        self, open_directory: Callable[[], Directory], post: Callable[[Answer], None], *, ahead_bytes: int
+    ) -> None:
         self._open, self._post = open_directory, post
+        self._ahead_bytes, self._ahead = ahead_bytes, 0
         self._finds: deque[Find] = deque()
         self._orders: deque[Order] = deque()
         self._wake = threading.Condition()
@@ -139,6 +148,7 @@ class IoThread:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="kv-read")
         self._ready = threading.Event()
         self._directory: Directory | None = None
+        self._answered: Find | None = None
         self._try_again_at = 0.0
         self._thread = threading.Thread(target=self._run, name="kv-io", daemon=True)
         self._thread.start()
@@ -160,6 +170,11 @@ class IoThread:
                 self._clearing = True
             self._orders.append(order)
             self._wake.notify()
+
+    def release(self, read_bytes: int) -> None:
+        """What was read for a request is in use, or not needed any more."""
+        with self._wake:
+            self._ahead -= read_bytes
 
     def close(self, seconds: float) -> bool:
         """Finish the orders within `seconds` and end. False when it could not."""
@@ -276,21 +291,35 @@ class IoThread:
 
     def _find(self, directory: Directory, find: Find) -> None:
         view = _Both(find.snapshot, directory)
-        corrupt, known = False, set(find.snapshot.keys)
+        corrupt, known, before = False, set(find.snapshot.keys), self.traffic.read_bytes
         answer = Found(find.id, find.epoch, NOTHING, corrupt=True)
         for _ in range(MAX_REPLANS):
             match = plan(find.prompt, view, has_state=find.has_state)
-            missing = [key for key in match.keys if key not in known]
-            damaged = self._read(directory, find, missing, known) if match.tokens > find.floor else []
+            missing = [key for key in match.keys if key not in known] if match.tokens > find.floor else []
+            if missing and not find.now and not self._has_room(directory, missing):
+                answer = Found(find.id, find.epoch, match, corrupt, late=True)
+                break
+            damaged = self._read(directory, find, missing, known)
             if not damaged:
                 answer = Found(find.id, find.epoch, match, corrupt)
                 break
             corrupt = True
             self.traffic.corrupt += len(damaged)
             directory.remove(damaged)
-        self._post(answer)
-        if find.sight and (seen := directory.index.sight(find.sight, now=time.time())):
+        # Before the answer, which is told to the user with what was missing; noting it is a write, and nobody waits for it.
+        if find.sight and (seen := directory.index.sighted(find.sight)):
             self._post(Seen(find.id, frozenset(seen)))
+        read_bytes = self.traffic.read_bytes - before
+        with self._wake:
+            self._ahead += read_bytes
+        self._post(replace(answer, read_bytes=read_bytes))
+        self._answered = find
+        if find.sight:
+            directory.index.sight(find.sight, now=time.time())
+
+    def _has_room(self, directory: Directory, keys: Sequence[bytes]) -> bool:
+        size = sum(entry.size for key in keys if (entry := directory.index.get(key)) is not None)
+        return not self._ahead or self._ahead + size <= self._ahead_bytes
 
     def _read(self, directory: Directory, find: Find, keys: Sequence[bytes], known: set[bytes]) -> list[bytes]:
         """Read files, a few at once, and hand over each as it comes. Returns the keys of those that could not be read."""
@@ -310,7 +339,8 @@ class IoThread:
     def _answer_nothing(self, job: Find | Order) -> None:
         match job:
             case Find():
-                self._post(Found(job.id, job.epoch, plan(job.prompt, job.snapshot, has_state=job.has_state)))
+                if job is not self._answered:
+                    self._post(Found(job.id, job.epoch, plan(job.prompt, job.snapshot, has_state=job.has_state)))
             case Save():
                 self.traffic.refused += 1
                 self._post(Saved(job.entry.key, kept=False))

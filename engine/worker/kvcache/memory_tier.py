@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from engine.kvstore.index import Entry, Kind
 from engine.worker.kvcache.records import Block, nbytes
@@ -122,10 +123,8 @@ class MemoryTier:
     def forget(self, seconds: float) -> None:
         """Drop what is on SSD too and was not used for `seconds`."""
         until = time.monotonic() - seconds
-        while self._held:
-            key, held = next(iter(self._held.items()))
-            if held.used > until or held.dirty or held.pins:
-                return
+        for key in [key for key, held in takewhile(lambda item: item[1].used <= until, self._held.items())
+                    if not (held.dirty or held.pins)]:  # fmt: skip
             self.drop(key)
 
 

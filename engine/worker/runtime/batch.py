@@ -35,6 +35,8 @@ class Row:
     prefilled: int = 0
     said: list[int] = field(default_factory=list, repr=False)
     penalties: Penalties | None = field(default=None, repr=False)
+    rope_delta: int = 0
+    """What its text positions are ahead of the cache since its `vision` was read."""
 
     def __post_init__(self) -> None:
         chosen = self.sampling.seed
@@ -151,8 +153,9 @@ class Batch:
         positions = []
         for row in rows:
             row.cache = None
-            positions.append(len(row.prompt) - 1 + (row.vision.rope_delta if row.vision else 0))
-            row.vision = None  # the prompt is in the cache: its embeddings need not stay
+            if row.vision is not None:  # the prompt is in the cache: its embeddings need not stay
+                row.rope_delta, row.vision = row.vision.rope_delta, None
+            positions.append(len(row.prompt) - 1 + row.rope_delta)
         self.rows += rows
         last = mx.array([row.prompt[-1] for row in rows], dtype=mx.int32)
         self._last = mx.concatenate([self._last, last])

@@ -164,10 +164,11 @@ class Runner:
         end of its prompt, as for a row that was preempted."""
         alone = Batch(self._model, mrope=self._mrope)
         alone.join(row)
-        found = alone.step()
+        drawn, failed = alone.step()
+        drawn += alone.read()  # of a row that comes back it is not the first token of all, which a step waits for
         ((_, _, row.cache),) = alone.caches(frozenset({row.id}))
         row.prompt, row.said = (*row.prompt, *row.said), []
-        return found
+        return drawn, failed
 
     def _prefill(self, chunk: PrefillChunk) -> None:
         row = self._prefilling[chunk.id]

@@ -129,10 +129,14 @@ class Scheduler:
         return victim is not None and self.preempt(victim.id)
 
     def starting(self) -> Iterator[Sequence]:
-        """Sequences whose prefill begins with the next plan, in order. What is set on one counts for those after it."""
-        for sequence, _ in self._candidates():
+        """Sequences whose prefill begins with the next plan, in order, unless they are set to be fetched first. What is set on
+        one counts for those after it."""
+        while True:  # anew after each: in the place of one that is fetched another begins
+            sequence = next((one for one, _ in self._candidates() if one.phase is Phase.WAITING), None)
+            if sequence is None:
+                return
+            yield sequence
             if sequence.phase is Phase.WAITING:
-                yield sequence
                 sequence.phase, self._began = Phase.PREFILLING, True
 
     def preempt(self, sequence_id: str) -> bool:
