@@ -73,6 +73,7 @@ class Residency:
         unloading = [slot.unloading for slot in slots if slot.unloading]
         await asyncio.gather(*unloading, self.launcher.spare.drop(), return_exceptions=True)
 
+        self.room.close()
     # Requests --------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
