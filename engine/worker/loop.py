@@ -18,7 +18,7 @@ from typing import Any, Protocol, assert_never
 import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
-from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest
+from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest, PayloadTooLarge
 from engine.kvstore.index import Media
 from engine.types import (
     Accepted,
@@ -351,8 +351,14 @@ class Loop:
                 self._jobs.remove(job)
                 self._jobs.append(job)
                 return
-            self._channel.send(result)
+            self._answer(result)
         self._jobs = deque(other for other in self._jobs if other is not job)
+
+    def _answer(self, result: EmbeddingResult | TranscriptionResult) -> None:
+        try:
+            self._channel.send(result)
+        except PayloadTooLarge as error:
+            self._fail(result.id, error)
 
     def _end(self, request_id: str) -> None:
         self._outputs.pop(request_id, None)
@@ -499,9 +505,25 @@ class Loop:
         self._emit()
 
     def _emit(self) -> None:
-        if self._events:
-            self._channel.send(Events(self._events))
-            self._events = []
+        events, self._events = self._events, []
+        try:
+            if events:
+                self._channel.send(Events(events))
+        except PayloadTooLarge:
+            self._emit_singly(events)
+
+    def _emit_singly(self, events: list[Accepted | TextDelta | Finished | Failed]) -> None:
+        """All together they are too large for a message: a request whose event is so alone fails, its neighbours do not."""
+        ended: set[str] = set()
+        for event in events:
+            if event.id in ended:
+                continue
+            try:
+                self._channel.send(Events([event]))
+            except PayloadTooLarge as error:
+                ended.add(event.id)
+                self._end(event.id)
+                self._channel.send(Events([Failed(event.id, error.code, error.message)]))
 
 
 def _unable(model: str, wanted: str, able: str) -> InvalidRequest:

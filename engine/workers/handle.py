@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from duet.channel import ChannelClosed
-from duet.errors import Busy, DuetError, Unavailable, WorkerLost, from_code
+from duet.errors import Busy, DuetError, PayloadTooLarge, Unavailable, WorkerLost, from_code
 from duet.supervise import Child
 from engine.kvstore.leases import Lease
 from engine.types import (
@@ -204,6 +204,9 @@ class WorkerHandle:
         except ChannelClosed as error:
             self._queues.pop(request.id, None)
             raise WorkerLost(f"the worker of {request.model} ended; send the request again") from error
+        except PayloadTooLarge:
+            self._queues.pop(request.id, None)  # the worker never heard of it
+            raise
         except BaseException:
             await self._forget(request.id)
             raise
