@@ -245,6 +245,10 @@ class Residency:
         found = [slot.entry(self._preset, self.ttl_seconds(slot.card)) for slot in self.slots.values()]
         return [entry for entry in found if entry is not None]
 
+    def _workers(self) -> list[WorkerHandle]:
+        """Those that live and take requests."""
+        return [slot.worker for slot in self.slots.values() if slot.worker is not None and slot.worker.alive]
+
     def ttl_seconds(self, card: Card) -> float | None:
         """How long a model stays without being used; None: it stays."""
         engine = self._settings.engine
@@ -315,8 +319,9 @@ class Residency:
         return True
 
     async def _sweep(self) -> None:
-        ttls = [self._settings.engine.idle_unload_seconds, *self._settings.engine.ttl_seconds.values()]
-        pause = min([SWEEP_SECONDS, *(seconds / 4 for seconds in ttls if seconds)])
+        engine = self._settings.engine
+        times = [engine.idle_unload_seconds, engine.worker_silence_seconds, *engine.ttl_seconds.values()]
+        pause = min([SWEEP_SECONDS, *(seconds / 4 for seconds in times if seconds)])
         while True:
             await asyncio.sleep(pause)
             try:
@@ -325,11 +330,13 @@ class Residency:
                 logger.exception("the sweep failed", extra={"action": "sweep_failed"})
 
     async def _tend(self) -> None:
-        """Answer to the machine's memory, unload what was idle for its TTL, keep the spare."""
+        """Answer to the machine's memory and to silent workers, unload what was idle for its TTL, keep the spare."""
         for slot in self.slots.values():
             if slot.memory is not None:
                 self.room.working_set_bytes = slot.memory.working_set_bytes or self.room.working_set_bytes
         await self.room.look()
+        for worker in self._workers():
+            worker.watch()
         if self.room.pressure != "normal":
             await self._relieve()
         for model in ledger.expired(self.entries(), time.monotonic()):
@@ -350,9 +357,8 @@ class Residency:
         for model in idle:
             self._begin_unload(self.slots[model], "pressure")
         if critical or not idle:
-            for slot in self.slots.values():
-                if slot.worker is not None and slot.worker.alive:
-                    slot.worker.free_memory()
+            for worker in self._workers():
+                worker.free_memory()
 
     def _spare_fits(self) -> bool:
         wished = self._settings.engine.warm_spare

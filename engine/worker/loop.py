@@ -50,7 +50,7 @@ from engine.worker.runtime.runner import Runner, StepResult
 from engine.worker.scheduler.gate import Gate
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority
-from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Shutdown, ToWorker
+from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +263,8 @@ class Loop:
                     self._handle(request)
             case Hold(on):
                 self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
+            case Ping():
+                self._channel.send(Pong())
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()
