@@ -88,7 +88,7 @@ class Residency:
                 retry_after_seconds=CRITICAL_RETRY_SECONDS,
             )
         card = self._catalogue.resolve(model)
-        slot = self.slots.setdefault(card.id, Slot(card))
+        slot = self._slot(card)
         self._waiting += 1
         slot.users += 1
         try:
@@ -99,6 +99,7 @@ class Residency:
             slot.last_used = time.monotonic()
             if not slot.users:
                 self.room.note_change()
+            self._forget(slot)
 
     async def _loaded(self, card: Card, slot: Slot) -> WorkerHandle:
         if slot.worker is not None:
@@ -174,6 +175,7 @@ class Residency:
             if error is not None and fetched and not no_room and not asked_wrongly:
                 slot.note_failed_load(crashed=isinstance(error, EndedWhileLoading))
         self.room.note_change()
+        self._forget(slot)
 
     def _note_death(self, slot: Slot, worker: WorkerHandle) -> None:
         """Once for a worker that ended by itself."""
@@ -213,7 +215,8 @@ class Residency:
 
     async def unload(self, name: str, *, force: bool) -> Slot:
         """Returns when its memory is back. Raises `Conflict` while it has requests, unless `force`."""
-        slot = self._slot(name)
+        card = self._catalogue.resolve(name)
+        slot = self.slots.get(card.id) or Slot(card)
         if slot.users and not force:
             raise Conflict(f"{slot.model} has {slot.users} requests: force=true ends them", param="force")
         if slot.loading is not None:
@@ -229,14 +232,19 @@ class Residency:
         return slot
 
     def pin(self, name: str, pinned: bool) -> Slot:
-        slot = self._slot(name)
+        slot = self._slot(self._catalogue.resolve(name))
         slot.pinned = "asked" if pinned else "no"
         self.room.note_change()
+        self._forget(slot)
         return slot
 
-    def _slot(self, name: str) -> Slot:
-        card = self._catalogue.resolve(name)
+    def _slot(self, card: Card) -> Slot:
+        """The model's slot, kept as long as there is something to tell of it: `_forget` is due when it is left."""
         return self.slots.setdefault(card.id, Slot(card))
+
+    def _forget(self, slot: Slot) -> None:
+        if slot.forgettable:
+            self.slots.pop(slot.model, None)
 
     # What is loaded --------------------------------------------------------------------------------------------------
 
@@ -307,9 +315,10 @@ class Residency:
             card = self._catalogue.resolve(name)
             if by_preset and (card.path is None or card.demonstration):
                 return True
-            if again and self._slot(card.id).pinned == "no":
+            slot = self._slot(card)
+            if again and slot.pinned == "no":
                 return True  # an operator unpinned it meanwhile
-            self._slot(card.id).pinned = "preset" if by_preset else "resident"
+            slot.pinned = "preset" if by_preset else "resident"
             await self.load(card.id)
         except DuetError as error:
             logger.warning(
