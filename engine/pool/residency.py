@@ -16,7 +16,7 @@ from engine.downloads import Downloads
 from engine.pool import ledger
 from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher
-from engine.pool.ledger import Entry
+from engine.pool.ledger import Entry, Evict, Shrink
 from engine.pool.room import Probe, Room, total_bytes
 from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
@@ -50,6 +50,7 @@ class Residency:
             evict=lambda model: self._begin_unload(self.slots[model], "evicted"),
         )
         self._waiting = 0
+        self._surplus_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -72,8 +73,8 @@ class Residency:
                 self._begin_unload(slot, "stopping")
         unloading = [slot.unloading for slot in slots if slot.unloading]
         await asyncio.gather(*unloading, self.launcher.spare.drop(), return_exceptions=True)
-
         self.room.close()
+
     # Requests --------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -348,6 +349,7 @@ class Residency:
             worker.watch()
         if self.room.pressure != "normal":
             await self._relieve()
+        self._keep_within()
         for model in ledger.expired(self.entries(), time.monotonic()):
             self._begin_unload(self.slots[model], "idle")
         if self._spare_fits():
@@ -368,6 +370,25 @@ class Residency:
         if critical or not idle:
             for worker in self._workers():
                 worker.free_memory()
+
+    def _keep_within(self) -> None:
+        """Models have grown beyond what they may hold together: what can be had again goes first, idle models in later sweeps."""
+        entries, limit, now = self.entries(), self.room.limit(), time.monotonic()
+        match ledger.surplus(entries, limit, self.room.rules, now, since=self._surplus_since):
+            case None:
+                self._surplus_since = None
+            case Shrink():
+                self._surplus_since = now
+                charged = sum(entry.bytes for entry in entries)
+                logger.warning(
+                    "models hold more than they may: %s", ledger.holders(entries),
+                    extra={"action": "memory_surplus", "charged_bytes": charged, "limit_bytes": limit.ceiling_bytes},
+                )  # fmt: skip
+                for worker in self._workers():
+                    worker.free_memory()
+            case Evict(models):
+                for model in models:
+                    self._begin_unload(self.slots[model], "surplus")
 
     def _spare_fits(self) -> bool:
         wished = self._settings.engine.warm_spare
