@@ -151,6 +151,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     model: str
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
+    tenant: str = ""
     priority: Priority = "normal"
     deadline: float | None = None
 
@@ -174,6 +175,7 @@ class TranscriptionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="trans
     hotwords: tuple[str, ...] = ()
     language: str | None = None
     temperature: float = 0.0
+    tenant: str = ""
     priority: Priority = "normal"
     deadline: float | None = None
 
@@ -252,7 +254,7 @@ class KvStatus(msgspec.Struct, frozen=True):
 
 Request = GenerationRequest | EmbeddingRequest | TranscriptionRequest
 """Each has a `deadline`, in seconds of the system's monotonic clock, which all processes share. The gateway gives the request up
-then, wherever it is, and so cancels it in the worker; a generation ends by itself there too."""
+then, wherever it is, and so cancels it in the worker, where it ends by itself too."""
 
 Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
 

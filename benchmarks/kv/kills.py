@@ -45,6 +45,7 @@ from benchmarks.kv.servers import NOTHING, PEERS, Budget, Server
 from engine.kvstore import blobs
 from engine.kvstore.directory import Directory, Limits, damaged_files, directories
 from engine.kvstore.index import Entry
+from engine.worker.kvcache.io_thread import BUSY_PAUSE_SECONDS
 
 ABOUT = {"model": "kills"}
 FILE_BYTES, DIRECTORY_CAP = 5 << 20, 21 << 20
@@ -132,11 +133,12 @@ def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
 
 
 def _fill(folder: Path, first: int) -> None:
-    """Write files until killed."""
+    """Write files until killed, every other one with the pauses of a worker whose rows decode."""
     with contextlib.closing(Directory(folder, LIMITS, ABOUT)) as directory:
         for number in range(first, first + 1_000_000):
             tensor = blobs.Tensor("U8", (FILE_BYTES,), memoryview(_content(number)))
-            directory.add(_entry(number), {"0.k": tensor}, {"number": str(number)})
+            pause = (lambda: time.sleep(BUSY_PAUSE_SECONDS)) if number % 2 else None
+            directory.add(_entry(number), {"0.k": tensor}, {"number": str(number)}, pause=pause)
 
 
 def _content(number: int) -> bytes:

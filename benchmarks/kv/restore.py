@@ -4,10 +4,10 @@
 
 The checkpoint `wide` has few weights and the keys and values of a large model: 1,024 tokens are 201 MB. After a cold request,
 a second and a third one, each round stops the server, asks the kernel to forget the cache's files, reads them one after the
-other (the floor), has them forgotten again, starts the server, asks something else (what only a server's first request pays is
-not a restore), and then asks twice: the first answer comes from disk, the second from
-memory. The same is then done without forgetting, which shows what the page cache gives: after a restart of the server alone, and
-not of the machine, the files are usually still in it.
+other (the floor: into one small buffer, and once more into new memory, which alone costs a virtual machine as much as the disk),
+has them forgotten again, starts the server, asks something else (what only a server's first request pays is not a restore), and
+then asks twice: the first answer comes from disk, the second from memory. The same is then done without forgetting, which shows
+what the page cache gives: after a restart of the server alone, and not of the machine, the files are usually still in it.
 
     restore seconds = time to the first text from disk - time to the first text from memory, in the same round
     throughput      = keys and values of the cached tokens / restore seconds
@@ -28,12 +28,19 @@ from typing import Any
 
 from benchmarks.kv.checkpoints import CONFIGS, checkpoint, token_bytes
 from benchmarks.kv.client import Client, Messages, Texts, message, side_by_side
-from benchmarks.kv.disk import drop_from_page_cache, files_below, sequential_read
+from benchmarks.kv.disk import drop_from_page_cache, files_below, read_into_memory, sequential_read
 from benchmarks.kv.report import parser, table, write
 from benchmarks.kv.servers import ROOMY
 
 GOAL = 0.6
 STATES = ("page_cache_dropped", "page_cache_kept")
+_BYTES = (
+    "restored_bytes",
+    "floor_bytes_per_second",
+    "own_memory_floor_bytes_per_second",
+    "restore_bytes_per_second",
+)
+_SHARES = ("of_floor", "of_own_memory_floor", "gross_of_floor")
 SUFFIX_TOKENS, ANSWER_TOKENS = 8, 4
 
 
@@ -95,12 +102,20 @@ def _stop(client: Client) -> list[Path]:
 
 
 def _read(files: Sequence[Path], *, forgotten: bool) -> dict[str, Any]:
-    """The floor: what the files' sequential read took, from the disk if they can be forgotten, and are to be."""
+    """The floors: what the files' sequential read took, from the disk if they can be forgotten, and are to be."""
     dropped = forgotten and drop_from_page_cache(files)
     read_bytes, read_seconds = sequential_read(files)
     if forgotten:
         drop_from_page_cache(files)
-    return {"dropped": dropped, "read_bytes": read_bytes, "read_seconds": read_seconds}
+    _, own_memory_seconds = read_into_memory(files)
+    if forgotten:
+        drop_from_page_cache(files)
+    return {
+        "dropped": dropped,
+        "read_bytes": read_bytes,
+        "read_seconds": read_seconds,
+        "own_memory_seconds": own_memory_seconds,
+    }
 
 
 def summary(runs: Sequence[Mapping[str, Any]], bytes_a_token: int) -> dict[str, Any]:
@@ -109,8 +124,12 @@ def summary(runs: Sequence[Mapping[str, Any]], bytes_a_token: int) -> dict[str, 
     seconds = statistics.median(run["disk_seconds"] for run in runs)
     beyond_memory = statistics.median(run["disk_seconds"] - run["memory_seconds"] for run in runs)
     restored = min(run["disk_tokens"] for run in runs) * bytes_a_token
-    floors = [run["read_bytes"] / run["read_seconds"] for run in runs if run["read_bytes"]]
-    floor = statistics.median(floors) if floors else None
+    floor, own_memory_floor = (
+        statistics.median(run["read_bytes"] / run[name] for run in runs)
+        if all(run["read_bytes"] for run in runs)
+        else None
+        for name in ("read_seconds", "own_memory_seconds")
+    )
     net = restored / beyond_memory if restored and beyond_memory > 0 else None
     return {
         "dropped": all(run["dropped"] for run in runs),
@@ -120,9 +139,11 @@ def summary(runs: Sequence[Mapping[str, Any]], bytes_a_token: int) -> dict[str, 
         "restored_bytes": restored,
         "bytes_on_disk": max(run["read_bytes"] for run in runs),
         "floor_bytes_per_second": floor and round(floor),
+        "own_memory_floor_bytes_per_second": own_memory_floor and round(own_memory_floor),
         "restore_bytes_per_second": net and round(net),
         "gross_bytes_per_second": round(restored / seconds),
         "of_floor": round(net / floor, 3) if net and floor else None,
+        "of_own_memory_floor": round(net / own_memory_floor, 3) if net and own_memory_floor else None,
         "gross_of_floor": round(restored / seconds / floor, 3) if floor else None,
     }
 
@@ -132,14 +153,17 @@ def shown(servers: dict[str, Any]) -> str:
     for name, found in servers.items():
         for state in STATES:
             entry = found[state]
-            cells = [entry["restored_bytes"], entry["floor_bytes_per_second"], entry["restore_bytes_per_second"]]
+            cells = [entry[key] for key in _BYTES]
             megabytes = ["-" if cell is None else f"{cell / 1e6:.0f}" for cell in cells]
-            shares = ["-" if entry[key] is None else f"{entry[key]:.2f}" for key in ("of_floor", "gross_of_floor")]
+            shares = ["-" if entry[key] is None else f"{entry[key]:.2f}" for key in _SHARES]
             seconds = [
                 f"{value:.3f}" for value in (found["cold_seconds"], entry["memory_seconds"], entry["disk_seconds"])
             ]
             rows.append([f"{name}, {state.replace('_', ' ')}", *seconds, *megabytes, *shares])
-    head = ["server", "cold s", "memory s", "disk s", "restored MB", "floor MB/s", "restore MB/s", "of floor", "gross"]
+    head = [
+        *("server", "cold s", "memory s", "disk s", "restored MB", "floor MB/s", "own memory MB/s", "restore MB/s"),
+        *("of floor", "of own memory", "gross"),
+    ]
     return table(head, rows)
 
 

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from duet.errors import Busy, InvalidRequest
 from duet.wire import Transcript
 from engine.api.deadlines import deadline_of
-from engine.api.dependencies import BackendDep, answer_headers, priority_of
+from engine.api.dependencies import BackendDep, answer_headers, priority_of, tenant_of
 from engine.api.sse import unless_gone
 from engine.types import Backend, TranscriptionRequest
 from speech import formats
@@ -69,6 +69,7 @@ async def transcriptions(
         hotwords=_hotwords([*(hotwords or []), *(keywords or []), *(keyword_list or [])]),
         language=language or None,
         temperature=temperature,
+        tenant=tenant_of(request),
         priority=priority,
         deadline=deadline,
     )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -26,7 +26,7 @@ from engine.api.dependencies import (
 from engine.api.images import load_image
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
 from engine.api.schemas.structure import structure_of
-from engine.api.sse import DONE, EventStream, comment, error_frame, unless_gone
+from engine.api.sse import DONE, EventStream, error_frame, unless_gone
 from engine.types import (
     Accepted,
     Backend,
@@ -48,7 +48,6 @@ router = APIRouter()
 
 PROMISE_AFTER_SECONDS = 3.0
 """A stream waits this long for the worker's word before its status becomes 200 and comments keep it alive."""
-KEEP_ALIVE_SECONDS = 2.0
 MAX_IMAGES = 32
 _RESERVED_OPTIONS = frozenset({"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"})
 _encode = msgspec.json.encode
@@ -71,11 +70,13 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
         return Response(answer.complete(choices), media_type="application/json", headers=headers)
     events = fan_in(backend, asked)
     first = await _first_event(events)
-    if first is not None and isinstance(first[1], Accepted):
-        headers |= cache_header(first[1].cache)
+    if first.done() and isinstance(event := first.result()[1], Accepted):
+        headers |= cache_header(event.cache)
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    frames = answer.frames(first, events, backend, len(asked), include_usage=include_usage)
-    return EventStream(frames, headers)
+    frames = answer.frames(first, events, len(asked), include_usage=include_usage)
+    return EventStream(
+        frames, waiting=lambda: backend.progress(model.id), close=lambda: _closed(first, events), headers=headers
+    )
 
 
 # The request ------------------------------------------------------------------------------------------------------
@@ -174,42 +175,34 @@ def with_ocr_prompt(messages: tuple[Message, ...], prompt: str | None) -> tuple[
 Indexed = tuple[int, Event | DuetError]
 
 
-async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncIterator[Indexed | None]:
-    """Events of all choices as they come, each with its choice's index; None now and then while nothing comes.
-
-    An error ends its choice. Closing the iterator cancels every choice.
-    """
-    queue: asyncio.Queue[Indexed | int] = asyncio.Queue(maxsize=64)
+async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncIterator[Indexed]:
+    """Events of all choices as they come, each with its choice's index. An error ends its choice. Closing the iterator cancels
+    every choice."""
+    if (
+        len(asked) == 1
+    ):  # as nearly always: without tasks and a queue, which would cost more than all else that an event costs
+        events = _safely(backend, asked[0])
+        try:
+            async for event in events:
+                yield 0, event
+        finally:
+            await events.aclose()
+        return
+    queue: asyncio.Queue[Indexed | None] = asyncio.Queue(maxsize=64)
 
     async def pump(index: int, request: GenerationRequest) -> None:
-        events = backend.generate(request)
+        events = _safely(backend, request)
         try:
             async for event in events:
                 await queue.put((index, event))
-        except DuetError as error:
-            await queue.put((index, error))
-        except Exception:
-            logger.exception("a generation failed", extra={"action": "generation_failed"})
-            await queue.put((index, Internal("an unexpected error ended the answer; the engine's log says more")))
         finally:
-            await events.aclose()  # type: ignore[attr-defined]
-        await queue.put(index)
+            await events.aclose()
+        await queue.put(None)
 
     tasks = [asyncio.create_task(pump(i, request), name=request.id) for i, request in enumerate(asked)]
-    running = len(tasks)
     try:
-        while running:
-            try:
-                # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the item (python/cpython #86296),
-                # and the answer of a client that has left would go on for ever.
-                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
-                    item = await queue.get()
-            except TimeoutError:
-                yield None
-                continue
-            if isinstance(item, int):
-                running -= 1
-            else:
+        for _ in tasks:
+            while (item := await queue.get()) is not None:
                 yield item
     finally:
         for task in tasks:
@@ -217,20 +210,38 @@ async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncItera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first_event(events: AsyncIterator[Indexed | None]) -> Indexed | None:
-    """The first word of the worker, which decides the HTTP status; None when it takes too long (a model loads)."""
-    deadline = time.monotonic() + PROMISE_AFTER_SECONDS
+async def _safely(backend: Backend, request: GenerationRequest) -> AsyncGenerator[Event | DuetError]:
+    """Events of one choice; whatever is raised is its last."""
+    events = backend.generate(request)
     try:
-        async for item in events:
-            if item is None and time.monotonic() < deadline:
-                continue
-            if item is not None:
-                raise_failure(item[1])
-            return item
-    except BaseException:
+        async for event in events:
+            yield event
+    except DuetError as error:
+        yield error
+    except Exception:
+        logger.exception("a generation failed", extra={"action": "generation_failed"})
+        yield Internal("an unexpected error ended the answer; the engine's log says more")
+    finally:
         await events.aclose()  # type: ignore[attr-defined]
+
+
+async def _first_event(events: AsyncIterator[Indexed]) -> asyncio.Task[Indexed]:
+    """The first word of the worker, which decides the HTTP status; still under way when it takes too long (a model loads)."""
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait([first], timeout=PROMISE_AFTER_SECONDS)
+        if first.done():
+            raise_failure(first.result()[1])
+    except BaseException:
+        await _closed(first, events)
         raise
-    return None
+    return first
+
+
+async def _closed(first: asyncio.Task[Indexed], events: AsyncIterator[Indexed]) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await events.aclose()  # type: ignore[attr-defined]
 
 
 def raise_failure(event: Event | DuetError) -> None:
@@ -257,10 +268,7 @@ async def _collect_all(backend: Backend, asked: list[GenerationRequest]) -> list
     choices = [Choice() for _ in asked]
     events = fan_in(backend, asked)
     try:
-        async for item in events:
-            if item is None:
-                continue
-            index, event = item
+        async for index, event in events:
             raise_failure(event)
             _book(choices[index], event)
     finally:
@@ -312,9 +320,8 @@ class Answer:
 
     async def frames(
         self,
-        first: Indexed | None,
-        events: AsyncIterator[Indexed | None],
-        backend: Backend,
+        first: asyncio.Task[Indexed],
+        events: AsyncIterator[Indexed],
         count: int,
         *,
         include_usage: bool,
@@ -325,11 +332,7 @@ class Answer:
         try:
             for i in range(count):
                 yield self._frame({"role": "assistant", "content": "", "refusal": None}, i, tail)
-            async for item in _chain(first, events):
-                if item is None:
-                    yield comment(backend.progress(self._head["model"]) or "waiting")
-                    continue
-                index, event = item
+            async for index, event in _chain(first, events):
                 raise_failure(event)
                 match event:
                     case TextDelta() if event.text or event.logprob is not None:
@@ -346,8 +349,6 @@ class Answer:
             yield DONE
         except DuetError as error:
             yield error_frame(error)
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
 
     def _token(self, event: TextDelta, index: int, tail: bytes) -> bytes:
         logprobs = b"null" if event.logprob is None else _encode({"content": [_logprob(event)], "refusal": None})
@@ -368,8 +369,8 @@ def stop_reason(*, repetition: bool) -> dict[str, str]:
     return {"stop_reason": "repetition"} if repetition else {}
 
 
-async def _chain(first: Indexed | None, events: AsyncIterator[Indexed | None]) -> AsyncIterator[Indexed | None]:
-    yield first
+async def _chain(first: asyncio.Task[Indexed], events: AsyncIterator[Indexed]) -> AsyncIterator[Indexed]:
+    yield await first
     async for item in events:
         yield item
 

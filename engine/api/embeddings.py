@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
 from engine.api.deadlines import deadline_of
-from engine.api.dependencies import BackendDep, answer_headers, priority_of
+from engine.api.dependencies import BackendDep, answer_headers, priority_of, tenant_of
 from engine.api.sse import unless_gone
 from engine.types import EmbeddingRequest
 
@@ -48,6 +48,7 @@ async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep
         model=model.id,
         inputs=body.input,
         dimensions=body.dimensions,
+        tenant=tenant_of(request),
         priority=priority_of(request),
         deadline=deadline_of(request),
     )

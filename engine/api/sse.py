@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 FAREWELL_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 2.0
+"""After so long without a frame a comment is sent: programs between us and the client close connections that say nothing."""
 
 
 class ClientGone(Exception):
@@ -26,41 +28,68 @@ class ClientGone(Exception):
 
 
 class EventStream(Response):
-    """Sends frames as they come. When the client leaves, the iterator is closed at once, even between two frames."""
+    """Sends frames as they come, and between them comments: `waiting` says what for. When the client leaves, the iterator is
+    closed at once, even between two frames."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        frames: AsyncIterator[bytes],
+        *,
+        waiting: Callable[[], str],
+        close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`close` is called at the end, whatever it is, even if no frame was ever asked for."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
-        self._frames = frames
+        self._frames, self._waiting, self._close = frames, waiting, close
+        self._silent = False
+        """No frame was sent since the last look."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send), name="event-stream")
-        leaving = asyncio.create_task(disconnected(receive), name="disconnect")
+        tasks: list[asyncio.Task[None]] = []
+        ended: set[asyncio.Task[None]] = set()
         stopping = False
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for work in (self._send(send), disconnected(receive), self._keep_alive(send)):
+                tasks.append(asyncio.create_task(work, name="event-stream"))
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # Nobody but the stopping server cancels a request: this is its end, and the client shall know.
             stopping = True
         finally:
-            for task in (sending, leaving):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._frames.aclose()  # type: ignore[attr-defined]
+            await self._close()
+        for task in ended:
+            task.result()
         if stopping:
             with contextlib.suppress(TimeoutError):  # a client that does not read holds nobody up
                 async with asyncio.timeout(FAREWELL_SECONDS):
-                    await send({"type": "http.response.body", "body": error_frame(stopped()), "more_body": False})
+                    await send(_body(error_frame(stopped()), more=False))
+        elif tasks[0] in ended:
+            await send(_body(b"", more=False))
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for frame in self._frames:
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._silent = False
+            await send(_body(frame))
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            self._silent = True
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            if self._silent:
+                await send(_body(comment(self._waiting() or "waiting")))
+
+
+def _body(frame: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": frame, "more_body": more}
 
 
 async def disconnected(receive: Receive) -> None:

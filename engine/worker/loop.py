@@ -1,25 +1,22 @@
 """The worker's one loop: mailbox → restore → plan → execute → apply → emit.
 
-Owned by the main thread, which alone touches the model. Other threads only put messages into the mailbox: the gateway's, and
-what the KV cache's thread has read or written.
+Owned by the main thread, which alone touches the model. Other threads only put messages into the mailbox: the gateway's,
+what the KV cache's thread has read or written, and compiled forms.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import time
-from collections import deque
 from collections.abc import Callable, Set
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, assert_never
 
 import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest, PayloadTooLarge
-from engine.kvstore.index import Media
 from engine.types import (
     Accepted,
     BatchReport,
@@ -30,6 +27,7 @@ from engine.types import (
     Finished,
     GenerationRequest,
     KvReport,
+    Request,
     TextDelta,
     TranscriptionRequest,
     TranscriptionResult,
@@ -37,17 +35,18 @@ from engine.types import (
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Read, Saved, Seen
 from engine.worker.kvcache.records import Unsupported
-from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.output import Output, TokenText
-from engine.worker.prompts.structured import Compiled, Grammars
+from engine.worker.prompts.structured import Compiled, Form, Grammars
+from engine.worker.reports import Reporter
 from engine.worker.runtime import memory
 from engine.worker.runtime.families.audio import start_transcription
 from engine.worker.runtime.families.embedding import start_embedding
-from engine.worker.runtime.families.job import Job
-from engine.worker.runtime.families.text import Prepared, media_of, prepare_generation
+from engine.worker.runtime.families.text import Preparation, Prepared, lookup
 from engine.worker.runtime.loader import Loaded
 from engine.worker.runtime.runner import Runner, StepResult
 from engine.worker.scheduler.gate import Gate
+from engine.worker.scheduler.jobs import Job, Jobs, Queued
+from engine.worker.scheduler.pace import Ticks
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority
 from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
@@ -56,7 +55,8 @@ logger = logging.getLogger(__name__)
 
 Mailbox = queue.SimpleQueue[ToWorker | Answer | Compiled | Exception | None]
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
-REPORT_SECONDS = 1.0
+Result = EmbeddingResult | TranscriptionResult | Prepared
+"""Of a job. What is prepared goes on as a sequence."""
 LOOKUP_SECONDS = 0.004
 """What is known of a prompt is waited for so long before the next step begins: without files to read it comes within a
 millisecond or two, while the step before is still being computed; else it would wait for a whole tick."""
@@ -72,17 +72,6 @@ class MakeCache(Protocol):
 
 class Stop(Exception):
     """The gateway closed the channel or asked to end."""
-
-
-@dataclass(frozen=True)
-class _Lookup:
-    """What the KV cache is asked for one request."""
-
-    tenant: str
-    store: bool
-    media: tuple[Media, ...]
-    cuts: Cuts
-    role_at: Callable[[int], str]
 
 
 class Loop:
@@ -115,28 +104,27 @@ class Loop:
         self._tokens = TokenText(loaded.tokenizer) if self._runner else None
         self._grammars = Grammars(loaded, mailbox.put)
         self._outputs: dict[str, Output] = {}
-        self._lookups: dict[str, _Lookup] = {}
+        self._lookups: dict[str, Callable[[tuple[int, ...]], bool]] = {}
         self._looking_up: dict[str, int] = {}
-        self._reported = KvReport()
-        self._reported_at = 0.0
-        self._memory = memory.Reporter(channel.send)
-        self._jobs: deque[Job] = deque()
+        self._jobs = Jobs[Result]()
+        self._live: dict[str, float] = {}
+        """Deadlines of all requests that have not ended; infinite without one."""
         self._gate = Gate()
-        self._batch_reported, self._batch_reported_at = BatchReport(), 0.0
-        self._ended_at: float | None = None
-        """When the tick before ended; None when the loop has waited since."""
+        self._ticks = Ticks(self._scheduler.pace)
         self._quiet_since: float | None = None
         self._released = True  # nothing to give back yet
-        self._beside = 0
-        """Prompt tokens whose computation the tick before did not wait for."""
-        self._decoded = False
         self._events: list[Accepted | TextDelta | Finished | Failed] = []
+        self._reporters: list[memory.Reporter | Reporter[Any]] = [memory.Reporter(channel.send)]
+        if self._runner is not None:
+            self._reporters.append(Reporter(channel.send, self._batch_report, BatchReport()))
+        if (kv := self._kv) is not None:
+            self._reporters.append(Reporter(channel.send, lambda: msgspec.structs.replace(kv.report), KvReport()))
 
     @property
     def idle(self) -> bool:
         """Nothing to do until a message comes, or until batch work may go on."""
         pending = self._runner is not None and self._runner.pending
-        return self._scheduler.idle and not pending and self._next_job() is None
+        return self._scheduler.idle and not pending and not self._jobs.ready(self._may_step)
 
     def run(self) -> None:
         """Until the gateway goes. An unexpected error fails every live request and ends the process."""
@@ -153,19 +141,19 @@ class Loop:
         self._drain()
         began = time.monotonic()
         self._scheduler.held = self._gate.closed(began)
+        for request_id in [name for name, deadline in self._live.items() if began >= deadline]:
+            self._fail(request_id, DeadlineExceeded("the answer was not complete by its deadline"))
         if self._runner is not None:
             self._run(self._runner, began)
-        if (job := self._next_job()) is not None:
+        self._emit()  # no token waits for a job
+        if (job := self._jobs.next(began, self._may_step)) is not None:
             self._step(job)
-            self._ended_at = None  # a tick that ran a job tells nothing of the batch
-        self._emit()
-        self._memory.report()
-        self._report_batch()
+            self._ticks.interrupted()
+            self._emit()
+        self._report()
 
     def _run(self, runner: Runner, now: float) -> None:
         """One tick of the batch."""
-        for request_id in self._scheduler.late(now):
-            self._fail(request_id, DeadlineExceeded("the answer was not complete by its deadline"))
         if self._active_kv_bytes is not None and runner.token_bytes is not None:
             self._scheduler.kv_tokens = self._active_kv_bytes // runner.token_bytes
         self._scheduler.begin(now)
@@ -177,26 +165,18 @@ class Loop:
         self._after_leaving(runner, plan)
         if self._kv is not None:
             self._kv.tend(busy=runner.busy)
-            self._report(self._kv)
         if plan.decode and not runner.pending:
-            self._ended_at, self._beside, self._decoded = None, 0, False  # two steps were waited for: it tells nothing
+            self._ticks.interrupted()  # two steps were waited for
         else:
-            self._measure(plan, now, beside=runner.pending)
+            tokens, beside = sum(chunk.stop - chunk.start for chunk in plan.prefill), runner.pending
+            self._ticks.ended(now, time.monotonic(), decoded=plan.decode, prefill_tokens=tokens, beside=beside)
 
-    def _measure(self, plan: Plan, began: float, *, beside: bool) -> None:
-        """Tell the pace what the device did in the time since the tick before: beside running rows nobody waits for a prompt
-        chunk before the next tick, and a step's tokens are read one tick later too."""
-        now, tokens = time.monotonic(), sum(chunk.stop - chunk.start for chunk in plan.prefill)
-        waited = self._beside + (0 if beside else tokens)
-        if self._decoded or waited:
-            since = began if self._ended_at is None else self._ended_at
-            self._scheduler.pace.observe(now - since, decoded=self._decoded, prefill_tokens=waited)
-        self._ended_at, self._beside, self._decoded = now, tokens if beside else 0, plan.decode
-
-    def _next_job(self) -> Job | None:
-        """The first of the best priority. Batch jobs wait as batch rows do."""
-        jobs = [job for job in self._jobs if not (self._scheduler.held and job.priority == "batch")]
-        return min(jobs, key=lambda job: Priority[job.priority.upper()], default=None)
+    def _may_step(self, one: Queued[Result]) -> bool:
+        """Batch jobs wait as batch rows do. And what is made of images fills memory, which no bound of KV counts before the
+        row begins: one such prompt of a priority waits for that at a time, and one that is aged."""
+        if self._scheduler.held and one.priority is Priority.BATCH:
+            return False
+        return not isinstance(one.job, Preparation) or one.aged or not self._scheduler.waits_with_images(one.priority)
 
     def _drain(self) -> None:
         """Take what is in the mailbox; wait for it when there is nothing else to do."""
@@ -205,15 +185,14 @@ class Loop:
         # nothing would wake us.
         self._scheduler.held = self._gate.closed(now)
         if self.idle and self._mailbox.empty():
-            self._ended_at = None
+            self._ticks.interrupted()
             self._scheduler.check()
-            wakes = [self._gate.opens_in(now), self._scheduler.next_deadline(now), self._release(now)]
-            self._memory.report(now=True)
-            self._report_batch(now=True)
+            deadline = min(self._live.values(), default=math.inf)
+            wakes = [self._gate.opens_in(now), self._release(now), max(0.0, deadline - now)]
             if self._kv is not None:
                 wakes.append(self._kv.tend(busy=False))
-                self._report(self._kv, now=True)
-            wake = min((seconds for seconds in wakes if seconds is not None), default=None)
+            self._report(now=True)
+            wake = min((seconds for seconds in wakes if seconds not in (None, math.inf)), default=None)
             try:
                 self._handle(self._mailbox.get(timeout=wake))
             except queue.Empty:
@@ -255,12 +234,11 @@ class Loop:
                 raise message
             case Cancel(request_id):
                 self._end(request_id)
-                self._jobs = deque(job for job in self._jobs if job.id != request_id)
             case Read() | Found() | Seen() | Saved() | Cleared():
                 self._take_in(message)
-            case Compiled(request):
-                if self._grammars.back(message):
-                    self._handle(request)
+            case Compiled():
+                for request in self._grammars.back(message):
+                    self._start(request, message.form)
             case Hold(on):
                 self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
             case Ping():
@@ -273,45 +251,54 @@ class Loop:
                     self._kv.free_memory()
                 memory.release()
             case GenerationRequest() | EmbeddingRequest() | TranscriptionRequest():
-                try:
-                    self._start(message)
-                except DuetError as error:
-                    self._fail(message.id, error)
-                except Exception as error:
-                    logger.exception("a request could not be prepared", extra={"action": "request_failed"})
-                    self._fail(message.id, Internal(f"the request could not be prepared: {type(error).__name__}"))
+                self._live[message.id] = math.inf if message.deadline is None else message.deadline
+                self._start(message)
             case _:
                 assert_never(message)
 
-    def _start(self, request: GenerationRequest | EmbeddingRequest | TranscriptionRequest) -> None:
-        wanted = {GenerationRequest: "chat", EmbeddingRequest: "embedding", TranscriptionRequest: "asr"}[type(request)]
-        if wanted not in self._loaded.capabilities:
-            able = " and ".join(self._loaded.capabilities)
-            raise _unable(request.model, wanted, able)
-        match request:
-            case GenerationRequest():
-                assert self._tokens is not None and self._runner is not None
-                form = None
-                if request.structure is not None:
-                    form = self._grammars.form(request, request.structure)
-                    if form is None:
-                        return  # it comes back as `Compiled`
-                prepared = prepare_generation(self._loaded, self._tokens, request, form)
-                self._outputs[request.id] = prepared.output
-                self._runner.add(prepared.row)
-                ready = self._look_up(request, prepared)
-                if not ready:
-                    prepared.sequence.phase = Phase.FETCHING
-                self._looking_up[request.id] = prepared.sequence.prompt_tokens
-                self._scheduler.add(prepared.sequence)
-                if ready:
-                    self._accept(request.id)
-            case EmbeddingRequest():
-                self._jobs.append(start_embedding(self._loaded, request))
-            case TranscriptionRequest():
-                self._jobs.append(start_transcription(self._loaded, request))
-            case _:
-                assert_never(request)
+    def _start(self, request: Request, form: Form | None = None) -> None:
+        """`form` is that of the request's structure, once it is compiled."""
+        try:
+            _check_able(self._loaded, request)
+            match request:
+                case GenerationRequest():
+                    self._start_generation(request, form)
+                case EmbeddingRequest():
+                    self._jobs.add(start_embedding(self._loaded, request), time.monotonic())
+                case TranscriptionRequest():
+                    self._jobs.add(start_transcription(self._loaded, request), time.monotonic())
+                case _:
+                    assert_never(request)
+        except Exception as error:  # noqa: BLE001 - it ends this request alone
+            self._fail(request.id, error)
+
+    def _start_generation(self, request: GenerationRequest, form: Form | None) -> None:
+        assert self._tokens is not None
+        if request.structure is not None and form is None:
+            form = self._grammars.form(request, request.structure)
+            if form is None:
+                return  # it comes back with `Compiled`
+        preparation = Preparation(self._loaded, self._tokens, request, form)
+        if preparation.images:
+            self._jobs.add(preparation, time.monotonic())
+        else:
+            self._begin(preparation.step())
+
+    def _begin(self, prepared: Prepared) -> None:
+        assert self._runner is not None
+        sequence = prepared.sequence
+        self._outputs[sequence.id] = prepared.output
+        self._runner.add(prepared.row)
+        look_up = None if self._kv is None else lookup(self._loaded, prepared, self._kv)
+        if look_up is not None:
+            self._lookups[sequence.id] = look_up
+        ready = look_up is None or look_up(prepared.row.prompt)
+        if not ready:
+            sequence.phase = Phase.FETCHING
+        self._looking_up[sequence.id] = sequence.prompt_tokens
+        self._scheduler.add(sequence)
+        if ready:
+            self._accept(sequence.id)
 
     def _collect(self, result: StepResult) -> None:
         for drawn in result.drawn:
@@ -321,7 +308,7 @@ class Loop:
             try:
                 delta, finished = output.take(drawn.token, drawn.logprob, drawn.top)
             except Exception as error:  # noqa: BLE001 - its neighbours run on
-                self._fail_row(drawn.id, error)
+                self._fail(drawn.id, error)
                 continue
             if delta is not None:
                 self._events.append(delta)
@@ -330,31 +317,21 @@ class Loop:
                 self._end(drawn.id)
         for request_id, cause in result.failed.items():
             if request_id in self._outputs:  # what was drawn before may have been its end
-                self._fail_row(request_id, cause)
+                self._fail(request_id, cause)
 
-    def _fail_row(self, request_id: str, error: Exception) -> None:
-        if isinstance(error, DuetError):
-            self._fail(request_id, error)
-            return
-        logger.error("a row failed", exc_info=error, extra={"action": "row_failed"})
-        self._fail(request_id, Internal(f"the model failed on this request: {type(error).__name__}"))
-
-    def _step(self, job: Job) -> None:
+    def _step(self, job: Job[Result]) -> None:
         try:
-            result: EmbeddingResult | TranscriptionResult | None = job.step()
-        except DuetError as error:
-            self._fail(job.id, error)
-        except Exception as error:
-            logger.exception("a job failed", extra={"action": "job_failed"})
-            self._fail(job.id, Internal(f"the model failed on this request: {type(error).__name__}"))
-        else:
-            if result is None:
-                # Round robin: a long recording does not hold up a short one.
-                self._jobs.remove(job)
-                self._jobs.append(job)
+            result = job.step()
+            if isinstance(result, Prepared):
+                self._jobs.remove(job.id)
+                self._begin(result)
                 return
+        except Exception as error:  # noqa: BLE001 - it ends this request alone
+            self._fail(job.id, error)
+            return
+        if result is not None:
+            self._end(job.id)
             self._answer(result)
-        self._jobs = deque(other for other in self._jobs if other is not job)
 
     def _answer(self, result: EmbeddingResult | TranscriptionResult) -> None:
         try:
@@ -363,6 +340,9 @@ class Loop:
             self._fail(result.id, error)
 
     def _end(self, request_id: str) -> None:
+        """Forget a request, wherever it is. Unknown ids are ended already."""
+        self._live.pop(request_id, None)
+        self._jobs.remove(request_id)
         self._outputs.pop(request_id, None)
         self._looking_up.pop(request_id, None)
         self._lookups.pop(request_id, None)
@@ -386,32 +366,6 @@ class Loop:
         self._runner.keeper = kv
         return kv
 
-    def _look_up(self, request: GenerationRequest, prepared: Prepared) -> bool:
-        """Ask for what is known of the prompt. False: it is being fetched."""
-        row, text, encoded = prepared.row, prepared.text, prepared.encoded
-        media = (
-            media_of(self._loaded, request, row.prompt)
-            if self._kv is not None and not prepared.sequence.whole
-            else None
-        )
-        if self._kv is None or media is None:
-            return True
-        where = (
-            cuts(self._loaded, request, text, encoded, row.prompt) if self._kv.has_state and request.store else Cuts()
-        )
-        places = encoded if not media else None
-        self._lookups[request.id] = _Lookup(
-            request.tenant, request.store, media, where, partial(role_at, request, places, text)
-        )
-        return self._open(self._kv, request.id, row.prompt)
-
-    def _open(self, kv: PrefixCache, request_id: str, prompt: tuple[int, ...]) -> bool:
-        asked = self._lookups[request_id]
-        return kv.open(
-            request_id, prompt, asked.media, tenant=asked.tenant, store=asked.store, system=asked.cuts.system,
-            document=asked.cuts.document, boundary=asked.cuts.boundary, role_at=asked.role_at,
-        )  # fmt: skip
-
     def _accept(self, request_id: str) -> None:
         prompt_tokens = self._looking_up.pop(request_id, None)
         if prompt_tokens is not None:
@@ -432,7 +386,7 @@ class Loop:
             case Saved():
                 self._kv.saved(answer)
             case Cleared():
-                self._report(self._kv, now=True)
+                self._report(now=True)
             case _:
                 assert_never(answer)
 
@@ -452,34 +406,18 @@ class Loop:
             if self._kv is not None:
                 self._kv.close(request_id)
         for request_id in plan.preempted:
-            kv = self._kv if request_id in self._lookups else None
-            if kv is None or self._open(kv, request_id, runner.prompt(request_id)):
+            look_up = self._lookups.get(request_id)
+            if look_up is None or look_up(runner.prompt(request_id)):
                 self._scheduler.fetched(request_id)
 
-    def preempt(self, request_id: str) -> bool:
-        """Swap a running row out: its KV goes to the cache, and it goes on when it is its turn again. False if it cannot."""
-        return self._scheduler.preempt(request_id)
+    def _report(self, *, now: bool = False) -> None:
+        for reporter in self._reporters:
+            reporter.report(now=now)
 
-    def _report(self, kv: PrefixCache, *, now: bool = False) -> None:
-        if not now and time.monotonic() - self._reported_at < REPORT_SECONDS:
-            return
-        self._reported_at = time.monotonic()
-        report = msgspec.structs.replace(kv.report)
-        if report != self._reported:
-            self._reported = report
-            self._channel.send(report)
-
-    def _report_batch(self, *, now: bool = False) -> None:
-        if self._runner is None or (not now and time.monotonic() - self._batch_reported_at < REPORT_SECONDS):
-            return
-        self._batch_reported_at = time.monotonic()
+    def _batch_report(self) -> BatchReport:
         scheduler = self._scheduler
-        report = BatchReport(
-            scheduler.running, scheduler.waiting, scheduler.held_tokens(), scheduler.kv_tokens, scheduler.preemptions
-        )
-        if report != self._batch_reported:
-            self._batch_reported = report
-            self._channel.send(report)
+        rows, bound = scheduler.running, scheduler.kv_tokens
+        return BatchReport(rows, len(self._live) - rows, scheduler.held_tokens(), bound, scheduler.preemptions)
 
     def _flush(self) -> None:
         """The gateway wants this process to end: what is only in memory goes to SSD."""
@@ -495,14 +433,16 @@ class Loop:
         if not self._kv.flush(self._flush_seconds, answers):
             logger.warning("not all KV could be written in time", extra={"action": "kv_flush_late"})
 
-    def _fail(self, request_id: str, error: DuetError) -> None:
+    def _fail(self, request_id: str, error: Exception) -> None:
+        """End one request with an error of its own, or one of ours, which only the log tells in full."""
+        if not isinstance(error, DuetError):
+            logger.error("a request failed", exc_info=error, extra={"action": "request_failed"})
+            error = Internal(f"the model failed on this request: {type(error).__name__}")
         self._end(request_id)
-        self._events.append(
-            Failed(request_id, error.code, error.message, error.param, error.retry_after_seconds),
-        )
+        self._events.append(Failed(request_id, error.code, error.message, error.param, error.retry_after_seconds))
 
     def _fail_all(self, message: str) -> None:
-        for request_id in [*self._outputs, *self._grammars.waiting, *(job.id for job in self._jobs)]:
+        for request_id in self._live:
             self._events.append(Failed(request_id, "worker_lost", message))
         self._emit()
 
@@ -528,5 +468,8 @@ class Loop:
                 self._channel.send(Events([Failed(event.id, error.code, error.message)]))
 
 
-def _unable(model: str, wanted: str, able: str) -> InvalidRequest:
-    return InvalidRequest(f"{model} cannot do {wanted}: it does {able}", param="model")
+def _check_able(loaded: Loaded, request: Request) -> None:
+    wanted = {GenerationRequest: "chat", EmbeddingRequest: "embedding", TranscriptionRequest: "asr"}[type(request)]
+    if wanted not in loaded.capabilities:
+        able = " and ".join(loaded.capabilities)
+        raise InvalidRequest(f"{request.model} cannot do {wanted}: it does {able}", param="model")

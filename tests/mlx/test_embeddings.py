@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from duet.errors import InvalidRequest
 from engine.types import EmbeddingRequest, EmbeddingResult, Failed
 from engine.worker.runtime.families.embedding import start_embedding
 from engine.worker.runtime.loader import Loaded, load
+from engine.worker.scheduler.order import AGEING_SECONDS
+from engine.worker.scheduler.sequence import Priority
 from tests.mlx.conftest import Driver, words
 
 TEXTS = tuple(words(length, length) for length in (3, 40, 17, 200, 1, 90))
@@ -56,6 +59,39 @@ def test_a_bad_input_names_its_parameter(model: Callable[..., Loaded], bad: Any,
         start_embedding(model("embedding"), EmbeddingRequest(id="e", model="m", inputs=("ok", bad)))
     assert caught.value.param == param
     assert "input[1]" in caught.value.message
+
+
+def test_a_batch_job_does_not_starve_behind_a_stream_of_urgent_ones(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift, monotonic = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + shift)
+    driver = Driver(model("embedding"))
+    driver.post(EmbeddingRequest(id="old", model="m", inputs=tuple("abc" * 32), priority="batch"))
+    for i in range(30):
+        driver.post(EmbeddingRequest(id=f"i{i}", model="m", inputs=("x",), priority="interactive"))
+        driver.tick()
+        shift = AGEING_SECONDS[Priority.BATCH] if i > 10 else 0.0
+    assert driver.of("old", EmbeddingResult)
+    over = [result.id for result in driver.recorder.sent]
+    assert over.index("old") == over.index("i15") - 1, "three steps of it, one after each of the others"
+
+
+def test_a_tenant_with_many_jobs_holds_up_no_other(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("embedding"))
+    for i in range(9):
+        driver.post(EmbeddingRequest(id=f"many{i}", model="m", inputs=("x",), tenant="a"))
+    driver.post(EmbeddingRequest(id="one", model="m", inputs=("x",), tenant="b"))
+    driver.drain()
+    assert [result.id for result in driver.recorder.sent].index("one") == 1
+
+
+def test_a_job_that_is_late_fails_once(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("embedding"))
+    driver.post(EmbeddingRequest(id="e", model="m", inputs=("a",), deadline=time.monotonic()))
+    driver.drain()
+    (failed,) = driver.recorder.sent
+    assert failed.code == "deadline_exceeded"
 
 
 def test_too_many_dimensions_are_refused(model: Callable[..., Loaded]) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from PIL import Image
 
 from duet.errors import InvalidRequest
-from engine.types import Failed, Finished
+from engine.types import Accepted, Failed, Finished, GenerationRequest, Priority, SamplingParams, TextDelta
+from engine.worker.runtime.families import text
 from engine.worker.runtime.families.vision import MAX_IMAGE_PIXELS, open_image
 from engine.worker.runtime.loader import Loaded
+from engine.worker.scheduler.order import AGEING_SECONDS
+from engine.worker.scheduler.sequence import Priority as Rank
+from engine.workers.protocol import Cancel
 from tests.mlx.conftest import Driver, ask, picture
 
 
@@ -76,3 +82,108 @@ def test_an_image_s_prefill_in_chunks_equals_it_whole(model: Callable[..., Loade
     request = ask("a", "which is larger", images=(picture(1, (160, 96)), picture(2, (64, 128))), tokens=30)
     whole = Driver(loaded, chunk_tokens=4096).run([request])
     assert [Driver(loaded, chunk_tokens=size).run([request]) for size in (3, 16)] == [whole, whole]
+
+
+# Beside running streams -------------------------------------------------------------------------------------------------
+
+
+def seen(name: str, *, tokens: int = 5, priority: Priority = "normal") -> GenerationRequest:
+    return msgspec.structs.replace(ask(name, name, images=(picture(1),), tokens=tokens), priority=priority)
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by a prompt with every run of the vision encoder."""
+    found: list[str] = []
+    prepare = text.prepare
+
+    def noted(loaded: Loaded, prompt: str, images: list[Image.Image]) -> object:
+        found.append(prompt)
+        return prepare(loaded, prompt, images)
+
+    monkeypatch.setattr(text, "prepare", noted)
+    return found
+
+
+@pytest.fixture
+def driver(model: Callable[..., Loaded], request: pytest.FixtureRequest) -> Driver:
+    """A worker in which a stream runs, with as many rows as asked for."""
+    driver = Driver(model("vision"), max_rows=getattr(request, "param", 16))
+    driver.post(ask("stream", "a story", tokens=400))
+    while not driver.of("stream", TextDelta):
+        driver.tick()
+    return driver
+
+
+def test_a_stream_goes_on_between_the_images_of_a_burst(driver: Driver, encodings: list[str]) -> None:
+    names = [f"image {i}" for i in range(6)]
+    for name in names:
+        driver.post(seen(name))
+    said = len(driver.of("stream", TextDelta))
+    while len(encodings) < len(names):
+        before = len(encodings)
+        driver.tick()
+        assert len(encodings) - before <= 1
+    assert len(driver.of("stream", TextDelta)) - said >= len(names) - 1, "a token between each two"
+    driver.drain()
+    assert all(driver.of(name, Accepted) and driver.of(name, Finished) for name in names)
+
+
+@pytest.mark.parametrize("driver", [1], indirect=True)
+def test_one_image_of_a_priority_is_encoded_before_it_has_a_row(driver: Driver, encodings: list[str]) -> None:
+    normal, urgent = [f"normal {i}" for i in range(3)], [f"urgent {i}" for i in range(3)]
+    for name in [*normal, *urgent]:
+        driver.post(seen(name, priority="interactive" if name in urgent else "normal"))
+    while len(driver.of("stream", TextDelta)) < 60:
+        driver.tick()
+    assert len(encodings) == 1, "whoever is urgent is encoded first, and then nobody of less priority"
+    assert driver.of("urgent 0", Accepted)
+    assert driver.loop._batch_report().waiting == 6
+    driver.drain()
+    over = [event.id for event in driver.recorder.sent if isinstance(event, Finished)]
+    assert over == ["stream", *urgent, *normal]
+
+
+@pytest.mark.parametrize("driver", [1], indirect=True)
+def test_an_image_that_has_waited_too_long_is_encoded_however_many_are_more_urgent(
+    driver: Driver, encodings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift, monotonic = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + shift)
+    driver.post(seen("urgent", priority="interactive"))
+    driver.post(seen("old", priority="batch"))
+    for _ in range(10):
+        driver.tick()
+    assert len(encodings) == 1
+    shift = AGEING_SECONDS[Rank.BATCH]
+    for _ in range(3):
+        driver.tick()
+    assert driver.of("old", Accepted)
+
+
+@pytest.mark.parametrize("driver", [1], indirect=True)
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+def test_a_request_ends_while_its_image_waits_to_be_encoded(driver: Driver, encodings: list[str], end: str) -> None:
+    gone = seen("gone")
+    if end == "late":
+        gone = msgspec.structs.replace(gone, deadline=time.monotonic() + 0.05)
+    driver.post(seen("first"))
+    driver.post(gone)
+    driver.tick()
+    if end == "cancelled":
+        driver.post(Cancel("gone"))
+    driver.drain()
+    assert len(encodings) == 1
+    assert driver.of("first", Finished)
+    told = [event for event in driver.recorder.sent if event.id == "gone"]
+    assert [event.code for event in told] == (["deadline_exceeded"] if end == "late" else [])
+
+
+@pytest.mark.parametrize("driver", [1], indirect=True)
+def test_what_needs_no_encoder_is_refused_at_once(driver: Driver) -> None:
+    driver.post(seen("first"))
+    driver.post(msgspec.structs.replace(seen("bad"), sampling=SamplingParams(logit_bias={99999: 1.0})))
+    for _ in range(2):
+        driver.tick()
+    (failed,) = driver.of("bad", Failed)
+    assert failed.param == "logit_bias"

@@ -66,8 +66,9 @@ LAYERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("tokens", [20, 100, 300])
+@pytest.mark.parametrize("read", [(True, True), (True, False), (False, False)], ids=["disk", "both", "memory"])
 def test_a_restored_layer_answers_as_the_one_that_was_cut(
-    name: str, dtype: mx.Dtype, tokens: int, tmp_path: Path
+    name: str, dtype: mx.Dtype, tokens: int, read: tuple[bool, bool], tmp_path: Path
 ) -> None:
     feed, make = Feed(dtype), LAYERS[name]
     cache = [make(), kinds.KVCache()]
@@ -75,10 +76,12 @@ def test_a_restored_layer_answers_as_the_one_that_was_cut(
         for layer in cache:
             feed.step(layer, start, 20)
     cut = [(0, min(64, tokens)), *([(64, tokens)] if tokens > 64 else [])]
-    blocks = [
-        (through_a_file(tmp_path, records.cut_block(cache, start, stop), {})[0], stop - start) for start, stop in cut
-    ]
-    state = through_a_file(tmp_path, *records.cut_state(cache))
+    blocks: list[tuple[records.Block, int]] = []
+    for (start, stop), from_disk in zip(cut, read, strict=False):
+        block = records.cut_block(cache, start, stop)
+        blocks.append((through_a_file(tmp_path, block, {})[0] if from_disk else block, stop - start))
+    tensors, facts = through_a_file(tmp_path, *records.cut_state(cache))
+    state = records.as_arrays(tensors), facts
     restored = [make(), kinds.KVCache()]
     records.restore(
         restored, blocks, state if records.layout(cache).has_state else None, tokens=tokens, capacity=tokens + 64
@@ -91,19 +94,22 @@ def test_a_restored_layer_answers_as_the_one_that_was_cut(
 
 def through_a_file(
     folder: Path, arrays: records.Arrays, facts: dict[str, str]
-) -> tuple[records.Arrays, dict[str, str]]:
+) -> tuple[dict[str, blobs.Tensor], dict[str, str]]:
     path = folder / "part"
     blobs.write(path, records.as_tensors(arrays), facts)
-    tensors, found = blobs.read(path)
-    return records.as_arrays(tensors), found
+    return blobs.read(path)
 
 
-def test_part_of_a_block_can_be_restored() -> None:
+@pytest.mark.parametrize("from_disk", [True, False])
+def test_part_of_a_block_can_be_restored(from_disk: bool, tmp_path: Path) -> None:
     feed, layer, shorter, restored = Feed(mx.float32), kinds.KVCache(), kinds.KVCache(), kinds.KVCache()
     feed.step(layer, 0, 20)
     feed.step(layer, 20, 20)
     feed.step(shorter, 0, 20)
-    records.restore([restored], [(records.cut_block([layer], 0, 40), 20)], None, tokens=20, capacity=64)
+    block: records.Block = records.cut_block([layer], 0, 40)
+    if from_disk:
+        block = through_a_file(tmp_path, dict(block), {})[0]
+    records.restore([restored], [(block, 20)], None, tokens=20, capacity=64)
     assert mx.array_equal(feed.step(restored, 5, 3)[0], feed.step(shorter, 5, 3)[0]).item()
 
 
@@ -115,6 +121,16 @@ def test_a_missing_part_or_state_is_no_cache() -> None:
         records.restore([kinds.KVCache(), kinds.KVCache()], [(block, 20)], None, tokens=20, capacity=20)
     with pytest.raises(ValueError, match="state"):
         records.restore([kinds.KVCache(), kinds.ArraysCache(1)], [(block, 20)], None, tokens=20, capacity=20)
+
+
+def test_blocks_of_other_shapes_are_no_cache(tmp_path: Path) -> None:
+    feed, layer = Feed(mx.float32), kinds.KVCache()
+    feed.step(layer, 0, 20)
+    read = through_a_file(tmp_path, records.cut_block([layer], 0, 20), {})[0]
+    narrow = {name: array[..., :8] for name, array in records.cut_block([layer], 0, 20).items()}
+    for wrong in (narrow, {name: array.astype(mx.bfloat16) for name, array in narrow.items()}):
+        with pytest.raises(ValueError, match="other shapes"):
+            records.restore([kinds.KVCache()], [(read, 20), (wrong, 20)], None, tokens=40, capacity=40)
 
 
 def test_a_subclass_may_hold_more_and_is_not_kept() -> None:

@@ -18,7 +18,7 @@ from engine.worker.runtime.batch import Row
 from engine.worker.runtime.loader import Loaded
 from engine.worker.scheduler.gate import HOLD_SECONDS
 from engine.workers.protocol import Cancel, Hold
-from tests.mlx.conftest import Driver, ask, words
+from tests.mlx.conftest import Driver, ask, picture, words
 from tests.mlx.kv import KvDriver
 
 TOKEN_BYTES = 2 * 2 * 2 * 32 * 4
@@ -151,7 +151,7 @@ class Woken(queue.SimpleQueue[Any]):
         return super().get(block=False)
 
 
-@pytest.mark.parametrize("kind", ["plain", "embedding"])
+@pytest.mark.parametrize("kind", ["plain", "vision", "embedding"])
 @pytest.mark.parametrize("shift", range(12))
 def test_a_gate_that_opens_between_two_ticks_is_noticed(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, kind: str, shift: int
@@ -161,8 +161,9 @@ def test_a_gate_that_opens_between_two_ticks_is_noticed(
     monkeypatch.setattr("engine.worker.loop.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     driver.post(Hold(True))
     driver.tick()
-    if kind == "plain":
-        driver.post(of("batch", ask("b", "a batch of work", tokens=1)))
+    if kind != "embedding":
+        images = (picture(1),) if kind == "vision" else ()
+        driver.post(of("batch", ask("b", "a batch of work", tokens=1, images=images)))
     else:
         driver.post(EmbeddingRequest(id="b", model="m", inputs=("x",), priority="batch"))
     for _ in range(shift):  # a tick reads the clock some times: the gate opens between each two of them once
@@ -214,7 +215,7 @@ def test_an_answer_that_goes_round_in_circles_is_cut_off_when_asked(model: Calla
 
 
 def test_the_gateway_hears_how_full_the_batch_is(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.worker.loop.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("engine.worker.reports.REPORT_SECONDS", 0.0)
     driver = Driver(model("plain"), max_rows=1, active_kv_bytes=4000 * TOKEN_BYTES)
     for name in "ab":
         driver.post(ask(name, words(400, 1), tokens=300))
@@ -223,7 +224,7 @@ def test_the_gateway_hears_how_full_the_batch_is(model: Callable[..., Loaded], m
     assert any((seen.rows, seen.waiting) == (1, 1) and seen.kv_tokens > 400 for seen in driver.recorder.batch)
     driver.post(ask("last", "bye", tokens=1))
     driver.drain()
-    driver.loop._report_batch(now=True)
+    driver.loop._report(now=True)
     last = driver.recorder.batch[-1]
     assert (last.rows, last.waiting, last.kv_tokens, last.preemptions) == (0, 0, 0, 0)
     assert last.kv_tokens_bound is not None

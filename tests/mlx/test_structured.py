@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import re
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from llguidance import LLMatcher
@@ -201,7 +204,7 @@ def test_a_preempted_row_goes_on_in_its_form(model: Callable[..., Loaded]) -> No
     while not driver.over("a"):
         driver.tick()
         if driver.ticks % 9 == 0:
-            preempted += driver.loop.preempt("a")
+            preempted += driver.loop._scheduler.preempt("a")
     assert preempted >= 3
     assert driver.raw("a") == alone
     assert_person(driver.text("a"))
@@ -268,6 +271,68 @@ def test_a_request_cancelled_while_its_form_is_compiled_never_starts(model: Call
     assert_person(ended(driver, "b"))
 
 
+class Compiler:
+    """Stands before the library: notes what it is asked, and lets nothing through before it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[Structure] = []
+        self.begun, self.may = threading.Semaphore(0), threading.Event()
+        monkeypatch.setattr("engine.worker.prompts.structured.compiled", self)
+
+    def __call__(self, tokenizer: Any, structure: Structure) -> Any:
+        self.asked.append(structure)
+        self.begun.release()
+        assert self.may.wait(60)
+        return compiled(tokenizer, structure)
+
+
+def test_a_form_that_nobody_waits_for_any_more_is_not_compiled(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, compiler = Driver(model("plain")), Compiler(monkeypatch)
+    first, second = ask("first", "x", structure=choice("one")), ask("second", "x", structure=choice("two"))
+    for message in (first, second, Cancel("second")):
+        driver.post(message)
+    driver.tick()
+    assert compiler.begun.acquire(timeout=60)
+    compiler.may.set()
+    driver.run_all([ask("third", "x", structure=choice("three"))])
+    assert [structure.text for structure in compiler.asked] == ['["one"]', '["three"]']
+    assert (ended(driver, "first"), ended(driver, "third")) == ("one", "three")
+    assert not [event for event in driver.recorder.sent if event.id == "second"]
+
+
+def test_an_answer_that_is_late_while_its_form_is_compiled_fails_then(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, compiler = Driver(model("plain")), Compiler(monkeypatch)
+    late = ask("late", "x", structure=choice("one"))
+    driver.post(msgspec.structs.replace(late, deadline=time.monotonic() + 0.05))
+    driver.post(ask("patient", "x", structure=choice("one")))
+    while not driver.of("late", Failed):
+        driver.tick()
+    assert refusal(driver, "late").code == "deadline_exceeded"
+    compiler.may.set()
+    driver.drain()
+    assert ended(driver, "patient") == "one"
+    assert len([event for event in driver.recorder.sent if event.id == "late"]) == 1
+
+
+def test_a_form_is_tried_again_after_a_fault_of_ours(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panic(tokenizer: Any, structure: Structure) -> Any:
+        raise BaseException("as a panic of the library is raised")  # noqa: TRY002
+
+    driver = Driver(model("plain"))
+    with monkeypatch.context() as patched:
+        patched.setattr("engine.worker.prompts.structured.compiled", panic)
+        driver.run_all([ask("a", "x", structure=choice("one")), ask("b", "x", structure=choice("one"))])
+    assert [refusal(driver, name).code for name in "ab"] == ["internal_error"] * 2
+    driver.run_all([ask("again", "x", structure=choice("one"))])
+    assert ended(driver, "again") == "one"
+
+
 def test_an_unexpected_end_fails_what_waits_for_its_form(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +343,7 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
     def fail(plan: Any) -> Any:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(driver.loop._grammars, "back", lambda message: False)
+    monkeypatch.setattr(driver.loop._grammars, "back", lambda message: [])
     monkeypatch.setattr(driver.loop._runner, "execute", fail)
     with pytest.raises(RuntimeError):
         driver.loop.run()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.worker.scheduler.gate import HOLD_SECONDS, SHARE_SECONDS, Gate
-from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace
+from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace, Ticks
 from engine.worker.scheduler.policy import Plan, PrefillChunk, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
@@ -250,7 +250,8 @@ def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
 
 def test_the_scheduler_is_imported_without_mlx() -> None:
     code = (
-        "import sys, engine.worker.scheduler.policy; sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"
+        "import sys, engine.worker.scheduler.jobs, engine.worker.scheduler.policy; "
+        "sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -436,15 +437,44 @@ def test_a_prompt_that_is_begun_goes_on_while_a_more_urgent_one_waits_for_its_me
     assert scheduler.idle
 
 
-def test_deadlines_are_seen_in_every_phase() -> None:
+def test_who_came_first_begins_first_whenever_it_was_made_ready() -> None:
     scheduler = Scheduler(max_rows=1, chunk_tokens=100)
-    scheduler.add(sequence("running"))
+    scheduler.add(Sequence("text", 5, 5, arrived=2.0))
+    scheduler.add(Sequence("with an image", 5, 5, arrived=1.0))
+    assert [chunk.id for chunk in begun(scheduler).prefill] == ["with an image"]
+
+
+def test_sequences_with_images_wait_until_they_have_begun() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    scheduler.add(sequence("text"))
+    assert not scheduler.waits_with_images(Priority.BATCH)
+    image = Sequence("image", 5, 5, preemptible=False, phase=Phase.FETCHING)
+    scheduler.add(image)
+    asked = (Priority.INTERACTIVE, Priority.NORMAL, Priority.BATCH)
+    assert [scheduler.waits_with_images(priority) for priority in asked] == [False, True, True]
+    scheduler.fetched("image")
+    assert scheduler.waits_with_images(Priority.NORMAL)
+    scheduler.end("text")
     begun(scheduler)
-    late = Sequence("late", 5, 5, deadline=10.0)
-    scheduler.add(late)
-    assert scheduler.next_deadline(4.0) == 6.0
-    assert scheduler.late(9.9) == []
-    assert scheduler.late(10.0) == ["late"]
+    assert image.phase is Phase.RUNNING
+    assert not scheduler.waits_with_images(Priority.BATCH)
+
+
+def test_ticks_tell_a_step_s_time_and_a_chunk_s_one_tick_later() -> None:
+    seen: list[tuple[float, bool, int]] = []
+
+    class Noted(Pace):
+        def observe(self, seconds: float, *, decoded: bool, prefill_tokens: int) -> None:
+            seen.append((seconds, decoded, prefill_tokens))
+
+    ticks = Ticks(Noted())
+    ticks.ended(0.0, 1.0, decoded=False, prefill_tokens=7, beside=False)  # waited for
+    ticks.ended(1.5, 2.0, decoded=True, prefill_tokens=9, beside=True)
+    ticks.ended(2.5, 4.0, decoded=True, prefill_tokens=0, beside=True)
+    assert seen == [(1.0, False, 7), (2.0, True, 9)]
+    ticks.interrupted()
+    ticks.ended(9.0, 10.0, decoded=True, prefill_tokens=0, beside=True)
+    assert len(seen) == 2
 
 
 def test_beside_a_stream_a_chunk_is_as_long_as_the_stream_can_wait() -> None:

@@ -151,7 +151,7 @@ def test_a_sequential_read_reads_all(tmp_path: Path) -> None:
 def restored(disk_seconds: float, memory_seconds: float, tokens: int = 10, read_bytes: int = 400) -> dict[str, float]:
     return {
         "dropped": True, "read_bytes": read_bytes, "read_seconds": 2.0, "disk_seconds": disk_seconds,
-        "memory_seconds": memory_seconds, "disk_tokens": tokens, "memory_tokens": tokens,
+        "memory_seconds": memory_seconds, "own_memory_seconds": 2.0, "disk_tokens": tokens, "memory_tokens": tokens,
     }  # fmt: skip
 
 

@@ -188,8 +188,8 @@ class PrefixCache:
         if key not in self._memory:
             # Pinned before it is taken in, or it might be the first to go.
             pins = 0 if session is None else 1
-            arrays = records.as_arrays(answer.tensors)
-            self._take(Held(answer.entry, arrays, answer.facts, dirty=False, admitted=True, pins=pins))
+            content = records.as_arrays(answer.tensors) if answer.entry.kind == "checkpoint" else answer.tensors
+            self._take(Held(answer.entry, content, answer.facts, dirty=False, admitted=True, pins=pins))
             if session is not None:
                 session.pinned.append(key)
         elif session is not None:
@@ -465,11 +465,11 @@ class PrefixCache:
         state = None if match.checkpoint is None else self._memory.get(match.checkpoint)
         cache = self._new_cache()
         try:
-            arrays = [(held.arrays, take) for held, take in blocks if held is not None]
+            parts = [(held.content, take) for held, take in blocks if held is not None]
             records.restore(
                 cache,
-                arrays,
-                None if state is None else (state.arrays, state.facts),
+                parts,
+                None if state is None else (dict(state.content), state.facts),
                 tokens=match.tokens,
                 capacity=capacity,
             )
@@ -541,7 +541,7 @@ class PrefixCache:
         return Held(entry, arrays, facts, dirty=True, admitted=wanted or worth or entry.key in session.seen)
 
     def _keep(self, held: Held) -> None:
-        records.begin(held.arrays)
+        records.begin(held.content)
         self._take(held)
         if held.admitted:
             self._schedule(held)
@@ -585,7 +585,7 @@ class PrefixCache:
     def _hand_over(self, held: Held) -> None:
         assert self._io is not None
         self._saving[held.entry.key] = held.bytes
-        self._io.order(Save(held.entry, records.as_tensors(held.arrays), held.facts))
+        self._io.order(Save(held.entry, records.as_tensors(held.content), held.facts))
 
     def _outgrow(self, entry: Entry) -> None:
         """Drop shorter blocks that the new one begins with."""

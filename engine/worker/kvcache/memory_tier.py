@@ -1,4 +1,4 @@
-"""The tier in memory: blocks and checkpoints as arrays, the longest unused dropped first. On the model's thread.
+"""The tier in memory: blocks and checkpoints, the longest unused dropped first. On the model's thread.
 
 What is new here is `dirty` until it is on SSD or given up. Ends of sequences (`tip`) wait before they are written, because
 the next turn of a conversation outgrows them.
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.kvstore.index import Entry, Kind
-from engine.worker.kvcache.records import Arrays, nbytes
+from engine.worker.kvcache.records import Block, nbytes
 
 
 @dataclass
 class Held:
-    """An entry with its arrays and the facts that go with them. `admitted`: it has earned its place on SSD."""
+    """An entry with its content and the facts that go with it. `admitted`: it has earned its place on SSD."""
 
     entry: Entry
-    arrays: Arrays
+    content: Block
     facts: Mapping[str, str]
     dirty: bool
     admitted: bool = False
@@ -29,7 +29,7 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        return nbytes(self.arrays)
+        return nbytes(self.content)
 
 
 class MemoryTier:

@@ -1,5 +1,7 @@
 """One sequence's cache as arrays, and back. On the model's thread.
 
+Blocks that were read from SSD stay the bytes that were read: a row's layers are made of them with one copy.
+
 Token-addressed layers (plain and quantised KV) are cut along the tokens into blocks. Every other kind (rotating windows, gated
 delta nets and other recurrences, pooled or chunked attention) is a state that is valid at one position only: a checkpoint
 holds all of them. A layer may be a list of both.
@@ -8,6 +10,7 @@ holds all of them. A layer may be a list of both.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +25,8 @@ from engine.kvstore.blobs import Tensor
 Cache = list[Any]
 """One row's layers, as the library's `make_prompt_cache` gives them."""
 Arrays = dict[str, Any]
+Block = Mapping[str, Any]
+"""`Arrays`, or `Tensor`s as they were read."""
 
 _BLOCKS: Final = (kinds.KVCache, kinds.QuantizedKVCache, kinds.ConcatenateKVCache)
 _STATES: Final = (
@@ -93,32 +98,36 @@ def cut_state(cache: Cache) -> tuple[Arrays, dict[str, str]]:
 
 def restore(
     fresh: Cache,
-    blocks: Sequence[tuple[Arrays, int]],
+    blocks: Sequence[tuple[Block, int]],
     state: tuple[Arrays, Mapping[str, str]] | None,
     *,
     tokens: int,
     capacity: int,
 ) -> None:
-    """Fill a new cache. `blocks` are arrays and how many of their tokens count, `tokens` in all; room is made for `capacity`
-    tokens, so that what follows is not copied again. Raises `ValueError` if a part is missing or has another shape."""
+    """Fill a new cache. `blocks` and how many of their tokens count, `tokens` in all; room is made for `capacity` tokens, so
+    that what follows is not copied again. Raises `ValueError` if a part is missing or has another shape."""
     trees = json.loads(state[1].get(_TREE, "{}")) if state is not None else {}
+    copies: list[_Copy] = []
     for place, layer in _leaves(fresh):
         if type(layer) in _BLOCKS:
-            _fill(layer, partial(_joined, blocks, place, capacity - tokens), tokens)
+            _fill(layer, partial(_joined, blocks, place, capacity - tokens, copies), tokens)
         else:
             if state is None or place not in trees:
                 raise ValueError(f"the state of layer {place} is missing")
             layer.prefix_cache_restore(_unflatten(trees[place], state[0]))
     if not holds(fresh, tokens):
         raise ValueError("the blocks do not add up")
+    mx.eval([copy.target for copy in copies])
+    for copy in copies:
+        copy.make()
 
 
-def begin(arrays: Arrays) -> None:
+def begin(arrays: Block) -> None:
     """Have them computed, without waiting: until then they keep the whole cache that they were cut from."""
     mx.async_eval(list(arrays.values()))
 
 
-def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+def as_tensors(arrays: Block) -> dict[str, Tensor]:
     """Evaluated bytes that another thread may read without any call of MLX; they keep their arrays alive."""
     # numpy knows no bfloat16, so every array is seen as bytes. Views: nothing is copied.
     flat = {name: array.reshape(-1).view(mx.uint8) for name, array in arrays.items()}
@@ -136,8 +145,12 @@ def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
     }
 
 
-def nbytes(arrays: Arrays) -> int:
-    return sum(array.nbytes for array in arrays.values())
+def nbytes(block: Block) -> int:
+    return sum(_nbytes(part) for part in block.values())
+
+
+def _nbytes(part: Any) -> int:
+    return int(part.data.nbytes if isinstance(part, Tensor) else part.nbytes)
 
 
 def _leaves(cache: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -174,18 +187,55 @@ def _fill(layer: Any, joined: Callable[[str], Any], tokens: int) -> None:
     layer.offset = tokens
 
 
-def _joined(blocks: Sequence[tuple[Arrays, int]], place: str, room: int, part: str) -> Any:
+def _joined(blocks: Sequence[tuple[Block, int]], place: str, room: int, copies: list[_Copy], part: str) -> Any:
     name = f"{place}.{part}"
     try:
-        parts = [
-            arrays[name] if take == arrays[name].shape[-2] else arrays[name][..., :take, :] for arrays, take in blocks
-        ]
+        parts = [(block[name], take) for block, take in blocks]
     except KeyError as error:
         raise ValueError(f"{name} is missing") from error
+    if any(isinstance(array, Tensor) for array, _ in parts):
+        return _Copy.of(parts, room, copies)
+    arrays = [array if take == array.shape[-2] else array[..., :take, :] for array, take in parts]
     if room > 0:
-        last = parts[-1]
-        parts.append(mx.zeros((*last.shape[:-2], room, last.shape[-1]), dtype=last.dtype))
-    return mx.concatenate(parts, axis=-2)
+        last = arrays[-1]
+        arrays.append(mx.zeros((*last.shape[:-2], room, last.shape[-1]), dtype=last.dtype))
+    return mx.concatenate(arrays, axis=-2)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Bytes of parts that are to be written into the new array `target`, once that is evaluated."""
+
+    target: Any
+    parts: Sequence[tuple[Any, int]]
+    width: int
+    """Bytes of one token of one head."""
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Any, int]], room: int, copies: list[_Copy]) -> Any:
+        """The array [..., tokens + room, width] that `make` is going to fill. Raises `ValueError` for parts that do not fit."""
+        first = parts[0][0]
+        dtype = _BY_NAME[first.dtype] if isinstance(first, Tensor) else first.dtype
+        shapes = {(*array.shape[:-2], array.shape[-1], _name(array)) for array, _ in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"parts of other shapes: {sorted(map(str, shapes))}")
+        shape = (*first.shape[:-2], sum(take for _, take in parts) + max(0, room), first.shape[-1])
+        target = mx.zeros((math.prod(shape) * dtype.size,), dtype=mx.uint8)
+        copies.append(cls(target, parts, shape[-1] * dtype.size))
+        return target.view(dtype).reshape(shape)
+
+    def make(self) -> None:
+        """MLX shows its memory to numpy for writing: https://ml-explore.github.io/mlx/build/html/usage/numpy.html."""
+        heads = math.prod(self.parts[0][0].shape[:-2])
+        target, at = np.asarray(self.target).reshape(heads, -1, self.width), 0
+        for array, take in self.parts:
+            data = array.data if isinstance(array, Tensor) else memoryview(array.reshape(-1).view(mx.uint8))
+            target[:, at : at + take] = np.frombuffer(data, np.uint8).reshape(heads, -1, self.width)[:, :take]
+            at += take
+
+
+def _name(array: Any) -> str:
+    return array.dtype if isinstance(array, Tensor) else _DTYPES[array.dtype]
 
 
 def _snapshot(layer: Any) -> Any:

@@ -54,12 +54,16 @@ _BITS_AS_ADDENDS: Final = np.where(
 ).astype(np.float32)
 """[256, 8]: what the bits of a byte add to the logits of their tokens."""
 
+Key = tuple[str, str]
+"""Kind and text of a structure."""
+
 
 @dataclass(frozen=True)
 class Compiled:
-    """To the loop: the form of a request that had to wait is compiled, or cannot be. Start the request."""
+    """To the loop: the form that requests wait for is compiled, or cannot be."""
 
-    request: GenerationRequest
+    key: Key
+    form: Form
 
 
 class Mask:
@@ -134,6 +138,10 @@ class Form:
     mask: Mask
     eos_ids: tuple[int, ...]
 
+    @property
+    def faulty(self) -> bool:
+        return self.matcher is None and not self.refusal
+
     def constraint(self, param: str, thought: Thought | None) -> Constraint:
         """A fresh one for one row. Raises `InvalidRequest` naming `param` when the form cannot be followed."""
         if self.matcher is not None:
@@ -147,42 +155,45 @@ class Grammars:
     """The forms that were asked of one model, the last of them compiled.
 
     Compiling takes from a millisecond to a second and is done in a thread of its own, with the interpreter's lock released,
-    so that no row waits. Such a request comes back through `post`. Only the first form of all holds rows up once: reading
+    so that no row waits; the form comes back through `post`. Only the first form of all holds rows up once: reading
     a vocabulary of 152,000 tokens keeps the lock for some tenths of a second. Everything but `_compile_all` and what it
     calls belongs to the loop's thread.
     """
 
     def __init__(self, loaded: Loaded, post: Callable[[Compiled], None]) -> None:
         self._loaded, self._post = loaded, post
-        self._forms = OrderedDict[tuple[str, str], Form]()
-        self._lock = threading.Lock()
-        self._queue = queue.SimpleQueue[GenerationRequest]()
+        self._forms = OrderedDict[Key, Form]()
+        self._queue = queue.SimpleQueue[Structure]()
         self._thread: threading.Thread | None = None
-        self.waiting: set[str] = set()
+        self.waiting: dict[Key, list[GenerationRequest]] = {}
 
     def form(self, request: GenerationRequest, structure: Structure) -> Form | None:
-        """The form of a request's structure. None: the request comes back when there is one, unless it is forgotten."""
+        """The form of a request's structure. None: the request waits for it, until `back` or `forget`."""
         key = (structure.kind, structure.text)
-        with self._lock:
-            if (found := self._forms.get(key)) is not None:
-                self._forms.move_to_end(key)
-                return found
-        self.waiting.add(request.id)
-        self._queue.put(request)
+        if (found := self._forms.get(key)) is not None:
+            self._forms.move_to_end(key)
+            return found
+        if key not in self.waiting:
+            self.waiting[key] = []
+            self._queue.put(structure)
+        self.waiting[key].append(request)
         if self._thread is None:
             self._thread = threading.Thread(target=self._compile_all, name="grammars", daemon=True)
             self._thread.start()
         return None
 
-    def back(self, compiled: Compiled) -> bool:
-        """A request has come back: whether it is still wanted."""
-        wanted = compiled.request.id in self.waiting
-        self.waiting.discard(compiled.request.id)
-        return wanted
+    def back(self, compiled: Compiled) -> list[GenerationRequest]:
+        """A form has come, and is kept unless it is a fault of ours. Returns who waits for it."""
+        if not compiled.form.faulty:
+            self._forms[compiled.key] = compiled.form
+            while len(self._forms) > KEPT_FORMS:
+                self._forms.popitem(last=False)
+        return self.waiting.pop(compiled.key, [])
 
     def forget(self, request_id: str) -> None:
-        """A request ends. It need not be one that waits."""
-        self.waiting.discard(request_id)
+        """A request ends. It need not be one that waits. What nobody waits for is not compiled."""
+        left = {key: [one for one in requests if one.id != request_id] for key, requests in self.waiting.items()}
+        self.waiting = {key: requests for key, requests in left.items() if requests}
 
     # In the thread of its own ------------------------------------------------------------------------------------------
 
@@ -190,25 +201,21 @@ class Grammars:
         tokenizer: LLTokenizer | None = None
         mask, eos_ids = Mask(0), tuple[int, ...]()
         while True:
-            request = self._queue.get()
-            structure = request.structure
-            assert structure is not None
+            structure = self._queue.get()
             key = (structure.kind, structure.text)
+            if key not in self.waiting:
+                continue
             form = Form(None, "", mask, eos_ids)
             try:
                 if tokenizer is None:
                     tokenizer = wrapped_tokenizer(self._loaded)
                     mask, eos_ids = Mask(tokenizer.vocab_size), tuple(tokenizer.eos_tokens)
-                form = self._forms.get(key) or Form(*compiled(tokenizer, structure), mask, eos_ids)
+                form = Form(*compiled(tokenizer, structure), mask, eos_ids)
             except ValueError as error:
                 form = Form(None, f"cannot be followed: {_shortened(str(error))}", mask, eos_ids)
             except BaseException:  # a panic of the library is no Exception, and this thread must go on
                 logger.exception("a form could not be compiled", extra={"action": "structure_failed"})
-            with self._lock:
-                self._forms[key] = form
-                while len(self._forms) > KEPT_FORMS:
-                    self._forms.popitem(last=False)
-            self._post(Compiled(request))
+            self._post(Compiled(key, form))
 
 
 def wrapped_tokenizer(loaded: Loaded) -> LLTokenizer:

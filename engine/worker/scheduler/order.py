@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
@@ -11,18 +11,36 @@ AGEING_SECONDS: Final = {Priority.INTERACTIVE: 10.0, Priority.NORMAL: 30.0, Prio
 """After so long a sequence has every second turn, one at a time: a crowd that has aged must not become the rule."""
 
 
+class Waits(Protocol):
+    """Whoever waits since `arrived`: a sequence or a job."""
+
+    arrived: float
+
+    @property
+    def priority(self) -> Priority: ...
+
+
+Waiter = TypeVar("Waiter", bound=Waits)
+
+
 def first(ready: Iterable[Sequence], rows_of: Mapping[str, int], *, aged_first: bool) -> Sequence | None:
     """The one to begin or to go on with: by priority, then of the tenant with the fewest rows (`rows_of`), then in order of
     arrival. What was preempted keeps its arrival. Of two beginnings one is an aged one's (`aged_first`)."""
     return min(
         ready,
-        key=lambda one: (not (one.aged and aged_first), one.priority, rows_of.get(one.tenant, 0), one.number),
+        key=lambda one: (
+            not (one.aged and aged_first),
+            one.priority,
+            rows_of.get(one.tenant, 0),
+            one.arrived,
+            one.number,
+        ),
         default=None,
     )
 
 
-def overdue(ready: Iterable[Sequence], now: float) -> Sequence | None:
-    """The sequence that has waited longest of those that have waited too long."""
+def overdue(ready: Iterable[Waiter], now: float) -> Waiter | None:
+    """Who has waited longest of those that have waited too long."""
     late = (one for one in ready if now - one.arrived >= AGEING_SECONDS[one.priority])
     return min(late, key=lambda one: one.arrived, default=None)
 
@@ -35,4 +53,4 @@ def gives_way(running: Iterable[Sequence], *, to: Sequence | None = None) -> Seq
         if to.priority is Priority.BATCH:
             return None
         able = [one for one in able if one.priority is Priority.BATCH and not one.aged]
-    return max(able, key=lambda one: (not one.aged, one.priority, one.number), default=None)
+    return max(able, key=lambda one: (not one.aged, one.priority, one.arrived, one.number), default=None)

@@ -38,5 +38,27 @@ class Pace:
         return max(min(SMALLEST_CHUNK, largest), min(largest, int(seconds / self._token)))
 
 
+class Ticks:
+    """Tells a pace what the device did in the time between the ends of two ticks: beside running rows nobody waits for a prompt
+    chunk before the next tick, and a step's tokens are read one tick later too."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self.interrupted()
+
+    def interrupted(self) -> None:
+        """Between these ticks the loop did, or waited for, something else: they tell nothing."""
+        self._ended_at: float | None = None
+        self._beside, self._decoded = 0, False
+
+    def ended(self, began: float, now: float, *, decoded: bool, prefill_tokens: int, beside: bool) -> None:
+        """A tick sent a decode step, prompt tokens, or both; `beside`: without waiting for these."""
+        waited = self._beside + (0 if beside else prefill_tokens)
+        if self._decoded or waited:
+            since = began if self._ended_at is None else self._ended_at
+            self._pace.observe(now - since, decoded=self._decoded, prefill_tokens=waited)
+        self._ended_at, self._beside, self._decoded = now, prefill_tokens if beside else 0, decoded
+
+
 def _average(before: float | None, newest: float) -> float:
     return newest if before is None else before + _NEWEST * (newest - before)

@@ -96,15 +96,12 @@ class Scheduler:
         if sequence is not None and sequence.phase is Phase.FETCHING:
             sequence.phase = Phase.WAITING
 
-    def late(self, now: float) -> list[str]:
-        """Sequences whose deadline has passed, in whatever phase."""
-        everyone = [*self._waiting.values(), *self._running.values()]
-        return [one.id for one in everyone if one.deadline is not None and now >= one.deadline]
-
-    def next_deadline(self, now: float) -> float | None:
-        """Seconds until the first deadline; None without any."""
-        everyone = [*self._waiting.values(), *self._running.values()]
-        return min((max(0.0, one.deadline - now) for one in everyone if one.deadline is not None), default=None)
+    def waits_with_images(self, priority: Priority) -> bool:
+        """Whether a sequence with images, of this priority or a better one, has not begun."""
+        return any(
+            not one.preemptible and one.priority <= priority and one.phase not in _BEGUN
+            for one in self._waiting.values()
+        )
 
     def begin(self, now: float) -> None:
         """Choose who gives way to whom in the next plan."""

@@ -32,7 +32,7 @@ class Sequence:
     `whole` sequences are prefilled in one piece; others pause at each of `stops`. `issued` counts tokens drawn, read or not;
     `said` those of them that count as prompt since it was preempted. Sequences with images are not `preemptible`.
     While `FETCHING`, what is known of the prompt is on its way from the SSD.
-    `arrived` and `deadline` are seconds of the loop's clock; `number` counts arrivals. An `aged` sequence has waited so long
+    `arrived` is in seconds of the loop's clock, and `number` counts who came in. An `aged` sequence has waited so long
     that it has every second turn, and no one takes its place.
     """
 
@@ -44,7 +44,6 @@ class Sequence:
     priority: Priority = Priority.NORMAL
     tenant: str = ""
     arrived: float = 0.0
-    deadline: float | None = None
     stops: tuple[int, ...] = ()
     prefilled: int = 0
     issued: int = 0

@@ -17,8 +17,8 @@ from rapidfuzz import fuzz
 from duet.errors import ContextTooLong, InvalidRequest
 from duet.wire import Segment, Transcript, Usage
 from engine.types import TranscriptionRequest, TranscriptionResult
-from engine.worker.runtime.families.job import Job
 from engine.worker.runtime.loader import Loaded
+from engine.worker.scheduler.jobs import Job
 from speech.splitter import SAMPLE_RATE, Span, cut
 
 CHUNK_SECONDS = 30.0
@@ -58,7 +58,7 @@ class _Chunk:
     """A second try: whatever comes is kept, marked if it is still doubtful."""
 
 
-def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job:
+def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job[TranscriptionResult]:
     """Raises `InvalidRequest` for audio that is no float32, for a language that the model does not know, and for a
     prompt and hotwords that leave no room for the audio."""
     if len(request.audio) % 4 or not request.audio:
@@ -119,7 +119,7 @@ def _language_name(loaded: Loaded, code: str | None) -> str | None:
 
 class _TranscriptionJob:
     def __init__(self, loaded: Loaded, request: TranscriptionRequest, language: str | None) -> None:
-        self.id, self.priority = request.id, request.priority
+        self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
         self._model, self._request, self._language = loaded.model, request, language
         self._audio = np.frombuffer(request.audio, dtype="<f4")
         whole = Span(0.0, len(self._audio) / SAMPLE_RATE)

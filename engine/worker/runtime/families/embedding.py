@@ -9,15 +9,15 @@ import numpy as np
 
 from duet.errors import ContextTooLong, InvalidRequest
 from engine.types import EmbeddingRequest, EmbeddingResult
-from engine.worker.runtime.families.job import Job
 from engine.worker.runtime.loader import Loaded
+from engine.worker.scheduler.jobs import Job
 
 _BATCH_INPUTS = 32
 _BATCH_TOKENS = 2048
 """Padded tokens of one step: bounds its memory and how long a stream beside it waits."""
 
 
-def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job:
+def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job[EmbeddingResult]:
     """Tokenise and check all inputs. Raises `InvalidRequest` naming `input` or `dimensions`."""
     inputs = [_tokens(loaded, item, i) for i, item in enumerate(request.inputs)]
     return _EmbeddingJob(loaded, request, inputs)
@@ -37,7 +37,7 @@ def _tokens(loaded: Loaded, item: str | tuple[int, ...], position: int) -> list[
 
 class _EmbeddingJob:
     def __init__(self, loaded: Loaded, request: EmbeddingRequest, inputs: list[list[int]]) -> None:
-        self.id, self.priority = request.id, request.priority
+        self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
         self._model, self._dimensions, self._inputs = loaded.model, request.dimensions, inputs
         self._pad = loaded.tokenizer.pad_token_id or 0
         # Longest first: a batch that fits in memory is tried before the small ones.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from duet.errors import InvalidRequest
 from engine.kvstore.index import Media
 from engine.types import GenerationRequest
+from engine.worker.kvcache.cache import PrefixCache
+from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.output import Detokeniser, Output, TokenText
 from engine.worker.prompts.reasoning import Thought, opens_thought
-from engine.worker.prompts.structured import Form
+from engine.worker.prompts.structured import Constraint, Form
 from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
 from engine.worker.runtime.families.vision import open_image, prepare
@@ -26,6 +29,7 @@ from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 class Prepared:
     """One request, seen by the scheduler, the runner and the output."""
 
+    request: GenerationRequest
     sequence: ScheduledSequence
     row: Row
     output: Output
@@ -35,32 +39,39 @@ class Prepared:
     """Its tokens and their places in the text (`tokenizers.Encoding`), images not expanded."""
 
 
-def prepare_generation(
-    loaded: Loaded, tokens: TokenText, request: GenerationRequest, form: Form | None = None
-) -> Prepared:
-    """Raises `InvalidRequest` for what only the model can judge: images, context, token ids, and the answer's `form`, which
-    belongs to the request's structure."""
-    now = time.monotonic()
-    if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
-        raise InvalidRequest(f"token {outside[0]} is not in the vocabulary of {loaded.vocabulary}", param="logit_bias")
-    text = render(loaded, request)
-    images = [open_image(part.image) for message in request.messages for part in message.parts if part.type == "image"]
-    encoded = loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    vision = None
-    if images:
-        prompt, vision = prepare(loaded, text, images)
-    else:
-        prompt = tuple(encoded.ids)
-    if not prompt:
-        raise InvalidRequest("the prompt is empty", param="messages")
-    max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
-    constraint, thinks = None, False
-    if form is not None and request.structure is not None:
-        # The form is that of the answer, so it begins behind a thought, and the thought is not shown.
-        thinks = opens_thought(text)
-        constraint = form.constraint(request.structure.param, Thought(tokens) if thinks else None)
-    return Prepared(
-        ScheduledSequence(
+class Preparation:
+    """A request on its way to be `Prepared`: a job of one step, in which the vision encoder runs if there are `images`.
+
+    Making one, and the step, raise `InvalidRequest` for what only the model can judge: images, context, token ids, and the
+    answer's `form`, which belongs to the request's structure.
+    """
+
+    def __init__(self, loaded: Loaded, tokens: TokenText, request: GenerationRequest, form: Form | None = None) -> None:
+        self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
+        self._loaded, self._tokens, self._request = loaded, tokens, request
+        self._arrived = time.monotonic()
+        if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
+            vocabulary = f"the vocabulary of {loaded.vocabulary}"
+            raise InvalidRequest(f"token {outside[0]} is not in {vocabulary}", param="logit_bias")
+        self._text = render(loaded, request)
+        self.images = images_of(request)
+        self._constraint: Constraint | None = None
+        self._thinks = False
+        if form is not None and request.structure is not None:
+            # The form is that of the answer, so it begins behind a thought, and the thought is not shown.
+            self._thinks = opens_thought(self._text)
+            self._constraint = form.constraint(request.structure.param, self._thought())
+
+    def step(self) -> Prepared:
+        loaded, request, text = self._loaded, self._request, self._text
+        encoded = loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        prompt, vision = tuple(encoded.ids), None
+        if self.images:
+            prompt, vision = prepare(loaded, text, [open_image(image) for image in self.images])
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="messages")
+        max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
+        sequence = ScheduledSequence(
             request.id,
             len(prompt),
             max_tokens,
@@ -68,24 +79,28 @@ def prepare_generation(
             preemptible=vision is None,
             priority=Priority[request.priority.upper()],
             tenant=request.tenant,
-            arrived=now,
-            deadline=request.deadline,
-        ),
-        Row(request.id, prompt, request.sampling, vision=vision, constraint=constraint),
-        Output(
+            arrived=self._arrived,
+        )
+        output = Output(
             request.id,
             text=Detokeniser(loaded.tokenizer),
-            tokens=tokens,
+            tokens=self._tokens,
             stops=request.stop,
             eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
-            thought=Thought(tokens) if thinks else None,
+            thought=self._thought(),
             stop_on_repetition=request.stop_on_repetition,
-        ),
-        text,
-        encoded,
-    )
+        )
+        row = Row(request.id, prompt, request.sampling, vision=vision, constraint=self._constraint)
+        return Prepared(request, sequence, row, output, text, encoded)
+
+    def _thought(self) -> Thought | None:
+        return Thought(self._tokens) if self._thinks else None
+
+
+def images_of(request: GenerationRequest) -> list[bytes]:
+    return [part.image for message in request.messages for part in message.parts if part.type == "image"]
 
 
 def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) -> tuple[Media, ...] | None:
@@ -93,12 +108,7 @@ def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) 
 
     A run of image tokens is an image. Where a model breaks images into several runs, all of them together are one medium.
     """
-    digests = [
-        hashlib.sha256(part.image).digest()
-        for message in request.messages
-        for part in message.parts
-        if part.type == "image"
-    ]
+    digests = [hashlib.sha256(image).digest() for image in images_of(request)]
     if not digests:
         return ()
     places = [i for i, token in enumerate(prompt) if token == loaded.image_token_id]
@@ -113,6 +123,28 @@ def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) 
     if len(runs) == len(digests):
         return tuple(Media(start, stop, digest) for (start, stop), digest in zip(runs, digests, strict=True))
     return (Media(runs[0][0], runs[-1][1], hashlib.sha256(b"".join(digests)).digest()),)
+
+
+def lookup(loaded: Loaded, prepared: Prepared, kv: PrefixCache) -> Callable[[tuple[int, ...]], bool] | None:
+    """Asks `kv` for the prompt given to it: the request's, later that of its preempted row (see `PrefixCache.open`). None when
+    its KV cannot be told apart from that of others."""
+    request, prompt, text = prepared.request, prepared.row.prompt, prepared.text
+    media = None if prepared.sequence.whole else media_of(loaded, request, prompt)
+    if media is None:
+        return None
+    has_state = kv.has_state and request.store
+    where = cuts(loaded, request, text, prepared.encoded, prompt) if has_state else Cuts()
+    return partial(
+        kv.open,
+        request.id,
+        media=media,
+        tenant=request.tenant,
+        store=request.store,
+        system=where.system,
+        document=where.document,
+        boundary=where.boundary,
+        role_at=partial(role_at, request, None if media else prepared.encoded, text),
+    )
 
 
 def _stop_ids(tokenizer: Any, stops: tuple[str, ...]) -> frozenset[int]:

@@ -1,0 +1,84 @@
+"""Requests that are no sequences of tokens, or not yet: they run in steps between the ticks of the decoding batch. Whose step is
+next is a pure decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from engine.types import Priority as PriorityName
+from engine.worker.scheduler.order import overdue
+from engine.worker.scheduler.sequence import Priority
+
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Job(Protocol[Result_co]):
+    """One request. A step should take well under a second, so that streams do not stall."""
+
+    id: str
+    priority: PriorityName
+    tenant: str
+
+    def step(self) -> Result_co | None:
+        """Do a piece of work; the result when that was the last. Raises `DuetError` for this request alone."""
+        ...
+
+
+@dataclass
+class Queued(Generic[Result]):
+    """A job that waits for a turn since `arrived`. An `aged` one has waited so long that it has every second turn."""
+
+    job: Job[Result]
+    arrived: float
+    aged: bool = False
+
+    @property
+    def priority(self) -> Priority:
+        return Priority[self.job.priority.upper()]
+
+
+class Jobs(Generic[Result]):
+    """The worker's jobs, which end by being removed. Owned by its loop.
+
+    Turns go by priority, then to the tenant whose last turn is longest ago, then around: a long recording holds up no short one.
+    Every second turn is that of an aged job, of which there is one at a time, until it ends.
+    """
+
+    def __init__(self) -> None:
+        self._queue: dict[str, Queued[Result]] = {}
+        self._turns = 0
+        self._turn_of: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, job: Job[Result], now: float) -> None:
+        self._queue[job.id] = Queued(job, now)
+
+    def remove(self, job_id: str) -> None:
+        """Its end, or a cancellation. Unknown ids are ended already."""
+        self._queue.pop(job_id, None)
+
+    def ready(self, may: Callable[[Queued[Result]], bool]) -> list[Queued[Result]]:
+        """The jobs that `may` have a turn now, in order of arrival."""
+        return [one for one in self._queue.values() if may(one)]
+
+    def next(self, now: float, may: Callable[[Queued[Result]], bool]) -> Job[Result] | None:
+        """The job whose turn it is. With it the job arrives anew, as the last."""
+        if not any(one.aged for one in self._queue.values()) and (late := overdue(self._queue.values(), now)):
+            late.aged = True
+        chosen = min(self.ready(may), key=self._order, default=None)
+        if chosen is None:
+            return None
+        job = chosen.job
+        self._turns += 1
+        self._turn_of[job.tenant] = self._turns
+        chosen.arrived = now
+        self._queue[job.id] = self._queue.pop(job.id)
+        return job
+
+    def _order(self, one: Queued[Result]) -> tuple[bool, Priority, int]:
+        return not (one.aged and self._turns % 2), one.priority, self._turn_of.get(one.job.tenant, 0)
