@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from duet.errors import PayloadTooLarge
+
 MAX_FRAME_BYTES = 1 << 30
 _LENGTH = struct.Struct(">I")
 
@@ -24,16 +26,30 @@ class ChannelClosed(Exception):
     """The peer has gone, cleanly or not."""
 
 
-def _checked(length: int) -> int:
+def _expected(head: bytes) -> int:
+    """The length that a head announces. A peer that announces more than any may send cannot be followed any further."""
+    length: int = _LENGTH.unpack(head)[0]
     if length > MAX_FRAME_BYTES:
         raise ChannelClosed(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
     return length
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """One message as bytes, for several receivers or for counting."""
-    body = msgspec.msgpack.encode(message)
-    return _LENGTH.pack(_checked(len(body))) + body
+    """One message as bytes, for several receivers or for counting. Raises `PayloadTooLarge`: nothing was sent then, and the
+    channel is as good as before."""
+    try:
+        body = msgspec.msgpack.encode(message)
+    except msgspec.EncodeError as error:  # a field of 4 GiB: msgpack has no length for it
+        raise _too_large("4 GiB and more") from error
+    if len(body) > MAX_FRAME_BYTES:
+        raise _too_large(f"{len(body)} bytes")
+    return _LENGTH.pack(len(body)) + body
+
+
+def _too_large(size: str) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{size} are too much for one message between processes, which takes {MAX_FRAME_BYTES}: send less at once"
+    )
 
 
 class AsyncChannel(Generic[In]):
@@ -51,6 +67,7 @@ class AsyncChannel(Generic[In]):
         return cls(reader, writer, incoming)
 
     async def send(self, message: msgspec.Struct) -> None:
+        """Returns when the peer keeps up. Raises `ChannelClosed`, and `PayloadTooLarge` before anything is written."""
         if self._writer.is_closing():
             raise ChannelClosed
         try:
@@ -62,7 +79,7 @@ class AsyncChannel(Generic[In]):
     async def receive(self) -> In:
         try:
             head = await self._reader.readexactly(_LENGTH.size)
-            body = await self._reader.readexactly(_checked(_LENGTH.unpack(head)[0]))
+            body = await self._reader.readexactly(_expected(head))
         except (asyncio.IncompleteReadError, OSError) as error:
             raise ChannelClosed from error
         return self._decoder.decode(body)
@@ -92,6 +109,7 @@ class BlockingChannel(Generic[In]):
         return cls(socket.socket(fileno=fd), incoming)
 
     def send(self, message: msgspec.Struct) -> None:
+        """As `AsyncChannel.send`; waits for the peer."""
         data = frame(message)
         try:
             with self._sending:
@@ -102,7 +120,7 @@ class BlockingChannel(Generic[In]):
     def receive(self) -> In:
         try:
             head = self._file.read(_LENGTH.size)
-            body = self._file.read(_checked(_LENGTH.unpack(head)[0])) if len(head) == _LENGTH.size else b""
+            body = self._file.read(_expected(head)) if len(head) == _LENGTH.size else b""
         except OSError as error:
             raise ChannelClosed from error
         if len(head) < _LENGTH.size or len(body) < _LENGTH.unpack(head)[0]:

@@ -66,6 +66,9 @@ class EngineSettings(_Section):
     warm_spare: bool | None = None
     """Keep a worker process ready with everything imported; by default the preset decides."""
     load_timeout_seconds: float = Field(300.0, gt=0)
+    worker_silence_seconds: float = Field(300.0, ge=0)
+    """A worker that has requests and does not say a word for so long is ended; 0: never. Longer than the longest step: a chunk of
+    a large model's prompt may take minutes."""
     max_body_bytes: int = Field(64 << 20, gt=0)
     max_audio_seconds: float = Field(3 * 3600.0, gt=0)
     max_waiting_requests: int = Field(256, gt=0)

@@ -13,6 +13,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ UNWANTED = (".", "onnx/", "original/", "openvino/", "consolidated.")
 """Beginnings of names that are the same weights for other programs."""
 SPARE_BYTES = 1 << 30
 """Left free on the disk after a download."""
+AT_ONCE = 4
+"""Downloads at the same time; further ones wait. Their threads are their own: a slow hub holds up nothing else."""
 _TIMEOUT = httpx.Timeout(30.0)
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,9 +60,10 @@ class Downloads:
     ) -> None:
         self._cache_dir, self._endpoint = cache_dir, endpoint.rstrip("/")
         self._free_bytes, self._retry_seconds = free_bytes, retry_seconds
-        self._running: dict[tuple[str, str | None], asyncio.Task[Path]] = {}
+        self._running: dict[tuple[str, str | None], asyncio.Future[Path]] = {}
         self._reporters: dict[tuple[str, str | None], list[Progress]] = {}
         self._stop = threading.Event()
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="download")
 
     def snapshots(self) -> Iterator[tuple[str, Path]]:
         """(repo id, folder) of every complete model in the cache, whoever fetched it."""
@@ -89,8 +93,8 @@ class Downloads:
         if on_progress:
             reporters.append(on_progress)
         if key not in self._running:
-            self._running[key] = asyncio.create_task(asyncio.to_thread(self._fetch, key), name=f"download {repo}")
-            self._running[key].add_done_callback(lambda task: self._ended(key, task))
+            self._running[key] = asyncio.get_running_loop().run_in_executor(self._threads, self._fetch, key)
+            self._running[key].add_done_callback(lambda download: self._ended(key, download))
         try:
             return await asyncio.shield(self._running[key])
         finally:
@@ -101,11 +105,12 @@ class Downloads:
         """Interrupt the downloads; what has arrived is kept. Every waiting `fetch` raises `Unavailable`."""
         self._stop.set()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
+        self._threads.shutdown(wait=False)
 
-    def _ended(self, key: tuple[str, str | None], task: asyncio.Task[Path]) -> None:
+    def _ended(self, key: tuple[str, str | None], download: asyncio.Future[Path]) -> None:
         self._running.pop(key, None)
         self._reporters.pop(key, None)
-        if not task.cancelled() and (error := task.exception()):
+        if not download.cancelled() and (error := download.exception()):
             logger.warning("download failed: %s", error, extra={"action": "download_failed", "repo": key[0]})
 
     def _repo_folder(self, repo: str) -> Path:
@@ -118,6 +123,8 @@ class Downloads:
 
         repo, revision = key
         with self._told_by_cause(repo):
+            if self._stop.is_set():  # it waited for its turn
+                raise Stopped
             listing = HfApi(endpoint=self._endpoint).model_info(
                 repo, revision=revision, files_metadata=True, timeout=30
             )

@@ -271,8 +271,9 @@ class ReviewLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 ModelState = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]
-Unloading = Literal["idle", "evicted", "pressure", "asked", "stopping"]
-"""Why a model was unloaded: its TTL, for another model, because the machine was short of memory, by an operator, at the end."""
+Unloading = Literal["idle", "evicted", "pressure", "surplus", "asked", "stopping"]
+"""Why a model was unloaded: its TTL, for another model, because the machine was short of memory, because models had grown beyond
+their limit, by an operator, at the end."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from duet.errors import DuetError, Internal
+from duet.errors import DuetError, Internal, ModelNotFound
 from duet.logs import request_id
 from duet.wire import Usage
 from engine.api.deadlines import punctual, within
@@ -44,6 +44,8 @@ T = TypeVar("T")
 REGISTRY = CollectorRegistry()
 CANCELLED: Final = "abort"
 """vLLM's word for a request whose client has left."""
+UNKNOWN: Final = "unknown"
+"""All models that are not on this machine, as a label: anybody can think up names, and a label stays as long as we live."""
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
 _MODEL = ["model_name"]
@@ -85,10 +87,11 @@ _LOOKUPS = Counter(
 class _Meter:
     """One request from its beginning to its end, whichever it is."""
 
-    def __init__(self, request: Request, kind: str) -> None:
-        self._request, self._kind = request, kind
+    def __init__(self, request: Request, kind: str, label: Callable[[str], str]) -> None:
+        """`label` names a model for Prometheus. It is asked late: a model may be fetched for this request."""
+        self._request, self._kind, self._label = request, kind, label
         self._began = self._last = time.perf_counter()
-        self._between = _BETWEEN_TOKENS.labels(request.model)
+        self._between: Histogram | None = None
         self._first_seconds: float | None = None
         self._tokens = 0
         self._usage = Usage()
@@ -100,9 +103,10 @@ class _Meter:
         match event:
             case TextDelta():
                 self._tokens += 1
-                if self._first_seconds is None:
-                    self._first_seconds = now - self._began
-                    _FIRST_TOKEN.labels(self._request.model).observe(self._first_seconds)
+                if self._between is None:
+                    label = self._label(self._request.model)
+                    self._first_seconds, self._between = now - self._began, _BETWEEN_TOKENS.labels(label)
+                    _FIRST_TOKEN.labels(label).observe(self._first_seconds)
                 else:
                     self._between.observe(now - self._last)
                 self._last = now
@@ -116,33 +120,33 @@ class _Meter:
 
     def end(self) -> None:
         """Count it, and say it in one line."""
-        model, seconds = self._request.model, time.perf_counter() - self._began
-        _WHOLE.labels(model).observe(seconds)
-        _REQUESTS.labels(model, self._kind, self.outcome).inc()
+        seconds, label = time.perf_counter() - self._began, self._label(self._request.model)
+        _WHOLE.labels(label).observe(seconds)
+        _REQUESTS.labels(label, self._kind, self.outcome).inc()
         extra: dict[str, object] = {
             "action": "answered",
             "request_id": request_id.get(),
             "id": self._request.id,
             "kind": self._kind,
-            "model": model,
+            "model": self._request.model,
             "outcome": self.outcome,
             "milliseconds": round(1000 * seconds),
         }
         if self._kind == "generate":
-            extra |= self._generation(model)
+            extra |= self._generation(label)
         logger.info("request", extra=extra)
 
-    def _generation(self, model: str) -> dict[str, object]:
+    def _generation(self, label: str) -> dict[str, object]:
         usage, completed = self._usage, self.outcome in ("stop", "length")
         generated = usage.completion_tokens if completed else self._tokens
-        _GENERATED.labels(model).inc(generated)
+        _GENERATED.labels(label).inc(generated)
         if completed or self.outcome == CANCELLED:
-            _SUCCESS.labels(model, self.outcome).inc()
+            _SUCCESS.labels(label, self.outcome).inc()
         if completed:
-            _PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
-            _LOOKUPS.labels(model, self._cache.reason.partition("(")[0] or "none").inc()
+            _PROMPT_TOKENS.labels(label).inc(usage.prompt_tokens)
+            _LOOKUPS.labels(label, self._cache.reason.partition("(")[0] or "none").inc()
             if usage.cached_tokens:
-                _CACHED_TOKENS.labels(model, self._cache.tier or "ram").inc(usage.cached_tokens)
+                _CACHED_TOKENS.labels(label, self._cache.tier or "ram").inc(usage.cached_tokens)
         first = None if self._first_seconds is None else round(1000 * self._first_seconds)
         return {
             "prompt_tokens": usage.prompt_tokens,
@@ -159,7 +163,7 @@ class Metered:
         self._backend = backend
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        meter = _Meter(request, "generate")
+        meter = _Meter(request, "generate", self._label)
         meter.outcome = CANCELLED  # unless something else ends it
         events = self._backend.generate(request)
         if request.deadline is not None:
@@ -179,10 +183,19 @@ class Metered:
             await events.aclose()  # type: ignore[attr-defined]
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
-        return await _measured(_Meter(request, "embed"), self._backend.embed(request), request.deadline)
+        return await _measured(_Meter(request, "embed", self._label), self._backend.embed(request), request.deadline)
 
     async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
-        return await _measured(_Meter(request, "transcribe"), self._backend.transcribe(request), request.deadline)
+        return await _measured(
+            _Meter(request, "transcribe", self._label), self._backend.transcribe(request), request.deadline
+        )
+
+    def _label(self, model: str) -> str:
+        try:
+            found = self._backend.resolve(model)
+            return found.id if found.bytes_on_disk else UNKNOWN
+        except ModelNotFound:
+            return UNKNOWN
 
     def models(self) -> list[ModelInfo]:
         return self._backend.models()

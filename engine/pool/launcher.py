@@ -53,6 +53,7 @@ class Launcher:
                 chunk_tokens=engine.prefill_chunk_tokens,
                 log_level=self._settings.log_level,
                 timeout_seconds=engine.load_timeout_seconds,
+                silence_seconds=engine.worker_silence_seconds,
                 lease=lease,
                 kv_bits=card.kv_bits,
                 active_kv_bytes=active_kv_bytes(engine.kv_active_bytes or self._total_bytes // 4, left_bytes),

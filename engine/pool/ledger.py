@@ -19,6 +19,8 @@ LEAST_KV_BYTES: Final = 128 << 20
 """The smallest KV tier in memory that a model is loaded with, unless a smaller one is set."""
 BUSY_RETRY_SECONDS: Final = 5
 MOVING_RETRY_SECONDS: Final = 2
+SURPLUS_SECONDS: Final = 30.0
+"""How long the book may be above its limit before a model's minimum residency counts no more."""
 SHORT_RETRY_SECONDS: Final = 30
 """When to come back for memory that pinned models or other programs hold: nobody knows."""
 
@@ -82,6 +84,11 @@ class Evict:
     """It will fit when these have gone."""
 
     models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Models have grown beyond the limit: ask their workers for what can be had again, before anything is unloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +202,29 @@ def relief(entries: Sequence[Entry], rules: Rules, now: float, *, critical: bool
     if critical:
         return [entry.model for entry in idle]
     return [entry.model for entry in idle if _residency_left(entry, rules, now) <= 0][:1]
+
+
+def surplus(
+    entries: Sequence[Entry], limit: Limit, rules: Rules, now: float, *, since: float | None
+) -> Shrink | Evict | None:
+    """What to do about a book above its ceiling: models grow after they were admitted. None: it is not, or will not be when
+    those that leave have gone. `since`: when it was first seen to be; None: now.
+
+    The ceiling counts, not what the machine has left just now: that other programs grow is no fault of the models, and the
+    machine's pressure tells when it matters. In use, in motion or pinned stays; where idle models are not enough, all of
+    them go (none, when there are none). What was just loaded stays for its minimum residency unless the surplus stays too.
+    """
+    missing = sum(entry.bytes for entry in entries if not entry.leaving) - limit.ceiling_bytes
+    if missing <= 0:
+        return None
+    if since is None:
+        return Shrink()
+    idle = [entry for entry in entries if _is_idle(entry)]
+    settled = [entry for entry in idle if _residency_left(entry, rules, now) <= 0]
+    chosen = victims(settled, missing, now)
+    if chosen is None and now - since >= SURPLUS_SECONDS:
+        settled, chosen = idle, victims(idle, missing, now)
+    return Evict(_names(settled if chosen is None else chosen))
 
 
 def holders(entries: Iterable[Entry]) -> str:

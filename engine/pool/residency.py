@@ -16,7 +16,7 @@ from engine.downloads import Downloads
 from engine.pool import ledger
 from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher
-from engine.pool.ledger import Entry
+from engine.pool.ledger import Entry, Evict, Shrink
 from engine.pool.room import Probe, Room, total_bytes
 from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
@@ -50,6 +50,7 @@ class Residency:
             evict=lambda model: self._begin_unload(self.slots[model], "evicted"),
         )
         self._waiting = 0
+        self._surplus_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -72,6 +73,7 @@ class Residency:
                 self._begin_unload(slot, "stopping")
         unloading = [slot.unloading for slot in slots if slot.unloading]
         await asyncio.gather(*unloading, self.launcher.spare.drop(), return_exceptions=True)
+        self.room.close()
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -87,7 +89,7 @@ class Residency:
                 retry_after_seconds=CRITICAL_RETRY_SECONDS,
             )
         card = self._catalogue.resolve(model)
-        slot = self.slots.setdefault(card.id, Slot(card))
+        slot = self._slot(card)
         self._waiting += 1
         slot.users += 1
         try:
@@ -98,6 +100,7 @@ class Residency:
             slot.last_used = time.monotonic()
             if not slot.users:
                 self.room.note_change()
+            self._forget(slot)
 
     async def _loaded(self, card: Card, slot: Slot) -> WorkerHandle:
         if slot.worker is not None:
@@ -173,6 +176,7 @@ class Residency:
             if error is not None and fetched and not no_room and not asked_wrongly:
                 slot.note_failed_load(crashed=isinstance(error, EndedWhileLoading))
         self.room.note_change()
+        self._forget(slot)
 
     def _note_death(self, slot: Slot, worker: WorkerHandle) -> None:
         """Once for a worker that ended by itself."""
@@ -212,7 +216,8 @@ class Residency:
 
     async def unload(self, name: str, *, force: bool) -> Slot:
         """Returns when its memory is back. Raises `Conflict` while it has requests, unless `force`."""
-        slot = self._slot(name)
+        card = self._catalogue.resolve(name)
+        slot = self.slots.get(card.id) or Slot(card)
         if slot.users and not force:
             raise Conflict(f"{slot.model} has {slot.users} requests: force=true ends them", param="force")
         if slot.loading is not None:
@@ -228,14 +233,19 @@ class Residency:
         return slot
 
     def pin(self, name: str, pinned: bool) -> Slot:
-        slot = self._slot(name)
+        slot = self._slot(self._catalogue.resolve(name))
         slot.pinned = "asked" if pinned else "no"
         self.room.note_change()
+        self._forget(slot)
         return slot
 
-    def _slot(self, name: str) -> Slot:
-        card = self._catalogue.resolve(name)
+    def _slot(self, card: Card) -> Slot:
+        """The model's slot, kept as long as there is something to tell of it: `_forget` is due when it is left."""
         return self.slots.setdefault(card.id, Slot(card))
+
+    def _forget(self, slot: Slot) -> None:
+        if slot.forgettable:
+            self.slots.pop(slot.model, None)
 
     # What is loaded --------------------------------------------------------------------------------------------------
 
@@ -243,6 +253,10 @@ class Residency:
         """The ledger's lines."""
         found = [slot.entry(self._preset, self.ttl_seconds(slot.card)) for slot in self.slots.values()]
         return [entry for entry in found if entry is not None]
+
+    def _workers(self) -> list[WorkerHandle]:
+        """Those that live and take requests."""
+        return [slot.worker for slot in self.slots.values() if slot.worker is not None and slot.worker.alive]
 
     def ttl_seconds(self, card: Card) -> float | None:
         """How long a model stays without being used; None: it stays."""
@@ -302,9 +316,10 @@ class Residency:
             card = self._catalogue.resolve(name)
             if by_preset and (card.path is None or card.demonstration):
                 return True
-            if again and self._slot(card.id).pinned == "no":
+            slot = self._slot(card)
+            if again and slot.pinned == "no":
                 return True  # an operator unpinned it meanwhile
-            self._slot(card.id).pinned = "preset" if by_preset else "resident"
+            slot.pinned = "preset" if by_preset else "resident"
             await self.load(card.id)
         except DuetError as error:
             logger.warning(
@@ -314,8 +329,9 @@ class Residency:
         return True
 
     async def _sweep(self) -> None:
-        ttls = [self._settings.engine.idle_unload_seconds, *self._settings.engine.ttl_seconds.values()]
-        pause = min([SWEEP_SECONDS, *(seconds / 4 for seconds in ttls if seconds)])
+        engine = self._settings.engine
+        times = [engine.idle_unload_seconds, engine.worker_silence_seconds, *engine.ttl_seconds.values()]
+        pause = min([SWEEP_SECONDS, *(seconds / 4 for seconds in times if seconds)])
         while True:
             await asyncio.sleep(pause)
             try:
@@ -324,13 +340,16 @@ class Residency:
                 logger.exception("the sweep failed", extra={"action": "sweep_failed"})
 
     async def _tend(self) -> None:
-        """Answer to the machine's memory, unload what was idle for its TTL, keep the spare."""
+        """Answer to the machine's memory and to silent workers, unload what was idle for its TTL, keep the spare."""
         for slot in self.slots.values():
             if slot.memory is not None:
                 self.room.working_set_bytes = slot.memory.working_set_bytes or self.room.working_set_bytes
         await self.room.look()
+        for worker in self._workers():
+            worker.watch()
         if self.room.pressure != "normal":
             await self._relieve()
+        self._keep_within()
         for model in ledger.expired(self.entries(), time.monotonic()):
             self._begin_unload(self.slots[model], "idle")
         if self._spare_fits():
@@ -349,9 +368,27 @@ class Residency:
         for model in idle:
             self._begin_unload(self.slots[model], "pressure")
         if critical or not idle:
-            for slot in self.slots.values():
-                if slot.worker is not None and slot.worker.alive:
-                    slot.worker.free_memory()
+            for worker in self._workers():
+                worker.free_memory()
+
+    def _keep_within(self) -> None:
+        """Models have grown beyond what they may hold together: what can be had again goes first, idle models in later sweeps."""
+        entries, limit, now = self.entries(), self.room.limit(), time.monotonic()
+        match ledger.surplus(entries, limit, self.room.rules, now, since=self._surplus_since):
+            case None:
+                self._surplus_since = None
+            case Shrink():
+                self._surplus_since = now
+                charged = sum(entry.bytes for entry in entries)
+                logger.warning(
+                    "models hold more than they may: %s", ledger.holders(entries),
+                    extra={"action": "memory_surplus", "charged_bytes": charged, "limit_bytes": limit.ceiling_bytes},
+                )  # fmt: skip
+                for worker in self._workers():
+                    worker.free_memory()
+            case Evict(models):
+                for model in models:
+                    self._begin_unload(self.slots[model], "surplus")
 
     def _spare_fits(self) -> bool:
         wished = self._settings.engine.warm_spare

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from duet.errors import MemoryFull, ModelTooLarge
@@ -60,6 +61,8 @@ class Room:
         self.outlook: Outlook | None = None
         self.working_set_bytes = 0
         self.refused = 0
+        # Its own: who waits for memory must not wait for threads that decode recordings. Two, as one probe may be slow.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="memory")
         self._line: list[Wanted] = []
         self._changed = asyncio.Event()
         self._probe_failed = False
@@ -97,12 +100,16 @@ class Room:
     async def look(self) -> None:
         """Read the machine's memory once more. What cannot be read does not limit; that is said once."""
         try:
-            reading = await asyncio.to_thread(self._probe)
+            reading = await asyncio.get_running_loop().run_in_executor(self._threads, self._probe)
             self.outlook = look(self.outlook, reading, time.monotonic())  # loads that look meanwhile lose nothing
         except ProbeFailed as error:
             level = logging.DEBUG if self._probe_failed else logging.WARNING
             logger.log(level, "free memory is not known: %s", error, extra={"action": "probe_failed"})
             self._probe_failed = True
+
+    def close(self) -> None:
+        """Nobody looks any more."""
+        self._threads.shutdown(wait=False)
 
     def note_change(self) -> None:
         """A model has come, gone or become idle: who waits looks again."""

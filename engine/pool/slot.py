@@ -121,6 +121,13 @@ class Slot:
                 retry_after_seconds=int(rest) + 1,
             )
 
+    @property
+    def forgettable(self) -> bool:
+        """Nobody uses it, no process is or was there, and no failure of one counts: a slot that is made anew says as much. So a
+        name that somebody thought up leaves nothing behind."""
+        here = self.users or self.loading or self.unloading or self.worker or self.booked_bytes is not None
+        return not (here or self.pinned != "no" or self.loads or self.failures)
+
     def note_loaded(self, worker: WorkerHandle) -> None:
         self.worker, self.state = worker, "loaded"
         self.loads += 1

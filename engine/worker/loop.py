@@ -16,7 +16,7 @@ from typing import Any, Protocol, assert_never
 import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
-from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest
+from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest, PayloadTooLarge
 from engine.types import (
     Accepted,
     BatchReport,
@@ -49,7 +49,7 @@ from engine.worker.scheduler.jobs import Job, Jobs, Queued
 from engine.worker.scheduler.pace import Ticks
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority
-from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Shutdown, ToWorker
+from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +241,8 @@ class Loop:
                     self._start(request, message.form)
             case Hold(on):
                 self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
+            case Ping():
+                self._channel.send(Pong())
             case ClearKv():
                 if self._kv is not None:
                     self._kv.clear()
@@ -329,7 +331,13 @@ class Loop:
             return
         if result is not None:
             self._end(job.id)
+            self._answer(result)
+
+    def _answer(self, result: EmbeddingResult | TranscriptionResult) -> None:
+        try:
             self._channel.send(result)
+        except PayloadTooLarge as error:
+            self._fail(result.id, error)
 
     def _end(self, request_id: str) -> None:
         """Forget a request, wherever it is. Unknown ids are ended already."""
@@ -443,9 +451,25 @@ class Loop:
         self._emit()
 
     def _emit(self) -> None:
-        if self._events:
-            self._channel.send(Events(self._events))
-            self._events = []
+        events, self._events = self._events, []
+        try:
+            if events:
+                self._channel.send(Events(events))
+        except PayloadTooLarge:
+            self._emit_singly(events)
+
+    def _emit_singly(self, events: list[Accepted | TextDelta | Finished | Failed]) -> None:
+        """All together they are too large for a message: a request whose event is so alone fails, its neighbours do not."""
+        ended: set[str] = set()
+        for event in events:
+            if event.id in ended:
+                continue
+            try:
+                self._channel.send(Events([event]))
+            except PayloadTooLarge as error:
+                ended.add(event.id)
+                self._end(event.id)
+                self._channel.send(Events([Failed(event.id, error.code, error.message)]))
 
 
 def _check_able(loaded: Loaded, request: Request) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from duet.channel import ChannelClosed
-from duet.errors import Busy, DuetError, Unavailable, WorkerLost, from_code
+from duet.errors import Busy, DuetError, PayloadTooLarge, Unavailable, WorkerLost, from_code
 from duet.supervise import Child
 from engine.kvstore.leases import Lease
 from engine.types import (
@@ -26,7 +26,20 @@ from engine.types import (
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Assign, Cancel, ClearKv, Events, FreeMemory, FromWorker, Hold, LoadFailed, Ready
+from engine.workers.protocol import (
+    Assign,
+    Cancel,
+    ClearKv,
+    Events,
+    FreeMemory,
+    FromWorker,
+    Hold,
+    LoadFailed,
+    Ping,
+    Pong,
+    Ready,
+)
+from engine.workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +61,11 @@ class EndedWhileLoading(Unavailable):
 class WorkerHandle:
     """One loaded model in a process of its own. Its reader task owns `_queues`."""
 
-    def __init__(self, child: Child[FromWorker], ready: Ready, lease: Lease | None = None) -> None:
+    def __init__(
+        self, child: Child[FromWorker], ready: Ready, lease: Lease | None = None, *, silence_seconds: float = 0.0
+    ) -> None:
+        """`silence_seconds`: see `watch`."""
+        self._silence_seconds, self._watchdog = silence_seconds, Watchdog(silence_seconds)
         self._child = child
         self.lease = lease
         self.ready = ready
@@ -77,6 +94,7 @@ class WorkerHandle:
         chunk_tokens: int,
         log_level: str,
         timeout_seconds: float,
+        silence_seconds: float = 0.0,
         lease: Lease | None = None,
         kv_bits: int | None = None,
         active_kv_bytes: int = 0,
@@ -115,7 +133,7 @@ class WorkerHandle:
             await child.stop()
             raise
         if isinstance(first, Ready):
-            return cls(child, first, lease)
+            return cls(child, first, lease, silence_seconds=silence_seconds)
         await child.stop()
         message = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
         raise Unavailable(f"{model} cannot be loaded: {message}", param="model")
@@ -179,7 +197,21 @@ class WorkerHandle:
             self._held = on
             self._tell(Hold(on))
 
-    def _tell(self, message: Hold | FreeMemory) -> None:
+    def watch(self) -> None:
+        """To be called every few seconds: ask a worker that has requests and says nothing, and end one that has not said a word
+        for `silence_seconds` (0: never). Its requests fail at once, however long the system takes to end the process."""
+        match self._watchdog.look(time.monotonic(), has_requests=bool(self._queues)):
+            case "ask":
+                self._tell(Ping())
+            case "lost":
+                logger.error(
+                    "%s said nothing for %.0f s: killed", self._child.name, self._silence_seconds,
+                    extra={"action": "worker_silent", "requests": len(self._queues)},
+                )  # fmt: skip
+                self._fail_all(f"the worker said nothing for {self._silence_seconds:.0f} s and was ended")
+                self._child.kill()
+
+    def _tell(self, message: Hold | FreeMemory | Ping) -> None:
         async def send() -> None:
             with contextlib.suppress(ChannelClosed):  # gone, and with it what should wait, and what it held
                 await self._child.channel.send(message)
@@ -204,6 +236,9 @@ class WorkerHandle:
         except ChannelClosed as error:
             self._queues.pop(request.id, None)
             raise WorkerLost(f"the worker of {request.model} ended; send the request again") from error
+        except PayloadTooLarge:
+            self._queues.pop(request.id, None)  # the worker never heard of it
+            raise
         except BaseException:
             await self._forget(request.id)
             raise
@@ -222,10 +257,7 @@ class WorkerHandle:
             if not self._stopping:
                 self._child.kill()
             code = await self._child.wait()
-            lost = "the worker process ended before the answer was complete; send the request again"
-            for request_id, queue in self._queues.items():
-                queue.put_nowait(Failed(request_id, WorkerLost.code, lost))
-            self._queues.clear()
+            self._fail_all("the worker process ended before the answer was complete")
             logger.log(
                 logging.INFO if self._stopping else logging.ERROR,
                 "%s ended",
@@ -236,9 +268,15 @@ class WorkerHandle:
             )
             await self._child.channel.close()  # last: whatever it meets, all have been told
 
+    def _fail_all(self, cause: str) -> None:
+        for request_id, queue in self._queues.items():
+            queue.put_nowait(Failed(request_id, WorkerLost.code, f"{cause}; send the request again"))
+        self._queues.clear()
+
     def _deliver(self, message: FromWorker) -> None:
+        self._watchdog.note_word()
         for answer in message.events if isinstance(message, Events) else [message]:
-            if isinstance(answer, Ready | LoadFailed):
+            if isinstance(answer, Ready | LoadFailed | Pong):
                 continue
             if isinstance(answer, KvReport):
                 self.kv = answer

@@ -1,9 +1,9 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
 gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
-FreeMemory | Hold | Shutdown`; to a spare process first `Assign`
+FreeMemory | Hold | Ping | Shutdown`; to a spare process first `Assign`
 worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport |
-BatchReport`
+BatchReport | Pong`
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ class Hold(msgspec.Struct, frozen=True, tag="hold"):
     on: bool
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Say something. The loop answers between two steps, never a thread beside it: that would live on when the loop hangs."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """To a `Ping`: the loop goes round."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish nothing, exit 0."""
 
@@ -76,6 +84,7 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     events: list[Accepted | TextDelta | Finished | Failed]
 
 
-ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv | FreeMemory | Hold | Shutdown
+Order = Cancel | ClearKv | FreeMemory | Hold | Ping | Shutdown
+ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Order
 Report = KvReport | MemoryReport | BatchReport
-FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | Report | Failed
+FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | Report | Pong | Failed

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from duet.errors import ModelNotFound, Unavailable
 from engine.cards import classify
-from engine.downloads import SPARE_BYTES, Downloads, is_complete
+from engine.downloads import AT_ONCE, SPARE_BYTES, Downloads, is_complete
 from engine.transfer import TRIES_WITHOUT_A_BYTE
 from tests.fakes.hub import COMMIT, FakeHub, running
 
@@ -367,3 +368,43 @@ def test_a_snapshot_whose_blob_is_gone_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "nowhere")
     assert not is_complete(tmp_path)
+
+
+async def test_slow_downloads_leave_threads_to_everything_else(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, running, most = threading.Event(), set[int](), 0
+
+    def fetch(key: tuple[str, str | None]) -> Path:
+        nonlocal most
+        running.add(threading.get_ident())
+        most = max(most, len(running))
+        assert slow.wait(20)
+        running.discard(threading.get_ident())
+        return Path(key[0])
+
+    monkeypatch.setattr(downloads, "_fetch", fetch)
+    repos = [f"maker/{number}" for number in range(40)]  # more than the default pool has threads
+    fetching = [asyncio.create_task(downloads.fetch(repo)) for repo in repos]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        assert await asyncio.to_thread(threading.get_ident) not in running
+    slow.set()
+    assert await asyncio.gather(*fetching) == [Path(repo) for repo in repos]
+    assert 0 < most <= AT_ONCE
+
+
+async def test_a_download_that_waited_for_its_turn_ends_when_the_engine_does(hub: FakeHub, tmp_path: Path) -> None:
+    downloads = make(hub, tmp_path)
+    slow = threading.Event()
+    for _ in range(AT_ONCE):
+        downloads._threads.submit(slow.wait, 20)
+    waiting = asyncio.create_task(downloads.fetch(REPO))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(downloads.close())
+    await asyncio.sleep(0)
+    slow.set()
+    await closing
+    with pytest.raises(Unavailable, match="goes down"):
+        await waiting
+    assert hub.of("config.json") == []

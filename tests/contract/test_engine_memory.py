@@ -256,6 +256,32 @@ async def test_other_programs_count(tmp_path: Path) -> None:
         assert (await engine.chat("hello", "a")).status_code == 200
 
 
+async def test_models_that_grow_beyond_the_limit_are_asked_to_give_and_idle_ones_leave(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`fat` is admitted by its estimate beside the others, and then holds more than all may hold together."""
+    async with engine_for(
+        tmp_path, "idle", "kept", memory_limit_bytes=3 * MODEL_BYTES + GB, idle_unload_seconds=0.8
+    ) as engine:
+        model_folder(tmp_path / "models", "fat", memory_bytes=4 * MODEL_BYTES + GB)
+        await post(engine, "kept", "pin")
+        kept = (await engine.status("kept"))["pid"]
+        async with busy(engine, "idle"), busy(engine, "fat"), asyncio.timeout(10):
+            while (status := await engine.status("kept"))["freed"] == 0:
+                await asyncio.sleep(0.05)
+            assert status["freed"] == (await engine.status("fat"))["freed"] == 1, "asked once"
+            assert await loaded(engine) == {"idle", "kept", "fat"}, "in use or pinned"
+        async with asyncio.timeout(10):
+            while await loaded(engine) != {"kept"}:
+                await asyncio.sleep(0.05)
+        assert (await placement(engine, "fat"))["unloads"] == {"surplus": 1}
+        assert is_alive(kept)
+        assert (await engine.chat("hello", "idle")).status_code == 200
+    said = [record for record in caplog.records if getattr(record, "action", "") == "memory_surplus"]
+    assert len(said) == 1
+    assert vars(said[0])["limit_bytes"] == 3 * MODEL_BYTES + GB < vars(said[0])["charged_bytes"]
+
+
 async def test_under_pressure_idle_models_go_first_then_kv(tmp_path: Path) -> None:
     machine = FakeMachine()
     async with engine_for(tmp_path, "a", "b", "c", machine=machine, idle_unload_seconds=0.4) as engine:
@@ -585,7 +611,8 @@ async def test_a_hub_that_cannot_be_reached_lets_no_model_rest(tmp_path: Path) -
         for _ in range(5):
             message = (await engine.chat("hello", "owner/far")).json()["error"]["message"]
             assert "the hub does not answer" in message
-        assert (await placement(engine, "owner/far"))["rests_seconds"] == 0
+        stats = await engine.client.get("/v1/admin/models/owner/far/stats")
+        assert stats.json()["rests_seconds"] == 0
 
 
 async def test_admin_needs_the_key(tmp_path: Path) -> None:

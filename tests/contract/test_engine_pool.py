@@ -298,3 +298,57 @@ async def test_a_worker_ends_when_the_gateway_is_killed(tmp_path: Path, models: 
     gateway.kill()
     await gateway.wait()
     await until_dead(worker)
+
+
+async def test_names_that_are_thought_up_leave_nothing_behind(tmp_path: Path, models: Path) -> None:
+    """Whatever is done with them: no place in the pool, no label in the metrics."""
+    async with engine_service(tmp_path, models, hub=FakeHub(tmp_path / "hub")) as engine:
+        for number in range(20):
+            name = f"thought-up/name-{number}"
+            admin = f"/v1/admin/models/{name}"
+            assert (await engine.chat("hello", name)).status_code == 404
+            assert (await engine.chat("hello", name, stream=True)).status_code == 404
+            assert (await engine.client.post(f"{admin}/load")).status_code == 404
+            for action in ("unload", "pin", "unpin"):
+                assert (await engine.client.post(f"{admin}/{action}")).status_code == 200
+            answer = await engine.client.post("/v1/embeddings", json={"model": f"{name}-embed", "input": "x"})
+            assert answer.status_code == 404
+        assert engine.pool._residency.slots == {}
+        metrics = (await engine.client.get("/metrics")).text
+        assert "thought-up" not in metrics
+        assert 'duet_requests_total{kind="embed",model="unknown",outcome="model_not_found"}' in metrics
+        assert (await engine.chat("hello")).status_code == 200
+        assert engine.pool._residency.slots.keys() == {"talker"}
+
+
+async def test_a_worker_that_lives_and_never_answers_is_ended_and_counts_as_a_crash(
+    tmp_path: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model_folder(models, "other")
+    async with engine_service(tmp_path, models, worker_silence_seconds=0.8) as engine:
+        body = chat_body("nothing", "other", stream=True)
+        async with engine.client.stream("POST", "/v1/chat/completions", json=body) as quiet:
+            assert quiet.status_code == 200, "a request that brings no token, and a loop that goes round"
+            pid = (await engine.status())["pid"]
+            answer = await engine.chat("hang")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "worker_lost")
+            assert "said nothing for 1 s" in answer.json()["error"]["message"]
+            await until_dead(pid)
+            assert (await engine.status("other"))["live"] == 1
+        stats = (await engine.client.get("/v1/admin/models/talker/stats")).json()
+        assert stats["crashes"] == 1
+        assert (await engine.status())["pid"] != pid
+    assert [record.getMessage() for record in caplog.records if getattr(record, "action", "") == "worker_silent"] == [
+        "worker:talker said nothing for 1 s: killed"
+    ]
+
+
+async def test_a_request_that_is_too_large_for_a_worker_is_a_413_and_harms_nobody(
+    engine: EngineService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = (await engine.status())["pid"]
+    monkeypatch.setattr("duet.channel.MAX_FRAME_BYTES", 10_000)
+    answer = await engine.chat("x" * 10_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+    assert "which takes 10000" in answer.json()["error"]["message"]
+    assert await engine.status() == {"live": 0, "cancelled": 0, "pid": pid, "freed": 0, "held": 0}

@@ -38,7 +38,19 @@ from engine.types import (
     TranscriptionRequest,
     TranscriptionResult,
 )
-from engine.workers.protocol import Assign, Cancel, Events, FreeMemory, Hold, LoadFailed, Ready, Shutdown, ToWorker
+from engine.workers.protocol import (
+    Assign,
+    Cancel,
+    Events,
+    FreeMemory,
+    Hold,
+    LoadFailed,
+    Ping,
+    Pong,
+    Ready,
+    Shutdown,
+    ToWorker,
+)
 
 SAY_FOREVER = "forever"
 """Tokens without end."""
@@ -57,6 +69,8 @@ SAY_HOW = "how"
 """One token: `priority=P left=S`: the request's priority, and the whole seconds that it has left (None: no deadline)."""
 SAY_NOTHING = "nothing"
 """Accepted, and then silence until cancelled."""
+SAY_HANG = "hang"
+"""Accepted, and then the loop stands still for ever, whatever comes."""
 DIMENSIONS = 8
 
 
@@ -106,6 +120,8 @@ class Worker:
                 self._freed += 1
             case Hold(on):
                 self._held = on
+            case Ping():
+                self._channel.send(Pong())
             case EmbeddingRequest():
                 self._channel.send(_embed(message))
             case TranscriptionRequest():
@@ -144,6 +160,9 @@ def _answer(said: str) -> Iterator[str | None]:
     if said == SAY_NOTHING:
         while True:
             yield None
+    if said == SAY_HANG:
+        yield None  # `Accepted` goes out first
+        threading.Event().wait()
     if said == SAY_FAST:
         while True:
             yield "x" * 2000

@@ -140,7 +140,7 @@ class Driver:
         self.drain()
 
     def of(self, request_id: str, kind: type) -> list[Any]:
-        return [event for event in self.recorder.sent if event.id == request_id and isinstance(event, kind)]
+        return [event for event in self.recorder.sent if isinstance(event, kind) and event.id == request_id]
 
     def raw(self, request_id: str) -> bytes:
         """The exact bytes of a request's tokens (asked for with logprobs); it must have finished."""

@@ -9,11 +9,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.types import EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
+from duet.errors import PayloadTooLarge
+from engine.types import EmbeddingRequest, EmbeddingResult, Failed, Finished, MemoryReport, TextDelta
 from engine.worker.loop import RELEASE_SECONDS, Stop
 from engine.worker.runtime import memory
 from engine.worker.runtime.loader import Loaded, LoadError, load
-from engine.workers.protocol import Cancel, Shutdown
+from engine.workers.protocol import Cancel, Ping, Pong, Shutdown
 from tests.mlx.conftest import Driver, ask, picture, words
 
 
@@ -238,3 +239,67 @@ def test_a_damaged_folder_says_what_is_wrong(checkpoint: Callable[..., Any], tmp
     with pytest.raises(LoadError) as caught:
         load(folder, "chat")
     assert "model" in str(caught.value)
+
+
+def test_the_loop_itself_answers_while_it_works_and_while_it_waits(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("plain"))
+    driver.post(Ping())
+    driver.tick()
+    assert driver.recorder.sent == [Pong()]
+    driver.post(ask("a", words(300, 1), tokens=4))
+    driver.tick()
+    driver.post(Ping())
+    driver.tick()
+    assert driver.recorder.sent.count(Pong()) == 2
+    assert not driver.of("a", Finished), "in the middle of a prompt"
+    driver.drain()
+    assert driver.of("a", Finished)
+
+
+def limit_messages(driver: Driver, too_large: Callable[[Any], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The channel refuses messages for which `too_large` holds."""
+    send = driver.recorder.send
+
+    def limited(message: Any) -> None:
+        if too_large(message):
+            raise PayloadTooLarge("too much for one message")
+        send(message)
+
+    monkeypatch.setattr(driver.recorder, "send", limited)
+
+
+def test_an_event_that_is_too_large_fails_its_request_alone(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model("plain")
+    other = ask("other", words(50, 2), tokens=30)
+    alone = Driver(loaded).run([other])["other"]
+    driver = Driver(loaded)
+    limit_messages(
+        driver,
+        lambda message: any(
+            isinstance(event, TextDelta) and event.id == "big" for event in getattr(message, "events", ())
+        ),
+        monkeypatch,
+    )
+    driver.run_all([other, ask("big", words(20, 3), tokens=30)])
+    assert driver.raw("other") == alone
+    assert len(driver.of("other", Finished)) == 1
+    (failed,) = driver.of("big", Failed)
+    assert failed.code == "payload_too_large"
+    assert not driver.of("big", Finished)
+
+
+def test_a_result_that_is_too_large_fails_its_request_alone(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(model("embedding"))
+    limit_messages(
+        driver, lambda message: isinstance(message, EmbeddingResult) and len(message.vectors) > 1000, monkeypatch
+    )
+    driver.post(EmbeddingRequest(id="big", model="m", inputs=("x",) * 40))
+    driver.post(EmbeddingRequest(id="small", model="m", inputs=("x",), dimensions=4))
+    driver.drain()
+    (failed,) = driver.of("big", Failed)
+    assert failed.code == "payload_too_large"
+    assert len(driver.of("small", EmbeddingResult)) == 1

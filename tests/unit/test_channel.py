@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from duet import channel
 from duet.channel import MAX_FRAME_BYTES, AsyncChannel, BlockingChannel, ChannelClosed, frame
+from duet.errors import PayloadTooLarge
 
 
 class Note(msgspec.Struct, tag="note"):
@@ -92,6 +94,29 @@ async def test_a_length_beyond_the_limit_is_never_waited_for(ends: tuple[socket.
     with pytest.raises(ChannelClosed, match="exceeds the limit"):
         await parent.receive()
     await parent.close()
+
+
+async def test_a_message_beyond_the_limit_is_refused_before_anything_is_written(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "MAX_FRAME_BYTES", 1000)
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    child: BlockingChannel[Note] = BlockingChannel(ends[1], Note)
+    for number in range(3):
+        with pytest.raises(PayloadTooLarge, match="which takes 1000"):
+            await parent.send(Note(0, b"x" * 1000))
+        with pytest.raises(PayloadTooLarge):
+            child.send(Note(0, b"x" * 1000))
+        await parent.send(Note(number))
+        assert child.receive() == Note(number)
+        child.send(Note(number))
+        assert await parent.receive() == Note(number)
+    await parent.close()
+
+
+def test_a_field_that_msgpack_has_no_length_for_is_too_large_as_well() -> None:
+    with pytest.raises(PayloadTooLarge, match="4 GiB"):
+        frame(Note(0, bytes(1 << 32)))  # zeros that nobody reads take no memory
 
 
 async def test_a_message_of_another_kind_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:

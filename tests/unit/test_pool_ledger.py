@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from engine.pool.ledger import (
     LEAST_KV_BYTES,
+    SURPLUS_SECONDS,
     WORKER_BYTES,
     Admit,
     Decision,
@@ -19,6 +20,7 @@ from engine.pool.ledger import (
     Limit,
     Refuse,
     Rules,
+    Shrink,
     Wanted,
     charge,
     decide,
@@ -28,6 +30,7 @@ from engine.pool.ledger import (
     kv_that_fits,
     limit,
     relief,
+    surplus,
     victims,
 )
 
@@ -160,6 +163,82 @@ def test_under_pressure_idle_models_go_after_their_residency_and_all_of_them_whe
     assert relief(entries, RULES, NOW, critical=True) == ["b", "a"]
     assert relief(entries, RULES, NOW, critical=False) == ["b"]
     assert relief(entries[:1], RULES, NOW, critical=False) == []
+
+
+SOON, LATE = NOW - 2, NOW - SURPLUS_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("entries", "since", "expected"),
+    [
+        ([], None, None),
+        ([entry("a", 10)], None, None),
+        ([entry("a", 10.1)], None, Shrink()),
+        ([entry("a", 10.1)], SOON, Evict(("a",))),
+        ([entry("a", 8), entry("b", 8, leaving=True, moving=True)], SOON, None),
+        ([entry("busy", 9, users=1), entry("b", 2), entry("c", 2, last_used=NOW)], SOON, Evict(("b", "c"))),
+        ([entry("busy", 7, users=1), entry("b", 2), entry("c", 2, last_used=NOW)], SOON, Evict(("b",))),
+        ([entry("busy", 12, users=1), entry("b", 1)], SOON, Evict(("b",))),
+        ([entry("busy", 12, users=1), entry("kept", 1, pinned=True), entry("new", 1, moving=True)], LATE, Evict(())),
+        ([entry("busy", 8, users=1), entry("young", 3, loaded_at=NOW - 1)], SOON, Evict(())),
+        ([entry("busy", 8, users=1), entry("young", 3, loaded_at=NOW - 1)], LATE, Evict(("young",))),
+        ([entry("young", 8, loaded_at=NOW - 1), entry("old", 3, last_used=NOW)], LATE, Evict(("old",))),
+    ],
+)
+def test_models_that_grow_beyond_the_limit_are_asked_first_and_idle_ones_unloaded_then(
+    entries: list[Entry], since: float | None, expected: Shrink | Evict | None
+) -> None:
+    assert surplus(entries, LIMIT, RULES, NOW, since=since) == expected
+
+
+def test_what_other_programs_take_is_no_reason_to_unload() -> None:
+    assert surplus([entry("a", 8)], replace(LIMIT, bytes=GB), RULES, NOW, since=SOON) is None
+
+
+def _entries() -> st.SearchStrategy[list[Entry]]:
+    one = st.builds(
+        Entry,
+        model=st.uuids().map(str),
+        bytes=st.integers(0, 12),
+        users=st.integers(0, 1),
+        pinned=st.booleans(),
+        moving=st.booleans(),
+        loaded_at=st.floats(900, 1000),
+        last_used=st.floats(900, 1000),
+    )
+    leaving = one.map(lambda entry: replace(entry, users=0, moving=True, leaving=True))
+    return st.lists(one | leaving, max_size=6, unique_by=lambda entry: entry.model)
+
+
+@given(entries=_entries(), since=st.none() | st.floats(900, 1000))
+def test_a_surplus_ends_with_as_few_unloaded_as_need_be_and_none_in_use(
+    entries: list[Entry], since: float | None
+) -> None:
+    limit = Limit(20, "test", 20)
+    answer = surplus(entries, limit, RULES, NOW, since=since)
+    stays = {entry.model: entry for entry in entries if not entry.leaving}
+    if sum(entry.bytes for entry in stays.values()) <= limit.ceiling_bytes:
+        assert answer is None
+        return
+    if since is None:
+        assert answer == Shrink()
+        return
+    assert isinstance(answer, Evict)
+    gone = [stays.pop(model) for model in answer.models]
+    assert not any(entry.users or entry.moving or entry.pinned for entry in gone)
+    young = [entry for entry in gone if NOW - entry.loaded_at < RULES.minimum_residency_seconds]
+    assert not young or NOW - since >= SURPLUS_SECONDS
+    left = sum(entry.bytes for entry in stays.values())
+    if left > limit.ceiling_bytes:  # whoever may go has gone
+        late = NOW - since >= SURPLUS_SECONDS
+        for entry in stays.values():
+            settled = late or NOW - entry.loaded_at >= RULES.minimum_residency_seconds
+            assert entry.users or entry.moving or entry.pinned or not settled
+    else:
+        for entry in gone:
+            assert left + entry.bytes > limit.ceiling_bytes, "it need not have gone"
+    again = surplus([*stays.values()], limit, RULES, NOW, since=since)
+    assert again is None or again == Evict(())
 
 
 def test_who_holds_memory_is_named_the_most_first() -> None:

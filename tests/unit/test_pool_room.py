@@ -153,3 +153,14 @@ async def test_looks_at_the_same_time_lose_no_reading() -> None:
     await first
     assert book.room.outlook is not None
     assert book.room.outlook.swapped_bytes == 4 * GB
+
+
+async def test_memory_is_read_however_many_threads_are_busy_with_other_things() -> None:
+    book, end = Book(), threading.Event()
+    busy = [asyncio.create_task(asyncio.to_thread(end.wait, 20)) for _ in range(40)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await book.room.look()
+    assert book.room.outlook is not None
+    end.set()
+    await asyncio.gather(*busy)

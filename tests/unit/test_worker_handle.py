@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from duet.channel import ChannelClosed
-from duet.errors import WorkerLost
+from duet.errors import PayloadTooLarge, WorkerLost
 from engine.types import EmbeddingRequest
 from engine.workers.handle import WorkerHandle
-from engine.workers.protocol import Ready
+from engine.workers.protocol import Ping, Ready
 
 
 class DyingChild:
@@ -21,10 +21,12 @@ class DyingChild:
 
     def __init__(self, *, close_fails: bool) -> None:
         self.channel = self
+        self.sent: list[msgspec.Struct] = []
         self.died, self.told = asyncio.Event(), asyncio.Event()
         self._close_fails = close_fails
 
     async def send(self, message: msgspec.Struct) -> None:
+        self.sent.append(message)
         self.told.set()
 
     async def receive(self) -> msgspec.Struct:
@@ -52,5 +54,44 @@ async def test_a_death_reaches_every_caller_whatever_the_channel_does(close_fail
     child.died.set()
     with pytest.raises(WorkerLost):
         await asyncio.wait_for(calling, 5)
+    handle._reader.cancel()
+    await asyncio.gather(handle._reader, return_exceptions=True)
+
+
+async def test_callers_of_a_silent_worker_are_told_before_the_system_has_ended_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that waits for its device cannot be ended at once."""
+    child, now = DyingChild(close_fails=True), 0.0
+    child.kill = lambda: None  # type: ignore[method-assign]
+    monkeypatch.setattr("engine.workers.handle.time.monotonic", lambda: now)
+    handle = WorkerHandle(child, Ready(("embedding",), None, 1, 1), silence_seconds=20.0)  # type: ignore[arg-type]
+    calling = asyncio.create_task(handle.call(EmbeddingRequest(id="1", model="wedged", inputs=("x",))))
+    await child.told.wait()
+    while now < 100 and handle.active:
+        now += 5.0
+        handle.watch()
+        await asyncio.sleep(0)
+    with pytest.raises(WorkerLost, match="said nothing for 20 s"):
+        await asyncio.wait_for(calling, 5)
+    assert child.sent.count(Ping()) == 1
+    handle._reader.cancel()
+    await asyncio.gather(handle._reader, return_exceptions=True)
+
+
+async def test_a_request_that_is_too_large_leaves_nothing_at_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = DyingChild(close_fails=True)
+
+    async def send(message: msgspec.Struct) -> None:
+        child.sent.append(message)
+        raise PayloadTooLarge("too much")
+
+    monkeypatch.setattr(child, "send", send)
+    handle = WorkerHandle(child, Ready(("embedding",), None, 1, 1))  # type: ignore[arg-type]
+    request = EmbeddingRequest(id="1", model="m", inputs=("x",))
+    with pytest.raises(PayloadTooLarge):
+        await handle.call(request)
+    assert child.sent == [request], "no cancel of what it never got"
+    assert (handle.active, handle.alive) == (0, True)
     handle._reader.cancel()
     await asyncio.gather(handle._reader, return_exceptions=True)

@@ -1,0 +1,120 @@
+"""Worker processes that are none: in the place of `duet.supervise.Child`, speaking the protocol as the test tells them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from duet.channel import ChannelClosed
+from engine.types import EmbeddingRequest, GenerationRequest, MemoryReport
+from engine.workers.protocol import Cancel, LoadFailed, Ping, Pong, Ready
+
+NO_PROCESS = 1 << 23
+"""Ids from here on belong to no process of any system."""
+STOP_SECONDS = 1.0
+
+
+class FakeChild:
+    """One process. `live` are the requests that it has and has neither answered nor been told to cancel."""
+
+    def __init__(self, model: str, pid: int) -> None:
+        self.model, self.pid, self.name = model, pid, f"worker:{model}"
+        self.channel = self
+        self.live: dict[str, GenerationRequest | EmbeddingRequest] = {}
+        self.loaded = self.deaf = self.stopping = self.reported = False
+        self.held_bytes = 0
+        self.before_stop: Callable[[FakeChild], None] = lambda child: None
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+        self._said: asyncio.Queue[msgspec.Struct | None] = asyncio.Queue()
+
+    # What the test has it do -----------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        self.loaded = True
+        self.say(Ready(("chat",), 4096, 1, 1))
+
+    def fail_to_load(self) -> None:
+        self.say(LoadFailed("the weights are cut short"))
+
+    def crash(self) -> None:
+        self.end(3)
+
+    def say(self, message: msgspec.Struct) -> None:
+        self._said.put_nowait(message)
+
+    def hold(self, held_bytes: int) -> None:
+        self.held_bytes, self.reported = held_bytes, True
+        self.say(MemoryReport(footprint_bytes=held_bytes))
+
+    def end(self, code: int) -> None:
+        if self.returncode is None:
+            self.returncode, self.held_bytes = code, 0
+            self._ended.set()
+            self._said.put_nowait(None)
+
+    # `Child` and its channel -----------------------------------------------------------------------------------------
+
+    async def send(self, message: msgspec.Struct) -> None:
+        if self.returncode is not None:
+            raise ChannelClosed
+        if isinstance(message, GenerationRequest | EmbeddingRequest):
+            assert message.id not in self.live
+            self.live[message.id] = message
+        elif isinstance(message, Cancel):
+            self.live.pop(message.id, None)
+        elif isinstance(message, Ping) and not self.deaf:
+            self.say(Pong())
+
+    async def receive(self) -> msgspec.Struct:
+        message = await self._said.get()
+        if message is None:
+            raise ChannelClosed
+        return message
+
+    async def close(self) -> None:
+        """Nothing is left to close."""
+
+    def kill(self) -> None:
+        self.end(-9)
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    async def stop(self, grace_seconds: float = 5.0) -> int:
+        if self.returncode is None:
+            self.before_stop(self)
+            self.stopping = True
+            try:
+                async with asyncio.timeout(min(STOP_SECONDS, grace_seconds)):
+                    await self._ended.wait()
+            except TimeoutError:
+                self.end(0)
+            except asyncio.CancelledError:
+                self.kill()
+                raise
+        return await self.wait()
+
+
+class FakeChildren:
+    """In the place of the class `Child`: everyone that was ever started. `on_start` sees each before it is told anything."""
+
+    def __init__(self, on_start: Callable[[FakeChild], None]) -> None:
+        self.all: list[FakeChild] = []
+        self._on_start = on_start
+
+    async def start(self, module: str, arguments: Sequence[str], incoming: Any, **named: Any) -> FakeChild:
+        given = [*arguments]
+        child = FakeChild(given[given.index("--model") + 1], NO_PROCESS + len(self.all))
+        self.all.append(child)
+        self._on_start(child)
+        return child
+
+    @property
+    def living(self) -> list[FakeChild]:
+        return [child for child in self.all if child.returncode is None]
