@@ -7,6 +7,7 @@
 | `nano`   | Qwen3, 3 M parameters: the server's own cost shows                | 2 KiB a token            |
 | `hybrid` | Qwen3.5: 6 of 8 layers gated delta net, 2 full attention          | 2 KiB a token and states |
 | `wide`   | Qwen3 with few weights and many keys and values: 201 MB by 1,024 tokens | 192 KiB a token    |
+| `thick`  | a quarter of the layers of `wide`: files that take a while to write | 48 KiB a token         |
 
 Doubled norm weights of queries and keys make attention peaked, so a greedy answer depends on the whole prompt and a damaged or
 misplaced cache shows as another answer. The embedding rows (tied to the output) of special tokens and of tokens that are not
@@ -62,6 +63,7 @@ _NANO = {
     "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
 }  # fmt: skip
 _WIDE = {**_NANO, "num_hidden_layers": 16, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 256}
+_THICK = {**_WIDE, "num_hidden_layers": 4}
 _FULL_ATTENTION_EVERY = 4
 _HYBRID = {
     "model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"], "vocab_size": VOCABULARY,
@@ -87,7 +89,7 @@ _HYBRID = {
         "num_position_embeddings": 256, "deepstack_visual_indexes": [], "hidden_act": "gelu_pytorch_tanh",
     },
 }  # fmt: skip
-CONFIGS: dict[str, dict[str, Any]] = {"nano": _NANO, "hybrid": _HYBRID, "wide": _WIDE}
+CONFIGS: dict[str, dict[str, Any]] = {"nano": _NANO, "hybrid": _HYBRID, "wide": _WIDE, "thick": _THICK}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ dead. So that most do, the process is stopped (SIGSTOP) at a random moment first
 
 - `directory`: a process that fills one KV directory is killed at a random moment after such a file appeared. Then the
   directory is opened again: it must keep its cap, hold the same entries as files, and every file must be what was written.
-- `worker` and `engine`: `python -m engine` with the checkpoint `nano` is asked the same beginning again and again, and while it
+- `worker` and `engine`: `python -m engine` with the checkpoint `thick` is asked the same beginning again and again, and while it
   writes that down, its worker or all of it is killed. What it answers afterwards, greedy, must be what an engine without any
   cache answers, word for word and with the same log-probabilities, and another beginning must have another answer; no file may
   be damaged, the cap must hold, and what one kill left behind must be gone by the next.
@@ -53,10 +53,10 @@ FILE_BYTES, DIRECTORY_CAP = 5 << 20, 21 << 20
 LIMITS = Limits(DIRECTORY_CAP, write_bytes_a_day=1 << 50, free_bytes=0)
 LATEST_SECONDS = 0.003
 """After a file appeared: writing one takes about as long."""
-HEAD_TOKENS, ANSWER_TOKENS = 540, 8
+HEAD_TOKENS, ANSWER_TOKENS = 300, 8
 LONG_ANSWER_TOKENS = 300
 """While rows decode, files are written piece by piece, with pauses: time to see one and to kill."""
-ENGINE_CAP = 10_000_000
+ENGINE_CAP = 240_000_000
 """The model's lease is half of it, nine files: every few rounds something has to go."""
 WRITE_SECONDS, LAST_SECONDS, TRIES = 60.0, 3.0, 4
 LOGPROB_NOISE = 1e-3
@@ -204,7 +204,7 @@ def _must(holds: bool, otherwise: str) -> None:
 
 def kill_engines(root: Path, wanted: int) -> dict[str, Tally]:
     """Two of three kills are the worker's: a third death in a row would make its model rest. Raises `Broken`."""
-    folder, found = checkpoint("nano"), {"worker": Tally(), "engine": Tally()}
+    folder, found = checkpoint("thick"), {"worker": Tally(), "engine": Tally()}
     texts, rounds, answers = Texts(folder), 0, set[tuple[float, ...]]()
     with contextlib.ExitStack() as stack:
         reference = Client(stack.enter_context(_server(root / "reference", folder, NOTHING)))

@@ -153,7 +153,7 @@ def test_a_row_that_comes_back_beside_batch_rows_goes_on_where_it_was(
     driver.post(swapped)
     while len(driver.of("swapped", TextDelta)) < 4:
         driver.tick()
-    assert driver.loop.preempt("swapped")
+    assert driver.loop._scheduler.preempt("swapped")
     while not (driver.over("swapped") and driver.over("b")):
         driver.tick()
     assert {request.id: driver.raw(request.id) for request in (batch, swapped)} == expected

@@ -32,7 +32,7 @@ def drawn(logits: np.ndarray, params: SamplingParams, count: int) -> list[int]:
     return columns.sample(batch, [0] * count).tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.sampled_from([0.3, 1.0, 2.0]),

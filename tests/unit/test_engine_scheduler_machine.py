@@ -120,5 +120,5 @@ class Machine(RuleBasedStateMachine):
                 assert self.drawn[name] == one.max_tokens, f"{name} never ended"
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 test_whatever_happens_every_sequence_ends_in_order = Machine.TestCase

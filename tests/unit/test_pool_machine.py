@@ -351,5 +351,5 @@ class Machine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=50)
 test_whatever_happens_the_pool_keeps_its_promises = Machine.TestCase
