@@ -10,7 +10,10 @@ import asyncio
 import socket
 import struct
 import threading
-from typing import Any, Generic, TypeVar
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
@@ -26,7 +29,7 @@ class ChannelClosed(Exception):
     """The peer has gone, cleanly or not."""
 
 
-def _expected(head: bytes) -> int:
+def _expected(head: bytes | memoryview) -> int:
     """The length that a head announces. A peer that announces more than any may send cannot be followed any further."""
     length: int = _LENGTH.unpack(head)[0]
     if length > MAX_FRAME_BYTES:
@@ -52,46 +55,112 @@ def _too_large(size: str) -> PayloadTooLarge:
     )
 
 
-class AsyncChannel(Generic[In]):
-    """The parent's end. One reader task; `send` may be called from any task of the loop."""
+class AsyncChannel(asyncio.Protocol, Generic[In]):
+    """The parent's end. One reader: it calls `receive`, and then perhaps `forward`. Any task of the loop may call `send`.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: Any) -> None:
-        self._reader, self._writer = reader, writer
+    A protocol and no pair of streams: a token's way from worker to client is short then, without a task of its own.
+    """
+
+    def __init__(self, incoming: Any) -> None:
+        """`incoming` is the union of struct types that may arrive. Made by `open`."""
         self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
+        self._transport: asyncio.Transport | None = None
+        self._data = bytearray()
+        self._received: deque[In] = deque()
+        self._take: Callable[[In], None] = self._received.append
+        self._news = asyncio.Event()
+        """Something was received, or nothing will be any more."""
+        self._writable, self._lost = asyncio.Event(), asyncio.Event()
+        self._writable.set()
+        self._end: Exception | None = None
 
     @classmethod
     async def open(cls, end: socket.socket, incoming: Any) -> AsyncChannel[In]:
-        """`incoming` is the union of struct types that may arrive."""
+        """On a connected socket, which the channel owns from now on."""
         end.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=end, limit=1 << 20)
-        return cls(reader, writer, incoming)
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_unix_connection(partial(cls, incoming), sock=end)
+        return channel
 
     async def send(self, message: msgspec.Struct) -> None:
         """Returns when the peer keeps up. Raises `ChannelClosed`, and `PayloadTooLarge` before anything is written."""
-        if self._writer.is_closing():
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._lost.is_set():
             raise ChannelClosed
-        try:
-            self._writer.write(frame(message))
-            await self._writer.drain()
-        except (OSError, RuntimeError) as error:
-            raise ChannelClosed from error
+        transport.write(frame(message))
+        await self._writable.wait()
+        if self._lost.is_set():
+            raise ChannelClosed
 
     async def receive(self) -> In:
-        try:
-            head = await self._reader.readexactly(_LENGTH.size)
-            body = await self._reader.readexactly(_expected(head))
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise ChannelClosed from error
-        return self._decoder.decode(body)
+        """The next message. Raises `ChannelClosed` at the end of the peer, `DecodeError` for what is no message."""
+        while not self._received:
+            if self._end is not None:
+                raise self._end
+            self._news.clear()
+            await self._news.wait()
+        return self._received.popleft()
+
+    async def forward(self, take: Callable[[In], None]) -> NoReturn:
+        """Have `take` called with every message that is here or comes, until the end. Raises as `receive` does, and what `take`
+        raises, which gets no more then."""
+        while self._received:
+            take(self._received.popleft())
+        self._take = take
+        while self._end is None:
+            self._news.clear()
+            await self._news.wait()
+        raise self._end
 
     async def close(self) -> None:
         """Returns once the peer has taken what was sent, or has gone. A caller that gives up waiting may call again."""
-        self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
+        await self._lost.wait()
+
+    # What the event loop calls ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._end is not None:
+            return
+        self._data += data
         try:
-            # Shielded: whoever is cancelled in `wait_closed` cancels the one future that all others wait for.
-            await asyncio.shield(self._writer.wait_closed())
-        except OSError:
-            return  # the peer closed first: closed is what was asked for
+            self._read_frames()
+        except Exception as error:  # noqa: BLE001 - it ends the channel, and who reads is told
+            self._finish(error)
+
+    def _read_frames(self) -> None:
+        at, size = 0, len(self._data)
+        with memoryview(self._data) as view:
+            while size - at >= _LENGTH.size:
+                stop = at + _LENGTH.size + _expected(view[at : at + _LENGTH.size])
+                if stop > size:
+                    break
+                self._take(self._decoder.decode(view[at + _LENGTH.size : stop]))
+                at = stop
+        del self._data[:at]
+        if at:
+            self._news.set()
+
+    def _finish(self, error: Exception) -> None:
+        self._end = self._end or error
+        self._news.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        closed = ChannelClosed()
+        closed.__cause__ = error
+        self._finish(closed)
+        self._lost.set()
+        self._writable.set()
 
 
 class BlockingChannel(Generic[In]):

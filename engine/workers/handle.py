@@ -251,8 +251,7 @@ class WorkerHandle:
 
     async def _read(self) -> None:
         try:
-            while True:
-                self._deliver(await self._child.channel.receive())
+            await self._child.channel.forward(self._deliver)
         except Exception as error:
             if not self._stopping:
                 self._child.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -74,6 +74,10 @@ class FakeChild:
         if message is None:
             raise ChannelClosed
         return message
+
+    async def forward(self, take: Callable[[Any], None]) -> NoReturn:
+        while True:
+            take(await self.receive())
 
     async def close(self) -> None:
         """Nothing is left to close."""

@@ -135,6 +135,7 @@ async def test_a_message_that_cannot_be_read_fails_live_requests_and_ends_the_wo
 async def test_half_a_frame_and_a_closed_channel_end_the_worker(checkpoint: Callable[..., Path]) -> None:
     async with worker(checkpoint("plain")) as child:
         await child.channel.receive()
-        child.channel._writer.write(struct.pack(">I", 100) + b"half")
+        assert child.channel._transport is not None
+        child.channel._transport.write(struct.pack(">I", 100) + b"half")
         await child.channel.close()
         assert await asyncio.wait_for(child.wait(), 10) == 0

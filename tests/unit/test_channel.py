@@ -66,13 +66,50 @@ async def test_the_end_of_the_peer_is_the_end_of_the_channel(ends: tuple[socket.
 async def test_whatever_the_system_says_of_the_socket_is_the_end_of_the_channel(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
-    reader, writer = await asyncio.open_unix_connection(sock=ends[0])
-    parent: AsyncChannel[Note] = AsyncChannel(reader, writer, Note)
-    writer.transport.get_protocol().connection_lost(OSError(errno.EIO, "input/output error"))
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    parent.connection_lost(OSError(errno.EIO, "input/output error"))
     with pytest.raises(ChannelClosed):
         await parent.receive()
     with pytest.raises(ChannelClosed):
         await parent.send(Note(1))
+    await parent.close()
+
+
+async def test_messages_are_forwarded_in_order_from_the_first_that_nobody_took(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    whole = b"".join(frame(Note(number, b"x" * 10 * number)) for number in range(20))
+    ends[1].sendall(whole[:300])
+    assert await parent.receive() == Note(0)
+    taken: list[int] = []
+    forwarding = asyncio.create_task(parent.forward(lambda note: taken.append(note.number)))
+    for start in range(300, len(whole), 7):
+        ends[1].sendall(whole[start : start + 7])
+        await asyncio.sleep(0)
+    ends[1].close()
+    with pytest.raises(ChannelClosed):
+        await forwarding
+    assert taken == [*range(1, 20)]
+    await parent.close()
+
+
+async def test_what_a_taker_raises_ends_the_channel_for_its_reader(ends: tuple[socket.socket, socket.socket]) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    ends[1].sendall(b"".join(frame(Note(number)) for number in (2, 1, 0, 5)))
+    taken: list[float] = []
+    with pytest.raises(ZeroDivisionError):
+        await parent.forward(lambda note: taken.append(1 / note.number))
+    assert taken == [0.5, 1.0]
+    await parent.close()
+
+
+async def test_what_is_no_message_is_told_to_the_reader(ends: tuple[socket.socket, socket.socket]) -> None:
+    parent: AsyncChannel[Note] = await AsyncChannel.open(ends[0], Note)
+    ends[1].sendall(frame(Note(1)) + frame(Other()))
+    assert await parent.receive() == Note(1)
+    with pytest.raises(msgspec.DecodeError):
+        await parent.receive()
     await parent.close()
 
 

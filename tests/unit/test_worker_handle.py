@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -29,7 +31,7 @@ class DyingChild:
         self.sent.append(message)
         self.told.set()
 
-    async def receive(self) -> msgspec.Struct:
+    async def forward(self, take: Callable[[Any], None]) -> NoReturn:
         await self.died.wait()
         raise ChannelClosed
 

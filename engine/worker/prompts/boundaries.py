@@ -2,8 +2,8 @@
 question follows, and before the answer.
 
 The first and the last are read off the chat template itself, by rendering the conversation differently and comparing the
-beginnings. Such a cut is moved back behind a special token, for text is never tokenised across one: what follows cannot change
-the tokens before it. Behind a blank line the same is true of the tokenizers in use, if no newline follows.
+beginnings. Such a cut is moved back to a special token, for text is never tokenised across one: what follows cannot change the
+tokens before it. Behind a blank line the same is true of the tokenizers in use, if no newline follows.
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ def _behind_document(request: GenerationRequest, text: str, offsets: Sequence[tu
 
 
 def _snapped(ids: Sequence[int], ends: Sequence[int], special: frozenset[Any], length: int) -> int:
-    """The position behind the last special token within `length` characters; without any, behind the last whole token."""
+    """The last position within `length` characters that has a special token before or behind it; in a text without any, behind
+    the last whole token."""
     whole = next((i for i, end in enumerate(ends) if end > length), len(ends))
-    return next(
-        (i + 1 for i in range(whole - 1, -1, -1) if ids[i] in special), whole if not special.intersection(ids) else 0
-    )
+    if not special.intersection(ids):
+        return whole
+    return next((i for i in range(whole, 0, -1) if not special.isdisjoint(ids[i - 1 : i + 1])), 0)
 
 
 def _expanded(ids: Sequence[int], position: int, prompt: Sequence[int], image_token: int | None) -> int:

@@ -37,6 +37,7 @@ class Columns:
         narrow = [row.temperature > 0 and 0 < row.top_k <= CANDIDATES for row in rows]
         wide = [row for row, few in zip(rows, narrow, strict=True) if row.temperature > 0 and not few]
         self._any_narrow, self._any_wide = any(narrow), bool(wide)
+        self._any_greedy = not all(row.temperature > 0 for row in rows)
         self._any_top_p = any(row.top_p < 1 for row in wide)
         self._any_top_k = any(row.top_k for row in wide)
         self._any_min_p = any(row.min_p for row in wide)
@@ -54,9 +55,8 @@ class Columns:
 
     def sample(self, logits: Any, token_numbers: Sequence[int]) -> Any:
         """Tokens int32 [B] from logits [B, V]; row i draws its token number `token_numbers[i]`."""
-        best = mx.argmax(logits, axis=-1).astype(mx.int32)
         if not (self._any_narrow or self._any_wide):
-            return best
+            return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = logits.astype(mx.float32) / self._temperature
         # A key is just two words.
         keys = mx.array(list(zip(self._seeds, token_numbers, strict=True)), dtype=mx.uint32)
@@ -66,7 +66,9 @@ class Columns:
             drawn = self._among_all(scores, keys)
         else:
             drawn = mx.where(self._narrow, self._among_few(scores, keys), self._among_all(scores, keys))
-        return mx.where(self._hot, drawn, best)
+        if not self._any_greedy:
+            return drawn
+        return mx.where(self._hot, drawn, mx.argmax(logits, axis=-1).astype(mx.int32))
 
     def _among_few(self, scores: Any, keys: Any) -> Any:
         """Tokens int32 [B] of rows with a small top-k: top-k, then top-p of what is left, then min-p, then the draw."""
@@ -96,7 +98,8 @@ class Columns:
         draws = _Draws(likely, mx.vmap(lambda key: mx.random.uniform(shape=(TRIES + 1, 2), key=key))(keys))
         if not self._any_top_p:
             return draws.token(0)[:, 0]
-        wanted = self._top_p * mx.sum(weights, axis=-1, keepdims=True)
+        everything = draws if likely is weights else _Draws(weights, draws.uniform)
+        wanted = self._top_p * mx.sum(everything.block_weights, axis=-1, keepdims=True)
         token, content = draws.token(0), self._content
         for number in range(1, TRIES + 1):
             above = mx.sum(
@@ -122,10 +125,10 @@ class _Draws:
         if missing := -vocabulary % BLOCK:
             weights = mx.concatenate([weights, mx.zeros((rows, missing))], axis=-1)
         self._blocks = weights.reshape(rows, -1, BLOCK)
-        self._weights = mx.sum(self._blocks, axis=-1)
+        self.block_weights = mx.sum(self._blocks, axis=-1)
 
     def token(self, number: int) -> Any:
-        place = _invert(self._weights, self.uniform[:, number, :1])
+        place = _invert(self.block_weights, self.uniform[:, number, :1])
         block = mx.take_along_axis(self._blocks, place[..., None], axis=1)[:, 0]
         return (place * BLOCK + _invert(block, self.uniform[:, number, 1:])).astype(mx.int32)
 
