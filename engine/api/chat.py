@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -178,9 +179,8 @@ Indexed = tuple[int, Event | DuetError]
 async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncIterator[Indexed]:
     """Events of all choices as they come, each with its choice's index. An error ends its choice. Closing the iterator cancels
     every choice."""
-    if (
-        len(asked) == 1
-    ):  # as nearly always: without tasks and a queue, which would cost more than all else that an event costs
+    # As nearly always: without tasks and a queue, which would cost more than all else that an event costs.
+    if len(asked) == 1:
         events = _safely(backend, asked[0])
         try:
             async for event in events:
@@ -332,18 +332,19 @@ class Answer:
         try:
             for i in range(count):
                 yield self._frame({"role": "assistant", "content": "", "refusal": None}, i, tail)
-            async for index, event in _chain(first, events):
-                raise_failure(event)
-                match event:
-                    case TextDelta() if event.text or event.logprob is not None:
-                        yield self._token(event, index, tail)
-                    case Finished():
-                        if event.text:
-                            yield self._frame({"content": event.text}, index, tail)
-                        yield self._frame({}, index, tail, reason=event.reason, repetition=event.repetition)
-                        usages.append(event.usage)
-                    case _:
-                        pass
+            async with contextlib.aclosing(_chain(first, events)) as chained:
+                async for index, event in chained:
+                    raise_failure(event)
+                    match event:
+                        case TextDelta() if event.text or event.logprob is not None:
+                            yield self._token(event, index, tail)
+                        case Finished():
+                            if event.text:
+                                yield self._frame({"content": event.text}, index, tail)
+                            yield self._frame({}, index, tail, reason=event.reason, repetition=event.repetition)
+                            usages.append(event.usage)
+                        case _:
+                            pass
             if include_usage:
                 yield self._stem + b',"choices":[],"usage":' + _encode(_usage(usages)) + b"}\n\n"
             yield DONE
@@ -369,7 +370,7 @@ def stop_reason(*, repetition: bool) -> dict[str, str]:
     return {"stop_reason": "repetition"} if repetition else {}
 
 
-async def _chain(first: asyncio.Task[Indexed], events: AsyncIterator[Indexed]) -> AsyncIterator[Indexed]:
+async def _chain(first: asyncio.Task[Indexed], events: AsyncIterator[Indexed]) -> AsyncGenerator[Indexed]:
     yield await first
     async for item in events:
         yield item

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -45,8 +46,7 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._frames, self._waiting, self._close = frames, waiting, close
-        self._silent = False
-        """No frame was sent since the last look."""
+        self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks: list[asyncio.Task[None]] = []
@@ -63,9 +63,11 @@ class EventStream(Response):
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._frames.aclose()  # type: ignore[attr-defined]
-            await self._close()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                await self._frames.aclose()  # type: ignore[attr-defined]
+                await self._close()
         for task in ended:
             task.result()
         if stopping:
@@ -77,15 +79,17 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         async for frame in self._frames:
-            self._silent = False
             await send(_body(frame))
+            self._sent_at = time.monotonic()
 
     async def _keep_alive(self, send: Send) -> None:
         while True:
-            self._silent = True
-            await asyncio.sleep(KEEP_ALIVE_SECONDS)
-            if self._silent:
-                await send(_body(comment(self._waiting() or "waiting")))
+            left = self._sent_at + KEEP_ALIVE_SECONDS - time.monotonic()
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
+            await send(_body(comment(self._waiting() or "waiting")))
+            self._sent_at = time.monotonic()
 
 
 def _body(frame: bytes, *, more: bool = True) -> dict[str, Any]:

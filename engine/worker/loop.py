@@ -146,7 +146,7 @@ class Loop:
         if self._runner is not None:
             self._run(self._runner, began)
         self._emit()  # no token waits for a job
-        if (job := self._jobs.next(began, self._may_step)) is not None:
+        if (job := self._jobs.next(began, self._may_step, held=self._scheduler.held)) is not None:
             self._step(job)
             self._ticks.interrupted()
             self._emit()
@@ -165,8 +165,8 @@ class Loop:
         self._after_leaving(runner, plan)
         if self._kv is not None:
             self._kv.tend(busy=runner.busy)
-        if plan.decode and not runner.pending:
-            self._ticks.interrupted()  # two steps were waited for
+        if (plan.decode and not runner.pending) or any(chunk.draws for chunk in plan.prefill):
+            self._ticks.interrupted()  # a step more was waited for
         else:
             tokens, beside = sum(chunk.stop - chunk.start for chunk in plan.prefill), runner.pending
             self._ticks.ended(now, time.monotonic(), decoded=plan.decode, prefill_tokens=tokens, beside=beside)

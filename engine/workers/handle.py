@@ -78,7 +78,7 @@ class WorkerHandle:
         self._cancelling: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
         self._held = False
-        self._stopping = False
+        self._stopping = self._lost = False
         self.started_at = time.monotonic()
         self._reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
 
@@ -208,6 +208,7 @@ class WorkerHandle:
                     "%s said nothing for %.0f s: killed", self._child.name, self._silence_seconds,
                     extra={"action": "worker_silent", "requests": len(self._queues)},
                 )  # fmt: skip
+                self._lost = True
                 self._fail_all(f"the worker said nothing for {self._silence_seconds:.0f} s and was ended")
                 self._child.kill()
 
@@ -229,6 +230,8 @@ class WorkerHandle:
     async def _send(
         self, request: GenerationRequest | EmbeddingRequest | TranscriptionRequest
     ) -> asyncio.Queue[Answer]:
+        if self._lost:
+            raise WorkerLost(f"the worker of {request.model} is being ended; send the request again")
         queue: asyncio.Queue[Answer] = asyncio.Queue()
         self._queues[request.id] = queue
         try:

@@ -392,6 +392,21 @@ def test_requests_that_wait_hold_no_more_memory_than_there_is(model: Callable[..
     driver.end()
 
 
+def test_a_prompt_that_is_looked_up_again_as_it_begins_was_not_seen_twice(
+    model: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    loaded = model("plain")
+    first = KvDriver(loaded, tmp_path / "kv")
+    first.run([ask(f"r{i}", words(700, 100 + i), tokens=8) for i in range(4)])
+    first.end()
+    driver = KvDriver(loaded, tmp_path / "kv", memory_bytes=1_000_000, max_rows=1)
+    driver.run([ask(f"s{i}", f"{words(700, 100 + i)} {words(900, 200 + i)}", tokens=8) for i in range(4)])
+    assert all(driver.cached(f"s{i}") >= 512 for i in range(4))
+    assert driver.kv._io is not None
+    assert driver.kv._io.traffic.written_bytes == 0
+    driver.end()
+
+
 def test_a_lookup_is_answered_once_also_when_it_cannot_be_noted(
     model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,3 +114,17 @@ def test_a_long_job_that_has_its_turns_never_counts_as_one_that_waits() -> None:
     jobs = queued(Work("long"), Work("short"))
     for second in range(300):
         assert turns(jobs, 2, now=float(second)) == "long short"
+
+
+def test_batch_work_that_is_held_keeps_nobody_from_ageing() -> None:
+    def may(one: Queued[Any]) -> bool:
+        return one.priority is not Priority.BATCH
+
+    late = AGEING_SECONDS[Priority.BATCH]
+    jobs = queued(Work("held", "batch"), Work("held too", "batch"))
+    assert turns(jobs, 1, now=late) == "held"  # aged before it was held
+    jobs.add(Work("normal"), late)
+    jobs.add(Work("quick", "interactive"), late)
+    later = late + AGEING_SECONDS[Priority.NORMAL]
+    found = [jobs.next(later, may, held=True) for _ in range(4)]
+    assert sorted(job.id for job in found if job is not None) == ["normal", "normal", "quick", "quick"]

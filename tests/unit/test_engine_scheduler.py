@@ -356,6 +356,17 @@ def test_a_first_token_is_drawn_apart_from_batch_rows_and_with_all_others() -> N
     assert not begun(scheduler).prefill[0].draws  # a stream runs, which would have to wait
 
 
+def test_batch_rows_go_on_beside_answers_of_one_token_without_end() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=100)
+    scheduler.add(batch("b", max_tokens=1000))
+    begun(scheduler)
+    decoded = 0
+    for i in range(40):
+        scheduler.add(interactive(f"i{i}", max_tokens=1))
+        decoded += begun(scheduler).decode
+    assert decoded == 20
+
+
 def test_a_stream_does_not_pause_for_anybody() -> None:
     scheduler = Scheduler(max_rows=4, chunk_tokens=10)
     scheduler.add(sequence("n"))

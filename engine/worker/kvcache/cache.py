@@ -187,7 +187,8 @@ class PrefixCache:
         # What is here stays here until it is used.
         self._pin(session, in_memory.keys)
         snapshot = self._memory.snapshot(session.prompt.parents)
-        sight = tuple(self._sights(session)) if session.store else ()
+        # Asked for the second time, it has noted its keys itself.
+        sight = tuple(self._sights(session)) if session.store and not now else ()
         self._followers[session.id] = {}
         self._asked[session.id] = frozenset(block.key for block in session.prompt.blocks if block.complete)
         self._io.ask(
@@ -248,7 +249,7 @@ class PrefixCache:
                 if answer.late:
                     session.fetched.update(key for key in answer.match.keys if key not in self._memory)
                 self._pin(session, [key for key in answer.match.keys if key in self._memory])
-                match = answer.match if answer.late else self._plan(session)
+                match = answer.match if answer.late and answer.epoch == self._epoch else self._plan(session)
                 self._decide(session, match, answer.match.matched if answer.epoch == self._epoch else 0)
             elif self._io is not None:
                 self._io.release(answer.read_bytes)

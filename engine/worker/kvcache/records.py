@@ -215,7 +215,9 @@ class _Copy:
     def of(cls, parts: Sequence[tuple[Any, int]], room: int, copies: list[_Copy]) -> Any:
         """The array [..., tokens + room, width] that `make` is going to fill. Raises `ValueError` for parts that do not fit."""
         first = parts[0][0]
-        dtype = _BY_NAME[first.dtype] if isinstance(first, Tensor) else first.dtype
+        dtype = _BY_NAME.get(first.dtype) if isinstance(first, Tensor) else first.dtype
+        if dtype is None:
+            raise ValueError(f"MLX knows no {first.dtype}")
         shapes = {(*array.shape[:-2], array.shape[-1], _name(array)) for array, _ in parts}
         if len(shapes) > 1:
             raise ValueError(f"parts of other shapes: {sorted(map(str, shapes))}")

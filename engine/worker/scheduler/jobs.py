@@ -68,9 +68,11 @@ class Jobs(Generic[Result]):
         """The jobs that `may` have a turn now, in order of arrival."""
         return [one for one in self._queue.values() if may(one)]
 
-    def next(self, now: float, may: Callable[[Queued[Result]], bool]) -> Job[Result] | None:
-        """The job whose turn it is. With it the job arrives anew, as the last."""
-        if not any(one.aged for one in self._queue.values()) and (late := overdue(self._queue.values(), now)):
+    def next(self, now: float, may: Callable[[Queued[Result]], bool], *, held: bool = False) -> Job[Result] | None:
+        """The job whose turn it is. With it the job arrives anew, as the last. While batch work is `held`, it ages no further,
+        and keeps nobody else from it."""
+        ageing = [one for one in self._queue.values() if not (held and one.priority is Priority.BATCH)]
+        if not any(one.aged for one in ageing) and (late := overdue(ageing, now)):
             late.aged = True
         chosen = min(self.ready(may), key=self._order, default=None)
         if chosen is None:

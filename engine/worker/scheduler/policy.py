@@ -67,7 +67,7 @@ class Scheduler:
         self._leaving: set[str] = set()
         self._preempting: set[str] = set()
         self._arrivals = 0
-        self._aged_first = self._began = False
+        self._aged_first = self._began = self._drew = False
         self.preemptions = 0
 
     @property
@@ -183,6 +183,7 @@ class Scheduler:
         if plan.decode:
             for sequence in self._running.values():
                 sequence.issued += 1
+        self._drew = not plan.decode and any(chunk.draws for chunk in plan.prefill)
         for chunk in plan.prefill:
             sequence = self._waiting[chunk.id]
             sequence.prefilled, sequence.phase = chunk.stop, Phase.PREFILLING
@@ -281,8 +282,9 @@ class Scheduler:
 
     def _pauses(self, prefill: list[PrefillChunk]) -> bool:
         """Batch rows among themselves wait while held, and for any prompt: it may be that of somebody who waits; and for another
-        of the batch, more rows then share every step, and whoever comes meanwhile finds one thing under way instead of two."""
-        return self._only_batch_runs and (self.held or bool(prefill))
+        of the batch, more rows then share every step, and whoever comes meanwhile finds one thing under way instead of two. But
+        not twice in a row for answers that are complete with their first token: there is no end to those."""
+        return self._only_batch_runs and (self.held or (bool(prefill) and not self._drew))
 
     def _wait_again(self, sequence: Sequence) -> None:
         """Its prompt is now all that it has read and said."""
