@@ -101,37 +101,39 @@ class Directory:
         facts: Mapping[str, str],
         *,
         pause: Callable[[], None] | None = None,
-    ) -> bool:
-        """Keep a file, evicting older ones for it. False, and nothing is kept, when a limit forbids it or the disk is full.
+    ) -> int | None:
+        """Keep a file, evicting older ones for it. Returns the bytes written: 0 when it is there already; None, and nothing is
+        kept, when a limit forbids it or the disk is full.
 
         A shorter block after the same parent that the new one begins with goes: whatever needs it finds it in the new one.
         """
         self.sweep(pause)
+        if self._index.known([entry.key]):
+            return 0
+        facts = {**facts, _KEY: entry.key.hex()}
         size = blobs.size(tensors, facts)
         if size > self.limits.disk_bytes or self._written_today() + size > self.limits.write_bytes_a_day:
-            return False
-        if self._index.known([entry.key]):
-            return True
+            return None
         path = self.file(entry.key)
         try:
             short = self.limits.free_bytes + size - shutil.disk_usage(self.path).free
             if short > 0:
                 # Others fill the disk: what is here gives way, and nothing new comes.
                 self.evict(max(0, self._index.size[0] - short))
-                return False
+                return None
             self.evict(self.limits.disk_bytes - size)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Counted before: what a crash or a full disk cuts short has been written too.
             self._note_written(size)
-            written = blobs.write(path, tensors, {**facts, _KEY: entry.key.hex()}, pause=pause)
+            written = blobs.write(path, tensors, facts, pause=pause)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return False
+                return None
             raise Unusable(f"{self.path} cannot be written: {error}") from error
         self._index.add(replace(entry, size=written), now=time.time())
         if entry.kind == "block":
             self.remove([other.key for other in self._index.children([entry.parent], "block") if begins(entry, other)])
-        return True
+        return written
 
     def read(self, key: bytes) -> tuple[dict[str, blobs.Tensor], dict[str, str]] | None:
         """What was kept; None when the file is damaged, missing or another's. Touches no index: any thread may call it."""

@@ -38,7 +38,7 @@ def content(name: object, size: int = 4000) -> dict[str, blobs.Tensor]:
 
 
 def add(found: Directory, name: object, size: int = 4000) -> bool:
-    return found.add(entry(name), content(name, size), {"fact": "1"})
+    return found.add(entry(name), content(name, size), {"fact": "1"}) is not None
 
 
 def holds(found: Directory, name: object, size: int = 4000) -> bool:
@@ -99,6 +99,16 @@ def test_the_cap_holds_after_every_write_and_the_longest_unused_go(tmp_path: Pat
         assert holds(found, 39)
         assert found.read(key_of(1)) is None
         assert not add(found, "large", 60_000)
+
+
+def test_what_is_there_already_is_not_written_again_and_needs_no_budget(tmp_path: Path) -> None:
+    limits = Limits(disk_bytes=1 << 30, write_bytes_a_day=6_000, free_bytes=0)
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        assert found.add(entry(1), content(1), {}) == files(tmp_path / "kv")[0].stat().st_size
+        counted = found.contents.written_today
+        assert found.add(entry(2), content(2), {}) is None
+        assert found.add(entry(1), content(1), {}) == 0
+        assert found.contents.written_today == counted
 
 
 def test_the_budget_of_a_day_holds_over_restarts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from engine.kvstore.directory import LAYOUT, Limits
 from engine.kvstore.index import Entry, Index, Unavailable
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
-from engine.worker.kvcache import chunks, records
+from engine.worker.kvcache import admission, chunks, records
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.kvcache.memory_tier import Held, MemoryTier
 from engine.worker.runtime.loader import Loaded
@@ -393,8 +394,9 @@ def test_requests_that_wait_hold_no_more_memory_than_there_is(model: Callable[..
 
 
 def test_a_prompt_that_is_looked_up_again_as_it_begins_was_not_seen_twice(
-    model: Callable[..., Loaded], tmp_path: Path
+    model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(admission, "WORTH_SECONDS", math.inf)  # a busy machine prefills slowly, and keeps for that
     loaded = model("plain")
     first = KvDriver(loaded, tmp_path / "kv")
     first.run([ask(f"r{i}", words(700, 100 + i), tokens=8) for i in range(4)])

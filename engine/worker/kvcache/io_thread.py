@@ -256,13 +256,13 @@ class IoThread:
             case Save() if self._clearing:
                 self._post(Saved(job.entry.key, kept=False))
             case Save():
-                kept = directory.add(job.entry, job.tensors, job.facts, pause=lambda: self._pause(directory))
-                if kept:
-                    self.traffic.written_bytes += sum(tensor.data.nbytes for tensor in job.tensors.values())
-                else:
+                written = directory.add(job.entry, job.tensors, job.facts, pause=lambda: self._pause(directory))
+                if written is None:
                     self.traffic.refused += 1
+                else:
+                    self.traffic.written_bytes += written
                 self.traffic.contents = directory.contents
-                self._post(Saved(job.entry.key, kept))
+                self._post(Saved(job.entry.key, kept=written is not None))
             case Touch(keys):
                 directory.index.touch(keys, now=time.time())
             case Clear():
