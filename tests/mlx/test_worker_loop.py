@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,9 @@ from duet.errors import PayloadTooLarge
 from engine.types import EmbeddingRequest, EmbeddingResult, Failed, Finished, MemoryReport, TextDelta
 from engine.worker.loop import RELEASE_SECONDS, Stop
 from engine.worker.runtime import memory
+from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import Loaded, LoadError, load
+from engine.worker.runtime.runner import FAULTS
 from engine.workers.protocol import Cancel, Ping, Pong, Shutdown
 from tests.mlx.conftest import Driver, ask, picture, words
 
@@ -119,6 +122,78 @@ def test_a_row_that_fails_does_not_harm_its_neighbours(
     (failed,) = driver.of("bad", Failed)
     assert failed.code == "internal_error"
     assert "broken grammar" not in failed.message
+
+
+@pytest.mark.parametrize("place", ["_forward", "read", "caches", "leave"])
+def test_a_step_that_fails_ends_the_rows_that_ran_and_nobody_else(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    loaded = model("plain")
+    waiting, later = ask("waiting", words(900, 2), tokens=20), ask("later", words(40, 3), tokens=20)
+    alone = {item.id: Driver(loaded).run([item])[item.id] for item in (waiting, later)}
+    driver = Driver(loaded)
+    driver.post(ask("a", "hello", tokens=12))
+    driver.post(ask("b", words(20, 1), tokens=500))
+    driver.tick()
+    driver.post(waiting)
+    for _ in range(4):
+        driver.tick()
+    original, failed = getattr(Batch, place), []
+
+    def fails_once(self: Batch, *arguments: Any) -> Any:
+        found = original(self, *arguments)  # half of the work is done
+        if not failed and self.rows:
+            failed.append(place)
+            raise RuntimeError("no memory for that")
+        return found
+
+    monkeypatch.setattr(Batch, place, fails_once)
+    while not failed or not driver.of("b", Failed):
+        driver.tick()
+    assert driver.of("b", Failed)[0].code == "internal_error"
+    assert len([*driver.of("a", Failed), *driver.of("a", Finished)]) == 1
+    driver.run([later])
+    assert {name: driver.raw(name) for name in alone} == alone
+    assert driver.loop._runner is not None
+    assert not driver.loop._runner.busy
+    driver.loop._scheduler.check()
+
+
+def test_a_first_step_apart_that_fails_ends_its_row_alone(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model("plain")
+    batch = msgspec.structs.replace(ask("batch", words(50, 2), tokens=60), priority="batch")
+    alone = Driver(loaded).run([batch])["batch"]
+    driver = Driver(loaded)
+    driver.post(batch)
+    while len(driver.of("batch", TextDelta)) < 5:
+        driver.tick()
+
+    def fail(row: Row) -> Any:
+        raise RuntimeError("no memory for that")
+
+    monkeypatch.setattr(driver.loop._runner, "_step_alone", fail)
+    driver.post(ask("quick", "hello", tokens=5))
+    driver.drain()
+    assert driver.of("quick", Failed)[0].code == "internal_error"
+    assert driver.raw("batch") == alone
+
+
+def test_steps_that_never_succeed_end_the_worker(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(model("plain"))
+
+    def fail(self: Batch) -> Any:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(Batch, "_forward", fail)
+    for i in range(FAULTS - 1):
+        driver.run_all([ask(f"r{i}", "hello", tokens=5)])
+        assert driver.of(f"r{i}", Failed)[0].code == "internal_error"
+    driver.post(ask("last", "hello", tokens=5))
+    with pytest.raises(RuntimeError, match="gone"):
+        driver.loop.run()
+    assert driver.of("last", Failed)[0].code == "worker_lost"
 
 
 def test_an_unexpected_error_fails_every_live_request_and_is_raised(

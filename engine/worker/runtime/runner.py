@@ -15,6 +15,8 @@ from engine.worker.scheduler.policy import Plan, PrefillChunk
 
 MEASURABLE_TOKENS = 256
 """Caches grow in steps of this many tokens: shorter prompts tell little about what a token takes."""
+FAULTS = 3
+"""Decode steps in a row that may fail (no memory for a long row, say) before the model or the device counts as broken."""
 KV_GROUP = 32
 """Values that share a scale in quantised KV: divides every head size in use."""
 
@@ -67,6 +69,7 @@ class Runner:
         self.batches = all(can_batch(layer) for layer in self.new_cache())
         self._batch = Batch(self._model, mrope=self._mrope)
         self._prefilling: dict[str, Row] = {}
+        self._faults = 0
         self._token_bytes: int | None = None
         self._measured_tokens = MEASURABLE_TOKENS
 
@@ -117,21 +120,19 @@ class Runner:
         return row.prefilled
 
     def execute(self, plan: Plan) -> StepResult:
+        """Raises what the device raises once `FAULTS` steps in a row could not be computed; before, the batch's rows fail alone."""
         drawn: list[Drawn] = []
-        if plan.leave:
-            drawn += self._batch.read()  # a row that has drawn its last token leaves before that token was read
-            for row, tokens, cache in self._batch.caches(plan.leave):
-                back = row.id in plan.preempted
-                self.keeper.keep(row.id, tokens, cache, ended=True, forced=back)
-                if back:
-                    self._wait_again(row)
-            self._batch.leave(plan.leave)
-        failed: dict[str, Exception] = {}
-        if plan.decode:
-            stepped, failed = self._batch.step()
-            drawn += stepped
-        else:
-            drawn += self._batch.read()
+        rows = self._batch.ids
+        try:
+            self._leave(plan, drawn)
+            failed = self._decode(plan, drawn)
+        except Exception as error:
+            self._faults += 1
+            if self._faults >= FAULTS:
+                raise
+            # Their caches may hold half a step: none of them can go on. Whoever waits can.
+            self._batch = Batch(self._model, mrope=self._mrope)
+            failed = dict.fromkeys(rows, error)
         for chunk in plan.prefill:
             if chunk.id in failed:
                 continue  # its next chunk of the same tick
@@ -147,6 +148,27 @@ class Runner:
                     failed |= refused
         return StepResult(tuple(drawn), failed)
 
+    def _leave(self, plan: Plan, drawn: list[Drawn]) -> None:
+        if not plan.leave:
+            return
+        drawn += self._batch.read()  # a row that has drawn its last token leaves before that token was read
+        for row, tokens, cache in self._batch.caches(plan.leave):
+            back = row.id in plan.preempted
+            self.keeper.keep(row.id, tokens, cache, ended=True, forced=back)
+            if back:
+                self._wait_again(row)
+        self._batch.leave(plan.leave)
+
+    def _decode(self, plan: Plan, drawn: list[Drawn]) -> dict[str, Exception]:
+        """Returns rows that failed by themselves."""
+        if not plan.decode:
+            drawn += self._batch.read()
+            return {}
+        stepped, failed = self._batch.step()
+        drawn += stepped
+        self._faults = 0
+        return failed
+
     def _wait_again(self, row: Row) -> None:
         """Its prompt is now all that it has read and said; draws and penalties go on where they were."""
         row.prompt, row.said, row.prefilled, row.cache = (*row.prompt, *row.said), [], 0, None
@@ -155,7 +177,10 @@ class Runner:
     def _join(self, row: Row, *, draws: bool) -> tuple[list[Drawn], dict[str, Exception]]:
         assert row.cache is not None
         self.keeper.keep(row.id, list(row.prompt[:-1]), row.cache, ended=False)
-        found = self._step_alone(row) if draws else ([], {})
+        try:
+            found = self._step_alone(row) if draws else ([], {})
+        except Exception as error:  # noqa: BLE001 - as in its prefill
+            return [], {row.id: error}
         self._batch.join(row)
         return found
 
