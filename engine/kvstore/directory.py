@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.kvstore import blobs
-from engine.kvstore.index import Damaged, Entry, Index, Unavailable
+from engine.kvstore.index import Damaged, Entry, Index, Unavailable, row_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Contents:
-    """Bytes and entries that lie there, and bytes written today."""
+    """Bytes of files and of their rows, entries, and bytes written today."""
 
     bytes: int
     entries: int
@@ -111,8 +111,8 @@ class Directory:
         if self._index.known([entry.key]):
             return 0
         facts = {**facts, _KEY: entry.key.hex()}
-        size = blobs.size(tensors, facts)
-        if size > self.limits.disk_bytes or self._written_today() + size > self.limits.write_bytes_a_day:
+        size, row = blobs.size(tensors, facts), row_bytes(entry)
+        if size + row > self.limits.disk_bytes or self._written_today() + size > self.limits.write_bytes_a_day:
             return None
         path = self.file(entry.key)
         try:
@@ -121,7 +121,7 @@ class Directory:
                 # Others fill the disk: what is here gives way, and nothing new comes.
                 self.evict(max(0, self._index.size[0] - short))
                 return None
-            self.evict(self.limits.disk_bytes - size)
+            self.evict(self.limits.disk_bytes - size - row)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Counted before: what a crash or a full disk cuts short has been written too.
             self._note_written(size)
@@ -130,7 +130,7 @@ class Directory:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return None
             raise Unusable(f"{self.path} cannot be written: {error}") from error
-        self._index.add(replace(entry, size=written), now=time.time())
+        self._index.add(replace(entry, size=written + row), now=time.time())
         if entry.kind == "block":
             self.remove([other.key for other in self._index.children([entry.parent], "block") if begins(entry, other)])
         return written

@@ -134,8 +134,8 @@ class Leases:
                     self._granted.pop(lease.directory, None)
 
     def trim(self, size: int = 0, *, spare: Path | None = None) -> int:
-        """Free `size` bytes of directories without a worker, the longest unused entries first, and what is over age; and make
-        the rest fit the cap. Returns the bytes freed."""
+        """Free `size` bytes of directories without a worker, the longest unused entries first, besides what does not fit the cap
+        or is over age. Returns the bytes freed."""
         with self._turn, contextlib.ExitStack() as stack:
             mine = [found for path in directories(self.root) if (found := self._taken(path, spare)) is not None]
             for found in mine:
@@ -144,7 +144,7 @@ class Leases:
             for found in mine:
                 _carefully(found.sweep, found)
             room = self.caps.disk_bytes - self._others_disk(spare, besides=[found.path for found in mine])
-            target = max(0, min(before - size if size else before, room))
+            target = max(0, min(before, room) - size)
             while (kept := sum(_bytes(found) for found in mine)) > target:
                 oldest = [(used, i) for i, found in enumerate(mine) if (used := _oldest_use(found)) is not None]
                 if not oldest:

@@ -101,6 +101,19 @@ def test_the_cap_holds_after_every_write_and_the_longest_unused_go(tmp_path: Pat
         assert not add(found, "large", 60_000)
 
 
+@pytest.mark.parametrize("tokens", [200, 1024, 4096])
+def test_an_entry_counts_with_what_its_row_takes(tmp_path: Path, tokens: int) -> None:
+    limits = Limits(disk_bytes=2_000_000, write_bytes_a_day=1 << 30, free_bytes=0)
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        for i in range(600):
+            found.add(entry(i, parent=key_of(f"parent {i}"), tokens=os.urandom(tokens)), content(i, 100), {})
+    index = (tmp_path / "kv/index.sqlite").stat().st_size
+    taken = index + sum(path.stat().st_size for path in files(tmp_path / "kv"))
+    assert taken <= 1.1 * limits.disk_bytes
+    with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
+        assert taken >= 0.7 * found.contents.bytes
+
+
 def test_what_is_there_already_is_not_written_again_and_needs_no_budget(tmp_path: Path) -> None:
     limits = Limits(disk_bytes=1 << 30, write_bytes_a_day=6_000, free_bytes=0)
     with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:

@@ -120,7 +120,7 @@ class Runner:
         return row.prefilled
 
     def execute(self, plan: Plan) -> StepResult:
-        """Raises what the device raises once `FAULTS` steps in a row could not be computed; before, the batch's rows fail alone."""
+        """Raises what the device raises once `FAULTS` steps in a row could not be computed; before, only rows fail."""
         drawn: list[Drawn] = []
         rows = self._batch.ids
         try:
