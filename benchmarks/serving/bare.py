@@ -1,8 +1,9 @@
 """Decode speed of a checkpoint without any server: what its device can do. Prints seconds a token.
 
-    python -m benchmarks.serving.bare FOLDER --tokens 128 --prompt-tokens 32 [--rows 8]
+    python -m benchmarks.serving.bare FOLDER --tokens 128 --prompt-tokens 32 [--rows 8] [--laid-out]
 
-mlx-vlm's model and cache, greedy, the next step launched before the last is read.
+mlx-vlm's model and cache as it loads them, greedy, the next step launched before the last is read. `--laid-out`: with the weights
+laid out as the engine does it for the CPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
+from mlx_vlm.utils import load
 
-from engine.worker.runtime.loader import load
+from engine.worker.runtime.layout import lay_out
 
 REPEATS = 3
 
@@ -28,8 +30,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--laid-out", action="store_true")
     arguments = parser.parse_args()
-    model = load(arguments.folder, "chat").model.language_model
+    loaded, _ = load(str(arguments.folder))
+    if arguments.laid_out:
+        lay_out(loaded)
+    model = loaded.language_model
     taken = [once(model, arguments.rows, arguments.prompt_tokens, arguments.tokens) for _ in range(REPEATS + 1)][1:]
     print(json.dumps({"seconds_a_token": statistics.median(taken)}))
 

@@ -3,8 +3,8 @@
     make bench-serving        (python -m benchmarks.serving.streams [--rounds N])
 
 All servers are up at once, each on the same one core, the client on another; they are asked in turn, one event a token. The bare
-model runs on that core too, in every round. `of_bare`: the bare loop's seconds a token over the server's, median of the rounds.
-CPU is that of the server's processes, whatever they do beside answering. On a random checkpoint: mechanism, not quality.
+model runs on that core too, in every round. `of_bare`: the seconds a token of the bare loop over the server's, median of the
+rounds; the loop runs the model as mlx-vlm loads it, and for `of_laid_out` with the engine's layout of weights for the CPU. CPU is that of the server's processes, whatever they do beside answering. On a random checkpoint: mechanism, not quality.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ def main() -> int:
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
     for name, servers in found.items():
         rows = [
-            [server, case, f"{one['of_bare']:.2f}", f"{one['tokens_per_second']:.0f}", f"{one['cpu_ms_a_token']:.2f}"]
+            [
+                server,
+                case,
+                *(f"{one[key]:.2f}" for key in ("of_bare", "of_laid_out", "tokens_per_second", "cpu_ms_a_token")),
+            ]
             for server, cases in servers.items()
             for case, one in cases.items()
         ]
-        print(f"\n{name}\n" + table(["server", "case", "of bare", "tokens/s", "CPU ms a token"], rows))
+        print(f"\n{name}\n" + table(["server", "case", "of bare", "of laid out", "tokens/s", "CPU ms a token"], rows))
     write(arguments.json, arguments, begun, {"checkpoints": found})
     return 0
 
@@ -67,11 +71,12 @@ def measure(name: str, arguments: Any) -> dict[str, dict[str, dict[str, float]]]
     with side_by_side(arguments.servers, folder, ROOMY, peers=arguments.peers, core=arguments.core) as clients:
         for number in range(arguments.rounds):
             for case, (count, sampling) in CASES.items():
-                bare = bare_seconds(folder, count, arguments.core)
+                bare, laid_out = (bare_seconds(folder, count, arguments.core, *more) for more in ((), ("--laid-out",)))
                 for server in rotated(list(clients), number):
                     prompts = [texts.make(PROMPT_TOKENS, f"{number} {case} {i}") for i in range(count)]
                     one = asyncio.run(ask(clients[server], prompts, sampling))
-                    taken[server][case].append({**one, "of_bare": bare / one.pop("step_seconds")})
+                    step = one.pop("step_seconds")
+                    taken[server][case].append({**one, "of_bare": bare / step, "of_laid_out": laid_out / step})
                     print(f"round {number} {case:10} {server:8} {taken[server][case][-1]}", file=sys.stderr)
     return {
         server: {
@@ -98,10 +103,10 @@ async def ask(client: Client, prompts: list[str], sampling: Mapping[str, Any]) -
     }
 
 
-def bare_seconds(folder: Path, rows: int, core: int) -> float:
+def bare_seconds(folder: Path, rows: int, core: int, *more: str) -> float:
     command = [
         *pinning(core), sys.executable, "-P", "-m", "benchmarks.serving.bare", str(folder), "--tokens", str(TOKENS),
-        "--prompt-tokens", str(PROMPT_TOKENS), "--rows", str(rows),
+        "--prompt-tokens", str(PROMPT_TOKENS), "--rows", str(rows), *more,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["seconds_a_token"])

@@ -14,6 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from engine.worker.runtime.layout import lay_out
+
 # These number their positions from the padding token's id on (fairseq's way), so that many fewer are left.
 _POSITIONS_AFTER_PADDING = frozenset({"xlm-roberta", "roberta", "camembert"})
 
@@ -50,13 +52,15 @@ def load(path: Path, role: str) -> Loaded:
     weight_bytes = check_weights(path)
     loader = {"chat": _load_chat, "embedding": _load_embedding, "asr": _load_asr}[role]
     try:
-        return loader(path, config, weight_bytes)
+        loaded = loader(path, config, weight_bytes)
+        lay_out(loaded.model)
     except LoadError:
         raise
     except Exception as error:
         # The libraries raise anything: KeyError for a missing setting, ValueError for an unknown type or missing weights.
         kind = config.get("model_type", "no model_type")
         raise LoadError(f"{path.name} ({kind}) cannot be loaded as {role}: {type(error).__name__}: {error}") from error
+    return loaded
 
 
 def refuse_code(path: Path, config: dict[str, Any]) -> None:
