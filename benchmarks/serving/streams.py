@@ -4,7 +4,8 @@
 
 All servers are up at once, each on the same one core, the client on another; they are asked in turn, one event a token. The bare
 model runs on that core too, in every round. `of_bare`: the seconds a token of the bare loop over the server's, median of the
-rounds; the loop runs the model as mlx-vlm loads it, and for `of_laid_out` with the engine's layout of weights for the CPU. CPU is that of the server's processes, whatever they do beside answering. On a random checkpoint: mechanism, not quality.
+rounds; the loop runs the model as mlx-vlm loads it, and for `of_laid_out` with the engine's layout of weights for the CPU. CPU
+is that of the server's processes, whatever they do beside answering. On a random checkpoint: mechanism, not quality.
 """
 
 from __future__ import annotations
