@@ -160,10 +160,9 @@ class Scheduler:
         return sequence_id in self._leaving
 
     def plan(self) -> Plan:
-        leave = self._leaving | {one.id for one in self._running.values() if one.exhausted}
         prefill = self._prefill_chunks()
         return Plan(
-            leave=frozenset(leave),
+            leave=frozenset(self._leave),
             decode=bool(self._staying) and not self._pauses(prefill),
             prefill=tuple(prefill),
             preempted=frozenset(self._preempting),
@@ -226,15 +225,18 @@ class Scheduler:
 
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
         """Sequences for this tick's prefill with what is left of its tokens for each, in order, until rows, tokens or memory
-        are used up. Batch prompts do not fill up the tick of another: its first token would wait for them."""
+        are used up. Batch prompts do not fill up the tick of another: its first token would wait for them. Nor that in which
+        rows leave, whose KV is kept then: whoever comes meanwhile finds one thing under way instead of two."""
         left = {one.id: one for one in self._ready()}
         rows_of, taken, budget, urgent = self._rows_of(), 0, self._budget(), False
         while budget > 0 and left:
             chosen = first(left.values(), rows_of, aged_first=self._aged_first)
             assert chosen is not None
             is_batch = chosen.priority is Priority.BATCH
-            if self._rows_for(chosen) - taken <= 0 or (is_batch and urgent):
+            if self._rows_for(chosen) - taken <= 0 or (is_batch and (urgent or self._leave)):
                 return
+            if is_batch:
+                budget = min(budget, self._batch_budget())
             if not self._fits(chosen):
                 # Nobody overtakes: the next smaller one would, for ever. But whose prompt is begun has its memory, and
                 # gives it back only by going on.
@@ -259,6 +261,15 @@ class Scheduler:
         """Prompt tokens of one tick: as many as running streams can wait for. Batch rows could wait longer, but not whoever
         comes in the middle of it."""
         return self.pace.chunk(self._chunk_tokens) if self._staying else self._chunk_tokens
+
+    def _batch_budget(self) -> int:
+        """Prompt tokens of the batch in one tick, also while nothing runs: somebody may come in the middle of it."""
+        return self.pace.chunk(self._chunk_tokens)
+
+    @property
+    def _leave(self) -> set[str]:
+        """Rows that leave with the next plan."""
+        return self._leaving | {one.id for one in self._running.values() if one.exhausted}
 
     def _prefill_chunks(self) -> list[PrefillChunk]:
         chunks: list[PrefillChunk] = []
