@@ -40,7 +40,9 @@ def test_every_logit_is_the_same(checkpoint: Callable[..., Path], kind: str) -> 
     laid_out = load(checkpoint(kind), "chat").model
     pairs = zip(*(logits(model.language_model, (70, 1, 1, 9)) for model in (plain, laid_out)), strict=True)
     assert all(mx.array_equal(left, right) for left, right in pairs)
-    linear = [layer for _, layer in laid_out.named_modules() if type(layer) is nn.Linear and min(layer.weight.shape) > 1]
+    linear = [
+        layer for _, layer in laid_out.named_modules() if type(layer) is nn.Linear and min(layer.weight.shape) > 1
+    ]
     assert linear
     assert all(is_by_input(layer.weight) for layer in linear)
 

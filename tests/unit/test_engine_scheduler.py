@@ -311,6 +311,7 @@ def test_the_last_batch_row_gives_its_place_to_an_interactive_request() -> None:
     scheduler.fetched("b1")
     assert begun(scheduler).preempted == frozenset()
     scheduler.end("i")
+    assert not begun(scheduler).prefill  # a row leaves
     assert [chunk.id for chunk in begun(scheduler).prefill] == ["b1"]
 
 
@@ -338,6 +339,31 @@ def test_batch_rows_pause_for_prompts_of_the_batch_too() -> None:
     plans = [begun(scheduler) for _ in range(3)]
     assert [plan.decode for plan in plans] == [False, False, True]
     assert not any(chunk.draws for plan in plans for chunk in plan.prefill)
+
+
+@pytest.mark.parametrize(("priority", "chunk"), [(Priority.BATCH, 50), (Priority.NORMAL, 512)])
+def test_a_prompt_of_the_batch_takes_no_longer_than_others_could_wait_also_when_nothing_runs(
+    priority: Priority, chunk: int
+) -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=512)
+    scheduler.pace.observe(1.0, decoded=False, prefill_tokens=1000)  # 50 tokens in 50 ms
+    scheduler.add(Sequence("p", 1000, 5, priority=priority))
+    assert [(one.start, one.stop) for one in begun(scheduler).prefill] == [(0, chunk)]
+
+
+def test_no_prompt_of_the_batch_begins_while_rows_leave_unless_it_is_aged() -> None:
+    scheduler = Scheduler(max_rows=8, chunk_tokens=64)
+    for name in ("first", "second"):
+        scheduler.add(batch(name))
+    begun(scheduler)
+    for late, prompt in (("first", batch("b")), ("second", batch("aged"))):
+        prompt.aged = prompt.id == "aged"
+        scheduler.add(prompt)
+        scheduler.end(late)
+        plan = begun(scheduler)
+        assert (plan.leave, [chunk.id for chunk in plan.prefill]) == ({late}, ["aged"] if prompt.aged else [])
+        if not prompt.aged:
+            assert [chunk.id for chunk in begun(scheduler).prefill] == ["b"]
 
 
 def test_a_first_token_is_drawn_apart_from_batch_rows_and_with_all_others() -> None:
@@ -435,6 +461,7 @@ def test_growing_answers_swap_out_the_least_and_newest_row() -> None:
     for _ in range(12):  # there is no room for it yet
         assert not begun(scheduler).prefill
     scheduler.end("a")
+    assert not begun(scheduler).prefill  # a row leaves
     assert [chunk.id for chunk in begun(scheduler).prefill] == ["b"]
 
 

@@ -228,12 +228,12 @@ class Scheduler:
         are used up. Batch prompts do not fill up the tick of another: its first token would wait for them. Nor that in which
         rows leave, whose KV is kept then: whoever comes meanwhile finds one thing under way instead of two."""
         left = {one.id: one for one in self._ready()}
-        rows_of, taken, budget, urgent = self._rows_of(), 0, self._budget(), False
+        rows_of, taken, budget, urgent, leaves = self._rows_of(), 0, self._budget(), False, bool(self._leave)
         while budget > 0 and left:
             chosen = first(left.values(), rows_of, aged_first=self._aged_first)
             assert chosen is not None
             is_batch = chosen.priority is Priority.BATCH
-            if self._rows_for(chosen) - taken <= 0 or (is_batch and (urgent or self._leave)):
+            if self._rows_for(chosen) - taken <= 0 or (is_batch and (urgent or (leaves and not chosen.aged))):
                 return
             if is_batch:
                 budget = min(budget, self._batch_budget())
