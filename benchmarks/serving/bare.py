@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded, _ = load(str(arguments.folder))
     if arguments.laid_out:
-        lay_out(loaded)
+        lay_out(loaded, generates=True)
     model = loaded.language_model
     taken = [once(model, arguments.rows, arguments.prompt_tokens, arguments.tokens) for _ in range(REPEATS + 1)][1:]
     print(json.dumps({"seconds_a_token": statistics.median(taken)}))

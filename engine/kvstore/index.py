@@ -270,7 +270,7 @@ def unpack_media(data: bytes) -> tuple[Media, ...]:
 
 
 def row_bytes(entry: Entry) -> int:
-    """What the database takes for an entry, about."""
+    """What the database takes for an entry, about. The file does not shrink: what is removed makes room for other rows."""
     return ROW_BYTES + len(entry.tokens) + len(entry.media) * _PLACE.size
 
 

@@ -103,13 +103,13 @@ def test_the_cap_holds_after_every_write_and_the_longest_unused_go(tmp_path: Pat
 
 @pytest.mark.parametrize("tokens", [200, 1024, 4096])
 def test_an_entry_counts_with_what_its_row_takes(tmp_path: Path, tokens: int) -> None:
-    limits = Limits(disk_bytes=2_000_000, write_bytes_a_day=1 << 30, free_bytes=0)
+    limits = Limits(disk_bytes=400_000, write_bytes_a_day=1 << 30, free_bytes=0)
     with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
-        for i in range(600):
+        for i in range(900):
             found.add(entry(i, parent=key_of(f"parent {i}"), tokens=os.urandom(tokens)), content(i, 100), {})
     index = (tmp_path / "kv/index.sqlite").stat().st_size
     taken = index + sum(path.stat().st_size for path in files(tmp_path / "kv"))
-    assert taken <= 1.1 * limits.disk_bytes
+    assert taken <= 1.2 * limits.disk_bytes
     with contextlib.closing(Directory(tmp_path / "kv", limits, ABOUT)) as found:
         assert taken >= 0.7 * found.contents.bytes
 

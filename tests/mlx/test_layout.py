@@ -1,4 +1,4 @@
-"""Weights in the order the CPU reads them give the same products, bit for bit."""
+"""Weights in the order the CPU reads them give the same products, and take no more memory."""
 
 from __future__ import annotations
 
@@ -53,17 +53,36 @@ def test_other_types_lie_as_they_did(dtype: Any) -> None:
     layer = nn.Linear(32, 48, bias=False)
     layer.set_dtype(dtype)
     weight = layer.weight
-    lay_out(nn.Sequential(layer))
+    lay_out(nn.Sequential(layer), generates=True)
     assert layer.weight is weight
 
 
 @on_cpu
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_embedding_is_laid_out_where_it_is_the_output_layer_too(tied: bool) -> None:
+def test_with_a_bias_products_are_the_same_to_rounding() -> None:
+    layer, rows = nn.Linear(32, 48), mx.random.normal((9, 32))
+    before = layer(rows)
+    mx.eval(before)
+    lay_out(nn.Sequential(layer), generates=True)
+    assert is_by_input(layer.weight)
+    assert mx.allclose(layer(rows), before, rtol=1e-5, atol=1e-5)
+
+
+@on_cpu
+@pytest.mark.parametrize(("outputs", "generates", "laid"), [(64, True, True), (96, True, False), (64, False, False)])
+def test_an_embedding_is_laid_out_where_it_is_the_output_layer_too(outputs: int, generates: bool, laid: bool) -> None:
     embedding = nn.Embedding(96, 32)
     ids, rows = mx.array([[3, 95, 0]]), mx.random.normal((5, 32))
     before = embedding(ids), embedding.as_linear(rows)
-    lay_out(nn.Sequential(embedding, nn.Linear(32, 64 if tied else 96)))
+    lay_out(nn.Sequential(embedding, nn.Linear(32, outputs)), generates=generates)
     mx.eval(embedding.weight)
-    assert is_by_input(embedding.weight) == tied
+    assert is_by_input(embedding.weight) == laid
     assert all(mx.array_equal(*pair) for pair in zip(before, (embedding(ids), embedding.as_linear(rows)), strict=True))
+
+
+@on_cpu
+def test_a_matrix_that_two_layers_share_stays_one() -> None:
+    embedding, head = nn.Embedding(96, 32), nn.Linear(32, 96, bias=False)
+    head.weight = embedding.weight
+    lay_out(nn.Sequential(embedding, head), generates=True)
+    assert head.weight is embedding.weight
+    assert is_by_input(head.weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ from engine.worker.loop import RELEASE_SECONDS, Stop
 from engine.worker.runtime import memory
 from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import Loaded, LoadError, load
-from engine.worker.runtime.runner import FAULTS
+from engine.worker.runtime.runner import FAULTS, Runner
 from engine.workers.protocol import Cancel, Ping, Pong, Shutdown
 from tests.mlx.conftest import Driver, ask, picture, words
 
@@ -212,6 +214,93 @@ def test_an_unexpected_error_fails_every_live_request_and_is_raised(
     with pytest.raises(RuntimeError):
         driver.loop.run()
     assert [driver.of(name, Failed)[0].code for name in "ab"] == ["worker_lost", "worker_lost"]
+
+
+def test_a_device_that_fails_in_a_step_and_then_in_every_prompt_ends_the_worker(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(model("plain"))
+    driver.post(ask("a", "hello", tokens=50))
+    for _ in range(4):
+        driver.tick()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(Batch, "_forward", fail)
+    monkeypatch.setattr(Runner, "_prefill", fail)
+    for i in range(FAULTS - 2):
+        driver.run_all([ask(f"r{i}", "hello", tokens=5)])
+    driver.post(ask("last", "hello", tokens=5))
+    with pytest.raises(RuntimeError, match="gone"):
+        driver.loop.run()
+    assert driver.of("last", Failed)[0].code == "worker_lost"
+
+
+def test_prompts_that_fail_by_themselves_never_end_the_worker(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(model("plain"))
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a prompt of its own kind")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_prefill", fail)
+        for i in range(FAULTS + 2):
+            driver.run_all([ask(f"r{i}", "hello", tokens=5)])
+            assert driver.of(f"r{i}", Failed)
+    driver.run([ask("well", "hello", tokens=5)])
+
+
+def test_the_memory_of_a_failed_step_is_free_at_once(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(model("plain"))
+    driver.post(ask("a", "hello", tokens=50))
+    for _ in range(4):
+        driver.tick()
+    assert driver.loop._runner is not None
+    lost = weakref.ref(driver.loop._runner._batch)
+
+    def fail(self: Batch) -> Any:
+        cache = self._cache  # as a frame of the model's own would hold it
+        raise RuntimeError(f"no memory for {len(cache)} layers")
+
+    monkeypatch.setattr(Batch, "_forward", fail)
+    gc.disable()
+    try:
+        driver.drain()
+        assert driver.of("a", Failed)
+        assert lost() is None
+    finally:
+        gc.enable()
+
+
+def test_a_row_that_was_swapped_out_goes_on_after_a_step_that_failed(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model("plain")
+    swapped = ask("swapped", words(50, 2), tokens=40)
+    alone = Driver(loaded).run([swapped])["swapped"]
+    driver = Driver(loaded)
+    driver.post(swapped)
+    driver.post(ask("other", "hello", tokens=100))
+    while len(driver.of("swapped", TextDelta)) < 5:
+        driver.tick()
+    original, failed = Batch._forward, []
+
+    def fails_once(self: Batch) -> Any:
+        if not failed:
+            failed.append(self)
+            raise RuntimeError("no memory for that")
+        return original(self)
+
+    monkeypatch.setattr(Batch, "_forward", fails_once)
+    assert driver.loop._scheduler.preempt("swapped")
+    driver.drain()
+    assert driver.of("other", Failed)
+    assert driver.raw("swapped") == alone
 
 
 def test_shutdown_and_the_gateway_s_end_stop_the_loop(model: Callable[..., Loaded]) -> None:

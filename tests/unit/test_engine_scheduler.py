@@ -11,7 +11,7 @@ import pytest
 
 from engine.worker.scheduler.gate import HOLD_SECONDS, SHARE_SECONDS, Gate
 from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace, Ticks
-from engine.worker.scheduler.policy import Plan, PrefillChunk, Scheduler
+from engine.worker.scheduler.policy import BATCH_CHUNK, Plan, PrefillChunk, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
 
@@ -341,12 +341,16 @@ def test_batch_rows_pause_for_prompts_of_the_batch_too() -> None:
     assert not any(chunk.draws for plan in plans for chunk in plan.prefill)
 
 
-@pytest.mark.parametrize(("priority", "chunk"), [(Priority.BATCH, 50), (Priority.NORMAL, 512)])
+@pytest.mark.parametrize(
+    ("priority", "tokens_a_second", "chunk"),
+    [(Priority.BATCH, 4000, 200), (Priority.BATCH, 1000, BATCH_CHUNK), (Priority.NORMAL, 4000, 512)],
+)
 def test_a_prompt_of_the_batch_takes_no_longer_than_others_could_wait_also_when_nothing_runs(
-    priority: Priority, chunk: int
+    priority: Priority, tokens_a_second: int, chunk: int
 ) -> None:
+    """Unless that is too little to be worth it."""
     scheduler = Scheduler(max_rows=8, chunk_tokens=512)
-    scheduler.pace.observe(1.0, decoded=False, prefill_tokens=1000)  # 50 tokens in 50 ms
+    scheduler.pace.observe(1.0, decoded=False, prefill_tokens=tokens_a_second)
     scheduler.add(Sequence("p", 1000, 5, priority=priority))
     assert [(one.start, one.stop) for one in begun(scheduler).prefill] == [(0, chunk)]
 

@@ -53,7 +53,7 @@ def load(path: Path, role: str) -> Loaded:
     loader = {"chat": _load_chat, "embedding": _load_embedding, "asr": _load_asr}[role]
     try:
         loaded = loader(path, config, weight_bytes)
-        lay_out(loaded.model)
+        lay_out(loaded.model, generates=role != "embedding")
     except LoadError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ from engine.worker.scheduler.policy import Plan, PrefillChunk
 MEASURABLE_TOKENS = 256
 """Caches grow in steps of this many tokens: shorter prompts tell little about what a token takes."""
 FAULTS = 3
-"""Decode steps in a row that may fail (no memory for a long row, say) before the model or the device counts as broken."""
+"""Failures without a decode step between them, the first of them one of a step (no memory for a long row, say), after which the
+model or the device counts as broken."""
 KV_GROUP = 32
 """Values that share a scale in quantised KV: divides every head size in use."""
 
@@ -125,13 +127,13 @@ class Runner:
         rows = self._batch.ids
         try:
             self._leave(plan, drawn)
+            rows = self._batch.ids  # those that were swapped out can go on
             failed = self._decode(plan, drawn)
-        except Exception as error:
-            self._faults += 1
-            if self._faults >= FAULTS:
-                raise
+        except Exception as error:  # noqa: BLE001 - the loop ends the rows with it
+            self._count_fault(error)
             # Their caches may hold half a step: none of them can go on. Whoever waits can.
             self._batch = Batch(self._model, mrope=self._mrope)
+            traceback.clear_frames(error.__traceback__)  # they hold the caches, of which there may be too much
             failed = dict.fromkeys(rows, error)
         for chunk in plan.prefill:
             if chunk.id in failed:
@@ -139,6 +141,7 @@ class Runner:
             try:
                 self._prefill(chunk)
             except Exception as error:  # noqa: BLE001 - the loop ends this row with it; its neighbours run on
+                self._fail_alone(error)
                 failed[chunk.id] = error
                 self._prefilling[chunk.id].prefilled = 0  # whatever its cache holds is not to be kept
             else:
@@ -169,6 +172,16 @@ class Runner:
         self._faults = 0
         return failed
 
+    def _fail_alone(self, error: Exception) -> None:
+        """A row failed before it joined: by itself, unless steps fail too, and then it may be the device."""
+        if self._faults:
+            self._count_fault(error)
+
+    def _count_fault(self, error: Exception) -> None:
+        self._faults += 1
+        if self._faults >= FAULTS:
+            raise error
+
     def _wait_again(self, row: Row) -> None:
         """Its prompt is now all that it has read and said; draws and penalties go on where they were."""
         row.prompt, row.said, row.prefilled, row.cache = (*row.prompt, *row.said), [], 0, None
@@ -180,6 +193,7 @@ class Runner:
         try:
             found = self._step_alone(row) if draws else ([], {})
         except Exception as error:  # noqa: BLE001 - as in its prefill
+            self._fail_alone(error)
             return [], {row.id: error}
         self._batch.join(row)
         return found

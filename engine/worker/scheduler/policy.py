@@ -17,6 +17,8 @@ from engine.worker.scheduler.order import first, gives_way, overdue
 from engine.worker.scheduler.pace import Pace
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
+BATCH_CHUNK: Final = 128
+"""Prompt tokens of the batch that run at once while nothing else does, whatever they take."""
 _BEGUN: Final = (Phase.PREFILLING, Phase.RUNNING)
 ROWS_WITH_RESERVE: Final = 4
 """From so many rows on, one is kept from batch work: whoever waits for an answer begins at once."""
@@ -226,28 +228,33 @@ class Scheduler:
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
         """Sequences for this tick's prefill with what is left of its tokens for each, in order, until rows, tokens or memory
         are used up. Batch prompts do not fill up the tick of another: its first token would wait for them. Nor that in which
-        rows leave, whose KV is kept then: whoever comes meanwhile finds one thing under way instead of two."""
+        rows leave, whose KV is kept then, unless they are aged: whoever comes meanwhile finds one thing under way instead of
+        two."""
         left = {one.id: one for one in self._ready()}
-        rows_of, taken, budget, urgent, leaves = self._rows_of(), 0, self._budget(), False, bool(self._leave)
+        rows_of, taken, urgent, leaves = self._rows_of(), 0, False, bool(self._leave)
+        budget, batch_budget = self._budget(), self._batch_budget()
         while budget > 0 and left:
             chosen = first(left.values(), rows_of, aged_first=self._aged_first)
             assert chosen is not None
             is_batch = chosen.priority is Priority.BATCH
-            if self._rows_for(chosen) - taken <= 0 or (is_batch and (urgent or (leaves and not chosen.aged))):
+            if self._rows_for(chosen) - taken <= 0:
                 return
-            if is_batch:
-                budget = min(budget, self._batch_budget())
+            if is_batch and (urgent or (leaves and not chosen.aged) or batch_budget <= 0):
+                return
             if not self._fits(chosen):
                 # Nobody overtakes: the next smaller one would, for ever. But whose prompt is begun has its memory, and
                 # gives it back only by going on.
                 left = {name: one for name, one in left.items() if one.phase is Phase.PREFILLING}
                 continue
-            yield chosen, budget
+            room = min(budget, batch_budget) if is_batch else budget
+            yield chosen, room
             urgent = urgent or not is_batch
             del left[chosen.id]
             taken += 1
             rows_of[chosen.tenant] += 1
-            budget -= max(chosen.prefill_tokens - chosen.prefilled, 1)
+            used = max(min(chosen.prefill_tokens - chosen.prefilled, room), 1)
+            budget -= used
+            batch_budget -= used
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether its prompt's KV has room beside that of the others. Alone, everything has. What had to give way comes back
@@ -263,8 +270,10 @@ class Scheduler:
         return self.pace.chunk(self._chunk_tokens) if self._staying else self._chunk_tokens
 
     def _batch_budget(self) -> int:
-        """Prompt tokens of the batch in one tick, also while nothing runs: somebody may come in the middle of it."""
-        return self.pace.chunk(self._chunk_tokens)
+        """Prompt tokens of the batch in one tick, also while nothing runs: somebody may come in the middle of it. But then not so
+        few that little is done for reading all weights."""
+        chunk = self.pace.chunk(self._chunk_tokens)
+        return chunk if self._staying else max(chunk, min(BATCH_CHUNK, self._chunk_tokens))
 
     @property
     def _leave(self) -> set[str]:
