@@ -343,7 +343,7 @@ def test_batch_rows_pause_for_prompts_of_the_batch_too() -> None:
 
 @pytest.mark.parametrize(
     ("priority", "tokens_a_second", "chunk"),
-    [(Priority.BATCH, 4000, 200), (Priority.BATCH, 1000, BATCH_CHUNK), (Priority.NORMAL, 4000, 512)],
+    [(Priority.BATCH, 8000, 200), (Priority.BATCH, 1000, BATCH_CHUNK), (Priority.NORMAL, 4000, 512)],
 )
 def test_a_prompt_of_the_batch_takes_no_longer_than_others_could_wait_also_when_nothing_runs(
     priority: Priority, tokens_a_second: int, chunk: int

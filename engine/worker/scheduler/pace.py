@@ -7,6 +7,9 @@ from typing import Final
 STALL_SECONDS: Final = 0.05
 """Running streams wait this long for a prompt chunk, or as long as one of their own steps takes if that is longer: then
 prefill and decode have half of the time each."""
+BATCH_STALL_SECONDS: Final = 0.025
+"""So long at most, or a step, takes a chunk of a batch prompt: whoever comes in its middle waits for what is left of it and then
+for a prompt of his own."""
 SMALLEST_CHUNK: Final = 32
 """Prompt tokens. Smaller chunks read all weights for next to nothing."""
 _NEWEST: Final = 0.3
@@ -30,11 +33,11 @@ class Pace:
         if rest > 0:
             self._token = _average(self._token, rest / prefill_tokens)
 
-    def chunk(self, largest: int) -> int:
-        """Prompt tokens of a tick in which streams wait: at most `largest`, and that before anything was measured."""
+    def chunk(self, largest: int, *, stall_seconds: float = STALL_SECONDS) -> int:
+        """Prompt tokens of a tick in which somebody waits: at most `largest`, and that before anything was measured."""
         if self._token is None:
             return largest
-        seconds = max(STALL_SECONDS, self._step or 0.0)
+        seconds = max(stall_seconds, self._step or 0.0)
         return max(min(SMALLEST_CHUNK, largest), min(largest, int(seconds / self._token)))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.worker.scheduler.order import first, gives_way, overdue
-from engine.worker.scheduler.pace import Pace
+from engine.worker.scheduler.pace import BATCH_STALL_SECONDS, Pace
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
 
 BATCH_CHUNK: Final = 128
@@ -272,7 +272,7 @@ class Scheduler:
     def _batch_budget(self) -> int:
         """Prompt tokens of the batch in one tick, also while nothing runs: somebody may come in the middle of it. But then not so
         few that little is done for reading all weights."""
-        chunk = self.pace.chunk(self._chunk_tokens)
+        chunk = self.pace.chunk(self._chunk_tokens, stall_seconds=BATCH_STALL_SECONDS)
         return chunk if self._staying else max(chunk, min(BATCH_CHUNK, self._chunk_tokens))
 
     @property
