@@ -1,6 +1,1 @@
-"""All tests. A slow machine fails no property: hypothesis sets no time limit to an example."""
-
-from hypothesis import settings
-
-settings.register_profile("duet", deadline=None)
-settings.load_profile("duet")
+"""All tests. The fakes, children that must start fast, import this too: what is for pytest alone stands in conftest.py."""
