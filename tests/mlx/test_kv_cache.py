@@ -16,6 +16,7 @@ from engine.kvstore.index import Entry, Index, Unavailable
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import admission, chunks, records
 from engine.worker.kvcache.cache import PrefixCache
+from engine.worker.kvcache.io_thread import Answer, Found
 from engine.worker.kvcache.memory_tier import Held, MemoryTier
 from engine.worker.runtime.loader import Loaded
 from engine.workers.protocol import Cancel, FreeMemory
@@ -417,12 +418,20 @@ def test_a_lookup_is_answered_once_also_when_it_cannot_be_noted(
 
     monkeypatch.setattr(Index, "sight", is_full)
     driver, answered = KvDriver(model("plain"), tmp_path / "kv"), []
-    found = driver.kv.found
-    monkeypatch.setattr(driver.kv, "found", lambda answer: (answered.append(answer.id), found(answer))[1])
+    io = driver.kv._io
+    assert io is not None
+    post = io._post
+
+    def noted(answer: Answer) -> None:
+        if isinstance(answer, Found):
+            answered.append(answer.id)
+        post(answer)
+
+    monkeypatch.setattr(io, "_post", noted)
     driver.run([request("r0", 0)])
+    assert io.close(60.0), "it is noted after the answer: only a thread that has ended says no more"
     assert answered == ["r0"]
     assert "full" in driver.kv.report.off
-    driver.end()
 
 
 def test_what_had_to_give_way_on_ssd_is_named(model: Callable[..., Loaded], tmp_path: Path) -> None:
