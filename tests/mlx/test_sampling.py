@@ -12,6 +12,8 @@ from engine.types import SamplingParams
 from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
 
 VOCABULARY = 200
+ROUNDING = 1e-5
+"""The device sums in float32: of tokens so close to a filter's border either may be right."""
 
 
 def survivors(logits: np.ndarray, params: SamplingParams) -> set[int]:
@@ -22,8 +24,8 @@ def survivors(logits: np.ndarray, params: SamplingParams) -> set[int]:
     kept = order[: params.top_k] if params.top_k else order
     share = probabilities[kept] / probabilities[kept].sum()
     before = np.cumsum(share) - share
-    kept = kept[before < params.top_p] if params.top_p < 1 else kept
-    return {int(i) for i in kept if probabilities[i] >= params.min_p * probabilities.max()}
+    kept = kept[before < params.top_p + ROUNDING] if params.top_p < 1 else kept
+    return {int(i) for i in kept if probabilities[i] >= params.min_p * probabilities.max() * (1 - ROUNDING)}
 
 
 def drawn(logits: np.ndarray, params: SamplingParams, count: int) -> list[int]:
