@@ -24,6 +24,8 @@ PIECE_SECONDS = 28.0
 PIECES_AT_ONCE = 4
 HEALTH_SECONDS = 5.0
 """How long an answer of the engine about its models is believed."""
+ASK_SECONDS = 2.0
+"""How long that answer is waited for: a recording waits with it."""
 
 
 class Qwen3AsrBackend:
@@ -48,7 +50,7 @@ class Qwen3AsrBackend:
 
     async def _ask(self) -> str:
         try:
-            answer = await self._client.get(f"/v1/models/{self._model}", timeout=2.0)
+            answer = await self._client.get(f"/v1/models/{self._model}", timeout=ASK_SECONDS)
         except httpx.HTTPError as error:
             logger.debug("the engine is out of reach: %r", error)
             return "unreachable"

@@ -102,8 +102,9 @@ class WorkerHandle:
         spare: Child[FromWorker] | None = None,
         on_process: Callable[[int], None] = lambda pid: None,
     ) -> WorkerHandle:
-        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded. `on_process` gets the
-        process id as soon as there is one. Raises `Unavailable` with the loader's words."""
+        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded, `timeout_seconds` in all.
+        `on_process` gets the process id as soon as there is one; another when the spare ended before its model was loaded and
+        a new process takes its place. Raises `Unavailable` with the loader's words."""
         arguments = [
             *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
             *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
@@ -112,31 +113,13 @@ class WorkerHandle:
             *(("--active-kv-bytes", str(active_kv_bytes)) if active_kv_bytes else ()),
             *(("--wired-limit", str(wired_limit_bytes)) if wired_limit_bytes else ()),
         ]
-        child = await _process(module, model, arguments, spare)
-        on_process(child.pid)
         try:
             async with asyncio.timeout(timeout_seconds):
-                first = await child.channel.receive()
-        except (ChannelClosed, TimeoutError) as error:
-            late = isinstance(error, TimeoutError)
-            if late:
-                child.kill()
-            with contextlib.suppress(TimeoutError):  # one that ends by itself keeps its exit code
-                async with asyncio.timeout(1.0):
-                    await child.wait()
-            code = await child.stop()
-            cause = f"did not load in {timeout_seconds:.0f} s" if late else f"ended while it loaded (exit code {code})"
-            kind = Unavailable if late else EndedWhileLoading
-            raise kind(f"{model} {cause}; the engine's log says more", param="model") from error
-        except BaseException:
-            child.kill()
-            await child.stop()
-            raise
-        if isinstance(first, Ready):
-            return cls(child, first, lease, silence_seconds=silence_seconds)
-        await child.stop()
-        message = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
-        raise Unavailable(f"{model} cannot be loaded: {message}", param="model")
+                child, ready = await _loaded(module, model, arguments, spare, on_process)
+        except TimeoutError as error:
+            message = f"{model} did not load in {timeout_seconds:.0f} s; the engine's log says more"
+            raise Unavailable(message, param="model") from error
+        return cls(child, ready, lease, silence_seconds=silence_seconds)
 
     @property
     def alive(self) -> bool:
@@ -310,24 +293,59 @@ class WorkerHandle:
             logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
 
 
-async def _process(module: str, model: str, arguments: list[str], spare: Child[FromWorker] | None) -> Child[FromWorker]:
+async def _loaded(
+    module: str, model: str, arguments: list[str], spare: Child[FromWorker] | None, on_process: Callable[[int], None]
+) -> tuple[Child[FromWorker], Ready]:
+    """A process with the model loaded: the `spare`, or a new one. What ended a spare, its model or something before, cannot be
+    told: a new process decides."""
     if spare is not None:
+        spare.name = f"worker:{model}"
+        on_process(spare.pid)
         try:
-            await spare.channel.send(Assign(tuple(arguments)))
-        except ChannelClosed:
-            logger.warning("the spare worker had ended", extra={"action": "spare_lost"})
-            await spare.stop()
-        except BaseException:
-            spare.kill()
-            await spare.stop()
-            raise
-        else:
-            spare.name = f"worker:{model}"
-            return spare
+            return spare, await _ready(spare, model, Assign(tuple(arguments)))
+        except EndedWhileLoading as error:
+            logger.warning("the spare worker was lost: %s", error.message, extra={"action": "spare_lost"})
     try:
-        return await Child.start(module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE)
+        child: Child[FromWorker] = await Child.start(
+            module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE
+        )
     except OSError as error:
         raise Unavailable(f"no process could be started for {model}: {error}", param="model") from error
+    on_process(child.pid)
+    return child, await _ready(child, model)
+
+
+async def _ready(child: Child[FromWorker], model: str, assign: Assign | None = None) -> Ready:
+    """What a process says once its model is loaded; a spare is told first what to be. Raises `EndedWhileLoading`, and
+    `Unavailable` with the loader's words. Whatever is raised, the process has ended."""
+    try:
+        if assign is not None:
+            with contextlib.suppress(ChannelClosed):  # then there is no first word either
+                await child.channel.send(assign)
+        first = await _first_word(child, model)
+        if isinstance(first, Ready):
+            return first
+        await child.stop()
+    except EndedWhileLoading:
+        raise
+    except BaseException:
+        child.kill()
+        await child.stop()
+        raise
+    said = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
+    raise Unavailable(f"{model} cannot be loaded: {said}", param="model")
+
+
+async def _first_word(child: Child[FromWorker], model: str) -> FromWorker:
+    try:
+        return await child.channel.receive()
+    except ChannelClosed as error:
+        with contextlib.suppress(TimeoutError):  # one that ends by itself keeps its exit code
+            async with asyncio.timeout(STOP_SECONDS):
+                await child.wait()
+        code = await child.stop()
+        message = f"{model} ended while it loaded (exit code {code}); the engine's log says more"
+        raise EndedWhileLoading(message, param="model") from error
 
 
 def as_error(failed: Failed) -> DuetError:

@@ -88,7 +88,7 @@ def test_a_refusal_is_shown_in_the_routers_words(
 
 def test_an_engine_that_hangs_ends_the_list_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("duet.cli.models.LOOK", httpx.Timeout(0.2))
-    monkeypatch.setattr("duet.cli.models.PATIENCE", httpx.Timeout(5.0))
+    monkeypatch.setattr("duet.cli.models.PATIENCE", httpx.Timeout(60.0))
     monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir(mode=0o700)
     api_key(tmp_path / "home")
@@ -98,7 +98,7 @@ def test_an_engine_that_hangs_ends_the_list_of_models(tmp_path: Path, monkeypatc
         code, output = duet("models", "list")
     assert code == 1
     assert "the engine does not answer" in output
-    assert time.monotonic() - started_at < 4
+    assert time.monotonic() - started_at < 30, "it looked, and was not patient"
 
 
 def test_a_stranger_is_told_by_transcribe(table: dict[str, tuple[int, str]], clip: str) -> None:

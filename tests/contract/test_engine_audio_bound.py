@@ -33,7 +33,7 @@ class Decoder:
 
     def __call__(self, path: Path, **_: Any) -> np.ndarray[Any, Any]:
         self.calls += 1
-        assert self.go.wait(20)
+        assert self.go.wait(60)
         return np.zeros(1600, np.float32)
 
 
@@ -59,7 +59,7 @@ async def test_a_request_under_way_takes_the_place(engine: EngineService, decode
 
 async def test_a_recording_that_is_being_decoded_takes_the_place(engine: EngineService, decoder: Decoder) -> None:
     first = asyncio.create_task(transcribe(engine))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not decoder.calls:
             await asyncio.sleep(0.01)
         assert (await transcribe(engine)).status_code == 429

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +32,7 @@ from tests.fakes.engine_service import (
     FakeMachine,
     chat_body,
     engine_service,
+    leave,
     model_folder,
     starts,
 )
@@ -133,9 +135,11 @@ async def test_a_waiting_stream_says_what_it_waits_for(tmp_path: Path) -> None:
 async def test_nothing_is_unloaded_for_a_client_that_has_left(tmp_path: Path) -> None:
     async with engine_for(tmp_path, "a", "b", "c", memory_wait_seconds=60.0) as engine, busy(engine, "a"):
         async with busy(engine, "b"):
-            with pytest.raises(httpx.ReadTimeout):
-                await engine.client.post("/v1/chat/completions", json=chat_body("hello", "c"), timeout=0.5)
-            async with asyncio.timeout(10):
+            asking = asyncio.create_task(engine.chat("hello", "c"))
+            async with asyncio.timeout(20):
+                while (await admin(engine))["waiting_for_memory"] != 1:
+                    await asyncio.sleep(0.02)
+                await leave(asking)
                 while (await admin(engine))["waiting_for_memory"]:
                     await asyncio.sleep(0.02)
         assert await loaded(engine) == {"a", "b"}
@@ -421,28 +425,60 @@ async def test_ttls_are_the_models_own(tmp_path: Path) -> None:
 
 async def test_a_spare_process_becomes_the_worker_and_another_takes_its_place(tmp_path: Path) -> None:
     async with engine_for(tmp_path, "a", warm_spare=True, idle_unload_seconds=0.4) as engine:
-        async with asyncio.timeout(10):
-            while not (await admin(engine))["spare"]:
-                await asyncio.sleep(0.02)
+        await until_spare(engine)
         children = processes_of(os.getpid())
         pid = (await engine.status("a"))["pid"]
         assert pid in children
-        async with asyncio.timeout(10):
-            while not (await admin(engine))["spare"]:
-                await asyncio.sleep(0.02)
+        await until_spare(engine)
         spares = processes_of(os.getpid()) - children
     for child in {pid, *spares}:
         assert not is_alive(child)
 
 
 async def test_a_spare_that_was_killed_costs_nothing_but_the_time(tmp_path: Path) -> None:
+    before = processes_of(os.getpid())
     async with engine_for(tmp_path, "a", warm_spare=True, idle_unload_seconds=4.0) as engine:
-        async with asyncio.timeout(10):
-            while not (await admin(engine))["spare"]:
-                await asyncio.sleep(0.02)
-        for child in processes_of(os.getpid()):
-            os.kill(child, 9)
+        await until_spare(engine)
+        (spare,) = processes_of(os.getpid()) - before
+        os.kill(spare, signal.SIGKILL)  # it may die before it is taken, before it is told its model, or after
         assert (await engine.chat("hello", "a")).status_code == 200
+
+
+async def test_a_spare_that_is_killed_while_it_loads_is_no_crash_of_the_model(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "models", "slow", wait_for="go")
+    async with engine_for(tmp_path, warm_spare=True, idle_unload_seconds=0.4) as engine:
+        await until_spare(engine)
+        asking = asyncio.create_task(engine.chat("hello", "slow"))
+        await until_started(folder, times=1)
+        os.kill(starts(folder)[0], signal.SIGKILL)
+        await until_started(folder, times=2)
+        (folder / "go").touch()
+        assert (await asking).status_code == 200
+        found = await placement(engine, "slow")
+        assert (found["pid"], found["loads"], found["crashes"]) == (starts(folder)[1], 1, 0)
+    assert not any(is_alive(pid) for pid in starts(folder))
+
+
+async def test_a_model_that_ends_the_spare_ends_one_new_process_too_and_no_more(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "models", "crash", exit_code=3)
+    async with engine_for(tmp_path, warm_spare=True, idle_unload_seconds=0.4) as engine:
+        await until_spare(engine)
+        answer = await engine.chat("hello", "crash")
+        assert (answer.status_code, len(starts(folder))) == (503, 2)
+        assert "exit code 3" in answer.json()["error"]["message"]
+        assert (await placement(engine, "crash"))["crashes"] == 1
+
+
+async def until_spare(engine: EngineService) -> None:
+    async with asyncio.timeout(20):
+        while not (await admin(engine))["spare"]:
+            await asyncio.sleep(0.02)
+
+
+async def until_started(folder: Path, *, times: int) -> None:
+    async with asyncio.timeout(20):
+        while len(starts(folder)) < times:
+            await asyncio.sleep(0.02)
 
 
 async def test_four_models_in_memory_for_two_give_clean_answers_only_and_leave_nothing(tmp_path: Path) -> None:

@@ -7,13 +7,12 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.api.metrics import rows_of
 from engine.types import BatchReport, KvDirectory, KvReport, KvStatus, Placement
-from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder
+from tests.fakes.engine_service import EngineService, chat_body, engine_service, leave, model_folder
 
 
 @pytest.fixture
@@ -40,6 +39,12 @@ async def samples(engine: EngineService, model: str) -> dict[str, float]:
             shown = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
             found[f"{sample.name}{{{shown}}}" if shown else sample.name] = sample.value
     return found
+
+
+async def until_running(engine: EngineService, model: str, requests: int) -> None:
+    async with asyncio.timeout(20):
+        while (await samples(engine, model))["vllm:num_requests_running"] != requests:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_finished_stream(
@@ -77,8 +82,10 @@ async def test_every_request_is_counted_once_however_it_ends(
     await engine.chat("refuse", model)
     await engine.chat("break", model)
     await engine.chat("hello", model, max_tokens=1)
-    with pytest.raises(httpx.ReadTimeout):
-        await engine.client.post("/v1/chat/completions", json=chat_body("nothing", model), timeout=0.5)
+    asking = asyncio.create_task(engine.chat("nothing", model))
+    await until_running(engine, model, 1)
+    await leave(asking)
+    await until_running(engine, model, 0)
     await engine.chat("die", model)
     async with asyncio.timeout(10):
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -30,8 +31,11 @@ async def said(engine: EngineService, text: str, headers: dict[str, str] | None 
 async def test_priority_and_deadline_reach_the_worker(engine: EngineService) -> None:
     assert await said(engine, "how") == "priority=normal left=None!"
     headers = {"X-Duet-Priority": "Batch", "X-Duet-Deadline": "20.99"}
-    assert await said(engine, "how", headers) == "priority=batch left=20!"
-    assert await said(engine, "how", headers, priority="interactive") == "priority=interactive left=20!"
+    for fields, expected in (({}, "batch"), ({"priority": "interactive"}, "interactive")):
+        found = re.fullmatch(r"priority=(\w+) left=(\d+)!", await said(engine, "how", headers, **fields))
+        assert found is not None
+        assert found[1] == expected
+        assert 10 < int(found[2]) <= 20
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ async def test_a_stream_that_has_begun_says_that_its_deadline_has_passed(
     monkeypatch.setattr("engine.api.chat.PROMISE_AFTER_SECONDS", 0.0)
     monkeypatch.setattr("engine.api.sse.KEEP_ALIVE_SECONDS", 0.05)
     body = chat_body("hello", "slow", stream=True)
-    answer = await engine.client.post("/v1/chat/completions", json=body, headers={"X-Duet-Deadline": "0.4"}, timeout=10)
+    answer = await engine.client.post("/v1/chat/completions", json=body, headers={"X-Duet-Deadline": "2"})
     assert answer.status_code == 200
     (said,) = [line for line in answer.text.splitlines() if '"error"' in line]
     assert '"deadline_exceeded"' in said
@@ -98,8 +102,8 @@ async def test_a_stream_that_has_begun_says_that_its_deadline_has_passed(
 
 async def test_a_deadline_ends_an_answer_that_says_nothing(engine: EngineService) -> None:
     await said(engine, "warm")
-    body, headers = chat_body("nothing"), {"X-Duet-Deadline": "0.3"}
-    answer = await engine.client.post("/v1/chat/completions", json=body, headers=headers, timeout=10)
+    body, headers = chat_body("nothing"), {"X-Duet-Deadline": "2"}
+    answer = await engine.client.post("/v1/chat/completions", json=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert (await engine.status())["cancelled"] == 1
 

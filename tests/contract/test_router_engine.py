@@ -11,8 +11,16 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 
 from asr_router import service as service_module
+from asr_router.backends import qwen3_asr
 from tests.fakes.engine_http import FakeEngine, failure, fake_engine, transcription
 from tests.fakes.router_service import KEY, NOWHERE, RouterService, clip, long_clip, router_service
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's state is waited for and believed for longer than any test takes: the machine's pace decides nothing."""
+    monkeypatch.setattr(qwen3_asr, "ASK_SECONDS", 60.0)
+    monkeypatch.setattr(qwen3_asr, "HEALTH_SECONDS", 600.0)
 
 
 @pytest.fixture

@@ -64,6 +64,14 @@ def starts(folder: Path) -> list[int]:
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
+async def leave(asking: asyncio.Task[httpx.Response]) -> None:
+    """The client of a request under way closes its connection."""
+    assert not asking.done()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+
+
 def make_settings(home: Path, models: Path, **engine: Any) -> Settings:
     alone = {"hub": False, "resident": (), "warm_spare": False}
     return Settings(home=home, engine=EngineSettings(model_dirs=(models,), **{**alone, **engine}))

@@ -43,6 +43,10 @@ class FakeChild:
     def crash(self) -> None:
         self.end(3)
 
+    def hang_up(self) -> None:
+        """The channel closes; the process lives on."""
+        self._said.put_nowait(None)
+
     def say(self, message: msgspec.Struct) -> None:
         self._said.put_nowait(message)
 

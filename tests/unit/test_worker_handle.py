@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -12,8 +14,10 @@ import pytest
 from duet.channel import ChannelClosed
 from duet.errors import PayloadTooLarge, WorkerLost
 from engine.types import EmbeddingRequest
-from engine.workers.handle import WorkerHandle
+from engine.workers.handle import EndedWhileLoading, WorkerHandle
 from engine.workers.protocol import Ping, Ready
+from tests.fakes.virtual_time import VirtualTime
+from tests.fakes.worker_children import FakeChild, FakeChildren
 
 
 class DyingChild:
@@ -79,6 +83,19 @@ async def test_callers_of_a_silent_worker_are_told_before_the_system_has_ended_i
     assert child.sent.count(Ping()) == 1
     handle._reader.cancel()
     await asyncio.gather(handle._reader, return_exceptions=True)
+
+
+def test_a_process_that_takes_its_time_to_end_by_itself_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(child: FakeChild) -> None:
+        child.hang_up()
+        machine.loop.call_later(4.0, child.crash)
+
+    monkeypatch.setattr("engine.workers.handle.Child", FakeChildren(begin))
+    start = WorkerHandle.start(
+        "none", model="m", path=Path(), role="chat", max_rows=1, chunk_tokens=1, log_level="info", timeout_seconds=60.0
+    )
+    with contextlib.closing(VirtualTime()) as machine, pytest.raises(EndedWhileLoading, match="exit code 3"):
+        machine.run(start)
 
 
 async def test_a_request_that_is_too_large_leaves_nothing_at_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
