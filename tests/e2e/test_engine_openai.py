@@ -48,6 +48,7 @@ def start(home: Path, **settings: str) -> Gateway:
         "DUET_EMBEDDED": "true",
         "DUET_ENGINE__HUB": "false",
         "DUET_ENGINE__PORT": "0",
+        "DUET_ENGINE__WARM_SPARE": "false",  # on every machine the workers are those of models
         **settings,
     }
     log = (home / "engine.log").open("w")
@@ -68,13 +69,13 @@ def start(home: Path, **settings: str) -> Gateway:
 def answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health", trust_env=False).status_code == 200
-    except httpx.ConnectError:
-        return False  # the port is taken but not yet served
+    except httpx.TransportError:
+        return False  # the port is taken but not yet served, or not in time
 
 
 def stop(gateway: Gateway) -> int:
     gateway.process.terminate()
-    return gateway.process.wait(20)
+    return gateway.process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -246,19 +247,20 @@ def test_killing_a_worker_ends_its_stream_with_an_error_and_the_next_request_wor
     gateway: Gateway, client: openai.OpenAI
 ) -> None:
     client.embeddings.create(model="embedding", input="beside")
+    client.chat.completions.create(model="chat", messages=says(ASK))
     before = set(gateway.workers())
+    # Found before the stream begins, which does end: where its context does.
+    [chat_worker] = [pid for pid in before if "duet-tiny-chat" in command_of(pid)]
     stream = client.chat.completions.create(model="chat", messages=says("hello"), stream=True, **endless())
-    chat_worker = 0
     with pytest.raises(openai.APIError) as lost:
         for count, _ in enumerate(stream):
             if count == 3:
-                [chat_worker] = [pid for pid in gateway.workers() if "duet-tiny-chat" in command_of(pid)]
                 os.kill(chat_worker, signal.SIGKILL)
     assert lost.value.code == "worker_lost"
     assert client.chat.completions.create(model="chat", messages=says(ASK)).choices[0].message.content
     after = set(gateway.workers())
     assert chat_worker not in after
-    assert len(before & after) == len(before - {chat_worker}), "the embedding worker lives on"
+    assert before - {chat_worker} <= after, "the embedding worker lives on"
 
 
 def command_of(pid: int) -> str:
@@ -275,7 +277,7 @@ def test_no_worker_outlives_a_killed_gateway(tmp_path: Path) -> None:
     assert workers
     gateway.process.kill()
     gateway.process.wait(10)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30  # each writes its KV to SSD first
     while any(is_alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker outlived its gateway"
         time.sleep(0.05)

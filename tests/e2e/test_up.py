@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -44,6 +45,14 @@ def children(pid: int) -> dict[int, str]:
         if at == pid and child != pid:
             found[child] = command
     return found
+
+
+def until_ended(pids: Iterable[int], what: str) -> None:
+    deadline = time.monotonic() + 30
+    for pid in pids:
+        while not _has_ended(pid):
+            assert time.monotonic() < deadline, f"{pid} {what}"
+            time.sleep(0.1)
 
 
 def test_status_shows_both_services_and_their_models(stack: Stack) -> None:
@@ -85,7 +94,7 @@ def test_a_crashed_service_comes_back_and_the_end_leaves_nobody(tmp_path: Path) 
     with running(tmp_path / "home") as stack:
         (router,) = [pid for pid, command in children(stack.pid).items() if command.endswith("-m asr_router")]
         os.kill(router, signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline, stack.log.read_text()
             again = [pid for pid, command in children(stack.pid).items() if command.endswith("-m asr_router")]
@@ -97,8 +106,7 @@ def test_a_crashed_service_comes_back_and_the_end_leaves_nobody(tmp_path: Path) 
             client.post("/v1/chat/completions", json=body).raise_for_status()
         everyone = children(stack.pid)
         assert any("engine.worker" in command for command in everyone.values())
-    time.sleep(0.5)
-    assert [pid for pid in everyone if Path(f"/proc/{pid}/cmdline").exists() and not _is_zombie(pid)] == []
+    until_ended(everyone, "outlived `duet up`")
 
 
 def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
@@ -108,12 +116,10 @@ def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
             client.post("/v1/chat/completions", json=body).raise_for_status()
         found = children(stack.pid)
         (gateway,) = [pid for pid, command in found.items() if command.endswith("-m engine")]
-        (worker,) = [pid for pid, command in found.items() if "engine.worker" in command]
+        workers = [pid for pid, command in found.items() if "engine.worker" in command]  # perhaps a spare one too
+        assert workers
         os.kill(gateway, signal.SIGKILL)
-        deadline = time.monotonic() + 15
-        while worker in children(1) and not _is_zombie(worker):
-            assert time.monotonic() < deadline, "the worker outlived its gateway"
-            time.sleep(0.1)
+        until_ended(workers, "outlived the gateway")
 
 
 def _ready(url: str) -> bool:
@@ -123,6 +129,6 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _is_zombie(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return not state or state.startswith("Z")
