@@ -361,7 +361,8 @@ def test_forms_are_compiled_once(model: Callable[..., Loaded], monkeypatch: pyte
     for i, form in enumerate([one, two, one, three, one, two]):
         driver.run([ask(f"r{i}", "x", tokens=20, structure=form)])
         assert ended(driver, f"r{i}") == json.loads(form.text)[0]
-    assert asked == [one, two, three, two]
+    # Not those that a thread of an earlier driver still compiles.
+    assert [form for form in asked if form in (one, two, three)] == [one, two, three, two]
     assert len(driver.loop._grammars._forms) == 2
 
 
