@@ -24,11 +24,12 @@ import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
 
 import models
+from engine.fleet.protocol import Events
 from engine.types import Failed, GenerationRequest, Message, Part, SamplingParams, TextDelta
 from engine.worker.loop import Loop
+from engine.worker.model import Loaded
 from engine.worker.prompts.template import render
-from engine.worker.runtime.loader import Loaded, load
-from engine.workers.protocol import Events
+from engine.worker.runtime.loader import load
 
 TOKENS, ROUNDS = 128, 5
 CASES = {

@@ -156,7 +156,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     deadline: float | None = None
 
 
-class EmbeddingResult(msgspec.Struct, frozen=True, tag="embedded"):
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
     """`vectors` is float32 little-endian, row-major, shape [len(inputs), dimensions], L2-normalised."""
 
     id: str
@@ -180,7 +180,7 @@ class TranscriptionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="trans
     deadline: float | None = None
 
 
-class TranscriptionResult(msgspec.Struct, frozen=True, tag="transcribed"):
+class Transcribed(msgspec.Struct, frozen=True, tag="transcribed"):
     id: str
     transcript: Transcript
 
@@ -356,9 +356,9 @@ class Backend(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult: ...
+    async def embed(self, request: EmbeddingRequest) -> Embedded: ...
 
-    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult: ...
+    async def transcribe(self, request: TranscriptionRequest) -> Transcribed: ...
 
     def models(self) -> list[ModelInfo]: ...
 

@@ -30,11 +30,12 @@ import numpy as np
 
 from benchmarks.kv.checkpoints import checkpoint
 from benchmarks.structured.forms import random_expressions, random_schemas
+from engine.fleet.protocol import Events
 from engine.types import Failed, Finished, GenerationRequest, Message, Part, SamplingParams, Structure, TextDelta
+from engine.worker.forms.structured import Mask, compiled, wrapped_tokenizer
 from engine.worker.loop import Loop
-from engine.worker.prompts.structured import Mask, compiled, wrapped_tokenizer
-from engine.worker.runtime.loader import Loaded, load
-from engine.workers.protocol import Events
+from engine.worker.model import Loaded
+from engine.worker.runtime.loader import load
 
 ROWS, FREE_ROWS = 12, 4
 MOST_TOKENS = 1000

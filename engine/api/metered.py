@@ -22,8 +22,8 @@ from engine.types import (
     Accepted,
     Backend,
     CacheNote,
+    Embedded,
     EmbeddingRequest,
-    EmbeddingResult,
     Event,
     Failed,
     Finished,
@@ -34,8 +34,8 @@ from engine.types import (
     PoolStatus,
     Request,
     TextDelta,
+    Transcribed,
     TranscriptionRequest,
-    TranscriptionResult,
 )
 
 logger = logging.getLogger(__name__)
@@ -182,10 +182,10 @@ class Metered:
             meter.end()
             await events.aclose()  # type: ignore[attr-defined]
 
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+    async def embed(self, request: EmbeddingRequest) -> Embedded:
         return await _measured(_Meter(request, "embed", self._label), self._backend.embed(request), request.deadline)
 
-    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
+    async def transcribe(self, request: TranscriptionRequest) -> Transcribed:
         return await _measured(
             _Meter(request, "transcribe", self._label), self._backend.transcribe(request), request.deadline
         )

@@ -13,10 +13,10 @@ from typing import Final
 
 from duet.settings import Settings
 from engine.cards import Card
+from engine.fleet.handle import WorkerHandle
+from engine.fleet.spare import Spare
 from engine.kvstore.fingerprint import fingerprint
 from engine.kvstore.leases import FOLDER, Caps, Lease, Leases
-from engine.workers.handle import WorkerHandle
-from engine.workers.spare import Spare
 
 logger = logging.getLogger(__name__)
 

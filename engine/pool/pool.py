@@ -11,13 +11,15 @@ from duet.errors import WorkerLost
 from duet.settings import Settings
 from engine.cards import Card, Catalogue
 from engine.downloads import Downloads
+from engine.fleet.batch_pause import Foreground
+from engine.fleet.handle import WorkerHandle
 from engine.kvstore.directory import clear
 from engine.pool.residency import Residency
 from engine.pool.room import Probe
 from engine.pressure import read_memory
 from engine.types import (
+    Embedded,
     EmbeddingRequest,
-    EmbeddingResult,
     Event,
     GenerationRequest,
     KvDirectory,
@@ -26,11 +28,9 @@ from engine.types import (
     Placement,
     PoolStatus,
     Request,
+    Transcribed,
     TranscriptionRequest,
-    TranscriptionResult,
 )
-from engine.workers.gate import Foreground
-from engine.workers.handle import WorkerHandle
 
 WORKER_MODULE: Final = "engine.worker"
 
@@ -70,16 +70,16 @@ class Pool:
             finally:
                 await events.aclose()  # type: ignore[attr-defined]
 
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+    async def embed(self, request: EmbeddingRequest) -> Embedded:
         async with self._working(request) as worker:
             result = await worker.call(request)
-            assert isinstance(result, EmbeddingResult)
+            assert isinstance(result, Embedded)
             return result
 
-    async def transcribe(self, request: TranscriptionRequest) -> TranscriptionResult:
+    async def transcribe(self, request: TranscriptionRequest) -> Transcribed:
         async with self._working(request) as worker:
             result = await worker.call(request)
-            assert isinstance(result, TranscriptionResult)
+            assert isinstance(result, Transcribed)
             return result
 
     @contextlib.asynccontextmanager

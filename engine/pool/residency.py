@@ -13,6 +13,7 @@ from duet.errors import Busy, Conflict, DuetError, MemoryFull, ModelTooLarge, Un
 from duet.settings import Settings
 from engine.cards import Card, Catalogue
 from engine.downloads import Downloads
+from engine.fleet.handle import EndedWhileLoading, WorkerHandle
 from engine.pool import ledger
 from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher
@@ -21,7 +22,6 @@ from engine.pool.room import Probe, Room, total_bytes
 from engine.pool.slot import Slot, kv_bytes_for, wanted
 from engine.presets import PRESETS
 from engine.types import ModelState, Placement, Unloading
-from engine.workers.handle import EndedWhileLoading, WorkerHandle
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Final, Literal
 from duet.errors import Unavailable
 from duet.supervise import HEALTHY_SECONDS
 from engine.cards import Card
+from engine.fleet.handle import WorkerHandle
 from engine.pool.ledger import WORKER_BYTES, Entry, Wanted, charge, estimate, kv_that_fits
 from engine.presets import LARGE_BYTES, Preset
 from engine.pressure import footprint_bytes
 from engine.types import MemoryReport, ModelState, Unloading
-from engine.workers.handle import WorkerHandle
 
 CRASHES_BEFORE_BREAK: Final = 3
 BREAK_SECONDS: Final = 30.0

@@ -17,7 +17,7 @@ import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.logs import configure_logs
-from engine.workers.protocol import Assign, LoadFailed, Ready, ToWorker
+from engine.fleet.protocol import Assign, LoadFailed, Ready, ToWorker
 
 if TYPE_CHECKING:
     from engine.worker.loop import MakeCache

@@ -17,45 +17,45 @@ import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest, PayloadTooLarge
+from engine.fleet.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
 from engine.types import (
     Accepted,
     BatchReport,
     CacheNote,
+    Embedded,
     EmbeddingRequest,
-    EmbeddingResult,
     Failed,
     Finished,
     GenerationRequest,
     KvReport,
     Request,
     TextDelta,
+    Transcribed,
     TranscriptionRequest,
-    TranscriptionResult,
 )
+from engine.worker.answers.output import Output, TokenText
+from engine.worker.families.embedding import start_embedding
+from engine.worker.families.text import Preparation, Prepared, lookup
+from engine.worker.families.transcription import start_transcription
+from engine.worker.forms.structured import Compiled, Form, Grammars
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Read, Saved, Seen
 from engine.worker.kvcache.records import Unsupported
-from engine.worker.prompts.output import Output, TokenText
-from engine.worker.prompts.structured import Compiled, Form, Grammars
+from engine.worker.model import Loaded
 from engine.worker.reports import Reporter
 from engine.worker.runtime import memory
-from engine.worker.runtime.families.audio import start_transcription
-from engine.worker.runtime.families.embedding import start_embedding
-from engine.worker.runtime.families.text import Preparation, Prepared, lookup
-from engine.worker.runtime.loader import Loaded
 from engine.worker.runtime.runner import Runner, StepResult
-from engine.worker.scheduler.gate import Gate
+from engine.worker.scheduler.batch_pause import Gate
 from engine.worker.scheduler.jobs import Job, Jobs, Queued
 from engine.worker.scheduler.pace import Ticks
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority
-from engine.workers.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
 
 logger = logging.getLogger(__name__)
 
 Mailbox = queue.SimpleQueue[ToWorker | Answer | Compiled | Exception | None]
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
-Result = EmbeddingResult | TranscriptionResult | Prepared
+Result = Embedded | Transcribed | Prepared
 """Of a job. What is prepared goes on as a sequence."""
 LOOKUP_SECONDS = 0.004
 """What is known of a prompt is waited for so long before the next step begins: without files to read it comes within a
@@ -333,7 +333,7 @@ class Loop:
             self._end(job.id)
             self._answer(result)
 
-    def _answer(self, result: EmbeddingResult | TranscriptionResult) -> None:
+    def _answer(self, result: Embedded | Transcribed) -> None:
         try:
             self._channel.send(result)
         except PayloadTooLarge as error:

@@ -11,10 +11,10 @@ import pytest
 from duet.settings import EngineSettings, Settings
 from engine.cards import Catalogue
 from engine.downloads import Downloads
+from engine.fleet import spare as spare_module
+from engine.fleet.spare import Spare
 from engine.kvstore.leases import Lease
 from engine.pool.launcher import Launcher
-from engine.workers import spare as spare_module
-from engine.workers.spare import Spare
 from tests.fakes.engine_service import WORKER, model_folder
 
 

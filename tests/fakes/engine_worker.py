@@ -24,21 +24,7 @@ import numpy as np
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import ContextTooLong
 from duet.wire import Segment, Transcript, Usage
-from engine.types import (
-    Accepted,
-    EmbeddingRequest,
-    EmbeddingResult,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    MemoryReport,
-    TextDelta,
-    TokenLogprob,
-    TranscriptionRequest,
-    TranscriptionResult,
-)
-from engine.workers.protocol import (
+from engine.fleet.protocol import (
     Assign,
     Cancel,
     Events,
@@ -50,6 +36,20 @@ from engine.workers.protocol import (
     Ready,
     Shutdown,
     ToWorker,
+)
+from engine.types import (
+    Accepted,
+    Embedded,
+    EmbeddingRequest,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    MemoryReport,
+    TextDelta,
+    TokenLogprob,
+    Transcribed,
+    TranscriptionRequest,
 )
 
 SAY_FOREVER = "forever"
@@ -172,18 +172,18 @@ def _answer(said: str) -> Iterator[str | None]:
     yield from (said[i : i + 3] for i in range(0, len(said), 3))
 
 
-def _embed(request: EmbeddingRequest) -> EmbeddingResult:
+def _embed(request: EmbeddingRequest) -> Embedded:
     """Input i is the unit vector of axis i."""
     width = request.dimensions or DIMENSIONS
     vectors = np.eye(len(request.inputs), width, dtype="<f4")
-    return EmbeddingResult(request.id, vectors.tobytes(), width, sum(len(item) for item in request.inputs))
+    return Embedded(request.id, vectors.tobytes(), width, sum(len(item) for item in request.inputs))
 
 
-def _transcribe(request: TranscriptionRequest) -> TranscriptionResult:
+def _transcribe(request: TranscriptionRequest) -> Transcribed:
     """The text is what it was asked with."""
     seconds = len(request.audio) / 4 / 16000
     text = f"prompt={request.prompt} hotwords={'/'.join(request.hotwords)} language={request.language}"
-    return TranscriptionResult(request.id, Transcript(text, seconds, "en", (Segment(0.0, seconds, text),)))
+    return Transcribed(request.id, Transcript(text, seconds, "en", (Segment(0.0, seconds, text),)))
 
 
 def main() -> int:

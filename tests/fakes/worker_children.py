@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from duet.channel import ChannelClosed
+from engine.fleet.protocol import Cancel, LoadFailed, Ping, Pong, Ready
 from engine.types import EmbeddingRequest, GenerationRequest, MemoryReport
-from engine.workers.protocol import Cancel, LoadFailed, Ping, Pong, Ready
 
 NO_PROCESS = 1 << 23
 """Ids from here on belong to no process of any system."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.fleet.protocol import Events
 from engine.types import (
     Accepted,
     BatchReport,
@@ -26,8 +27,8 @@ from engine.types import (
     TextDelta,
 )
 from engine.worker.loop import Loop
-from engine.worker.runtime.loader import Loaded, load
-from engine.workers.protocol import Events
+from engine.worker.model import Loaded
+from engine.worker.runtime.loader import load
 from tests import checkpoints
 
 

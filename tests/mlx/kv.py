@@ -11,7 +11,7 @@ from engine.kvstore.directory import Directory, Limits
 from engine.types import CacheNote, Failed, Finished, GenerationRequest
 from engine.worker.kvcache.cache import Identity, PrefixCache
 from engine.worker.loop import Loop
-from engine.worker.runtime.loader import Loaded
+from engine.worker.model import Loaded
 from tests.mlx.conftest import Driver, Recorder
 
 LIMITS = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)

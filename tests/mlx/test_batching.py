@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from engine.types import GenerationRequest, TextDelta
+from engine.worker.families.vision import open_image
+from engine.worker.model import Loaded
 from engine.worker.prompts.template import render
-from engine.worker.runtime.families.vision import open_image
-from engine.worker.runtime.loader import Loaded
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, picture, words
 

@@ -11,10 +11,10 @@ import mlx.core as mx
 import pytest
 from mlx_vlm.models.cache import ArraysCache, ChunkedKVCache, KVCache, QuantizedKVCache, RotatingKVCache
 
+from engine.fleet.protocol import Cancel
 from engine.types import Accepted, Failed, Finished, GenerationRequest, TextDelta
+from engine.worker.model import Loaded
 from engine.worker.runtime.batch import can_batch
-from engine.worker.runtime.loader import Loaded
-from engine.workers.protocol import Cancel
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, picture, words
 

@@ -11,9 +11,10 @@ import pytest
 
 import models
 from duet.errors import InvalidRequest
-from engine.types import EmbeddingRequest, EmbeddingResult, Failed
-from engine.worker.runtime.families.embedding import start_embedding
-from engine.worker.runtime.loader import Loaded, load
+from engine.types import Embedded, EmbeddingRequest, Failed
+from engine.worker.families.embedding import start_embedding
+from engine.worker.model import Loaded
+from engine.worker.runtime.loader import load
 from engine.worker.scheduler.order import AGEING_SECONDS
 from engine.worker.scheduler.sequence import Priority
 from tests.mlx.conftest import Driver, words
@@ -25,7 +26,7 @@ def embed(loaded: Loaded, *inputs: Any, dimensions: int | None = None) -> np.nda
     driver = Driver(loaded)
     driver.post(EmbeddingRequest(id="e", model="m", inputs=inputs, dimensions=dimensions))
     driver.drain()
-    (result,) = driver.of("e", EmbeddingResult)
+    (result,) = driver.of("e", Embedded)
     return np.frombuffer(result.vectors, "<f4").reshape(len(inputs), result.dimensions)
 
 
@@ -72,7 +73,7 @@ def test_a_batch_job_does_not_starve_behind_a_stream_of_urgent_ones(
         driver.post(EmbeddingRequest(id=f"i{i}", model="m", inputs=("x",), priority="interactive"))
         driver.tick()
         shift = AGEING_SECONDS[Priority.BATCH] if i > 10 else 0.0
-    assert driver.of("old", EmbeddingResult)
+    assert driver.of("old", Embedded)
     over = [result.id for result in driver.recorder.sent]
     assert over.index("old") == over.index("i15") - 1, "three steps of it, one after each of the others"
 

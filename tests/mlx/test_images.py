@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from duet.errors import InvalidRequest
+from engine.fleet.protocol import Cancel
 from engine.types import Accepted, Failed, Finished, GenerationRequest, Priority, SamplingParams, TextDelta
-from engine.worker.runtime.families import text
-from engine.worker.runtime.families.vision import MAX_IMAGE_PIXELS, open_image
-from engine.worker.runtime.loader import Loaded
+from engine.worker.families import text
+from engine.worker.families.vision import MAX_IMAGE_PIXELS, open_image
+from engine.worker.model import Loaded
 from engine.worker.scheduler.order import AGEING_SECONDS
 from engine.worker.scheduler.sequence import Priority as Rank
-from engine.workers.protocol import Cancel
 from tests.mlx.conftest import Driver, ask, picture
 
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from engine.fleet.protocol import Cancel, FreeMemory
 from engine.kvstore.directory import LAYOUT, Limits
 from engine.kvstore.index import Entry, Index, Unavailable
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
@@ -18,8 +19,7 @@ from engine.worker.kvcache import admission, chunks, records
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.kvcache.io_thread import Answer, Found
 from engine.worker.kvcache.memory_tier import Held, MemoryTier
-from engine.worker.runtime.loader import Loaded
-from engine.workers.protocol import Cancel, FreeMemory
+from engine.worker.model import Loaded
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, picture, words
 from tests.mlx.kv import LIMITS, KvDriver

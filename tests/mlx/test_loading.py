@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from duet.errors import InvalidRequest
 from engine.types import EmbeddingRequest
-from engine.worker.runtime.families.embedding import start_embedding
+from engine.worker.families.embedding import start_embedding
 from engine.worker.runtime.loader import LoadError, check_weights, load
 from tests import checkpoints
 from tests.mlx.test_embeddings import embed

@@ -11,8 +11,8 @@ import pytest
 from llguidance import LLTokenizer
 
 from engine.types import Finished, Structure
-from engine.worker.prompts.structured import compiled, wrapped_tokenizer
-from engine.worker.runtime.loader import Loaded
+from engine.worker.forms.structured import compiled, wrapped_tokenizer
+from engine.worker.model import Loaded
 from pipelines.meeting.prompts import json_object, read_review, review_schema, summary_schema
 from pipelines.meeting.summarize import _RawSummary
 from tests.mlx.conftest import Driver, ask

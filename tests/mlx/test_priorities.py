@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.fleet.protocol import Cancel, Hold
 from engine.types import EmbeddingRequest, Failed, Finished, GenerationRequest, Priority, Structure, TextDelta
+from engine.worker.model import Loaded
 from engine.worker.runtime.batch import Row
-from engine.worker.runtime.loader import Loaded
-from engine.worker.scheduler.gate import HOLD_SECONDS
-from engine.workers.protocol import Cancel, Hold
+from engine.worker.scheduler.batch_pause import HOLD_SECONDS
 from tests.mlx.conftest import Driver, ask, picture, words
 from tests.mlx.kv import KvDriver
 

@@ -10,8 +10,8 @@ import pytest
 
 from duet.errors import ContextTooLong, InvalidRequest
 from engine.types import GenerationRequest, Message, Part
+from engine.worker.model import Loaded
 from engine.worker.prompts.template import DEFAULT_CONTEXT_TOKENS, answer_budget, render
-from engine.worker.runtime.loader import Loaded
 from tests.mlx.conftest import ask, picture
 
 PARTS_ONLY = (

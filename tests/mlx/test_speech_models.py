@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from duet.errors import InvalidRequest
-from engine.types import TranscriptionRequest, TranscriptionResult
-from engine.worker.runtime.families.audio import doubt, start_transcription, token_budget
-from engine.worker.runtime.loader import Loaded
+from engine.types import Transcribed, TranscriptionRequest
+from engine.worker.families.transcription import doubt, start_transcription, token_budget
+from engine.worker.model import Loaded
 from speech.splitter import Span
 from tests.mlx.conftest import Driver
 
@@ -30,11 +30,11 @@ def request(audio: np.ndarray[Any, np.dtype[np.float32]], **more: Any) -> Transc
     return TranscriptionRequest(id="t", model="m", audio=audio.astype("<f4").tobytes(), **more)
 
 
-def transcribe(loaded: Loaded, asked: TranscriptionRequest) -> TranscriptionResult:
+def transcribe(loaded: Loaded, asked: TranscriptionRequest) -> Transcribed:
     driver = Driver(loaded)
     driver.post(asked)
     driver.drain()
-    (result,) = driver.of("t", TranscriptionResult)
+    (result,) = driver.of("t", Transcribed)
     return result
 
 

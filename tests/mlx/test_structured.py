@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher
 
+from engine.fleet.protocol import Cancel
 from engine.types import Accepted, Failed, Finished, Structure, TextDelta
-from engine.worker.prompts.structured import Mask, compiled, wrapped_tokenizer
-from engine.worker.runtime.loader import Loaded
-from engine.workers.protocol import Cancel
+from engine.worker.forms.structured import Mask, compiled, wrapped_tokenizer
+from engine.worker.model import Loaded
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, words
 from tests.mlx.kv import KvDriver
@@ -277,7 +277,7 @@ class Compiler:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Structure] = []
         self.begun, self.may = threading.Semaphore(0), threading.Event()
-        monkeypatch.setattr("engine.worker.prompts.structured.compiled", self)
+        monkeypatch.setattr("engine.worker.forms.structured.compiled", self)
 
     def __call__(self, tokenizer: Any, structure: Structure) -> Any:
         self.asked.append(structure)
@@ -326,7 +326,7 @@ def test_a_form_is_tried_again_after_a_fault_of_ours(
 
     driver = Driver(model("plain"))
     with monkeypatch.context() as patched:
-        patched.setattr("engine.worker.prompts.structured.compiled", panic)
+        patched.setattr("engine.worker.forms.structured.compiled", panic)
         driver.run_all([ask("a", "x", structure=choice("one")), ask("b", "x", structure=choice("one"))])
     assert [refusal(driver, name).code for name in "ab"] == ["internal_error"] * 2
     driver.run_all([ask("again", "x", structure=choice("one"))])
@@ -351,7 +351,7 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
 
 
 def test_forms_are_compiled_once(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.worker.prompts import structured
+    from engine.worker.forms import structured
 
     asked: list[Structure] = []
     monkeypatch.setattr(structured, "KEPT_FORMS", 2)
@@ -378,7 +378,7 @@ def thinking(loaded: Loaded, text: str, *, tokens: int, **sampling: Any) -> Any:
 def test_the_form_begins_behind_a_thought_that_the_prompt_opened(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.worker.prompts import reasoning
+    from engine.worker.answers import reasoning
 
     monkeypatch.setattr(reasoning, "_CLOSE", b"k")  # what a random model will say some time
     driver = Driver(model("plain"))

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from duet.errors import PayloadTooLarge
-from engine.types import EmbeddingRequest, EmbeddingResult, Failed, Finished, MemoryReport, TextDelta
+from engine.fleet.protocol import Cancel, Ping, Pong, Shutdown
+from engine.types import Embedded, EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
 from engine.worker.loop import RELEASE_SECONDS, Stop
+from engine.worker.model import Loaded
 from engine.worker.runtime import memory
 from engine.worker.runtime.batch import Batch, Row
-from engine.worker.runtime.loader import Loaded, LoadError, load
+from engine.worker.runtime.loader import LoadError, load
 from engine.worker.runtime.runner import FAULTS, Runner
-from engine.workers.protocol import Cancel, Ping, Pong, Shutdown
 from tests.mlx.conftest import Driver, ask, picture, words
 
 
@@ -462,12 +463,10 @@ def test_a_result_that_is_too_large_fails_its_request_alone(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(model("embedding"))
-    limit_messages(
-        driver, lambda message: isinstance(message, EmbeddingResult) and len(message.vectors) > 1000, monkeypatch
-    )
+    limit_messages(driver, lambda message: isinstance(message, Embedded) and len(message.vectors) > 1000, monkeypatch)
     driver.post(EmbeddingRequest(id="big", model="m", inputs=("x",) * 40))
     driver.post(EmbeddingRequest(id="small", model="m", inputs=("x",), dimensions=4))
     driver.drain()
     (failed,) = driver.of("big", Failed)
     assert failed.code == "payload_too_large"
-    assert len(driver.of("small", EmbeddingResult)) == 1
+    assert len(driver.of("small", Embedded)) == 1

@@ -16,9 +16,9 @@ import msgspec
 import pytest
 
 from duet.supervise import Child
+from engine.fleet.protocol import Assign, Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
 from engine.pressure import resident_bytes
 from engine.types import Accepted, BatchReport, Failed, Finished, MemoryReport, TextDelta
-from engine.workers.protocol import Assign, Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
 from tests.mlx.conftest import ask, words
 
 

@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from engine.types import Finished, TextDelta
-from engine.worker.prompts.output import Detokeniser, Output, TokenText
-from engine.worker.prompts.stops import StopMatcher
+from engine.worker.answers.output import Detokeniser, Output, TokenText
+from engine.worker.answers.stops import StopMatcher
 
 END = 300
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from engine.worker.prompts.repetition import LONGEST_PERIOD, REPEATS, SHORTEST_RUN, Repetition
+from engine.worker.answers.repetition import LONGEST_PERIOD, REPEATS, SHORTEST_RUN, Repetition
 
 
 def stops_at(tokens: list[int]) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.worker.scheduler.gate import HOLD_SECONDS, SHARE_SECONDS, Gate
+from engine.worker.scheduler.batch_pause import HOLD_SECONDS, SHARE_SECONDS, Gate
 from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace, Ticks
 from engine.worker.scheduler.policy import BATCH_CHUNK, Plan, PrefillChunk, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence

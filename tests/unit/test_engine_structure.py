@@ -13,7 +13,7 @@ from duet.errors import InvalidRequest
 from engine.api.schemas.chat import ChatCompletionRequest, ignored_fields
 from engine.api.schemas.structure import structure_of
 from engine.types import Structure
-from engine.worker.prompts.endless import endless_grammar, endless_schema
+from engine.worker.forms.endless import endless_grammar, endless_schema
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"enum": ["é"]}}}
 OBJECT = Structure("json_schema", '{"type": "object"}', "response_format")

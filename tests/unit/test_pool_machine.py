@@ -18,13 +18,14 @@ from duet.errors import DuetError, ModelNotFound
 from duet.settings import EngineSettings, Settings
 from duet.wire import Usage
 from engine.cards import Card
+from engine.fleet.protocol import Events
 from engine.pool.ledger import estimate
 from engine.pool.pool import Pool
 from engine.pressure import Pressure, Reading
 from engine.types import (
     Accepted,
+    Embedded,
     EmbeddingRequest,
-    EmbeddingResult,
     Failed,
     Finished,
     GenerationRequest,
@@ -32,7 +33,6 @@ from engine.types import (
     Part,
     TextDelta,
 )
-from engine.workers.protocol import Events
 from tests.fakes.virtual_time import Inline, VirtualTime
 from tests.fakes.worker_children import FakeChild, FakeChildren
 
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         shelf: Any = Shelf()
         hub: Any = Hub()
         self.patches = [
-            mock.patch("engine.workers.handle.Child", self.children),
+            mock.patch("engine.fleet.handle.Child", self.children),
             mock.patch("engine.pool.fetch.classify", lambda folder: ("embedding",)),
             mock.patch("engine.pool.fetch.weights_size", lambda folder: 2 * GB),
         ]
@@ -193,7 +193,7 @@ class Machine(RuleBasedStateMachine):
     def answer(self, child: FakeChild, name: str, what: str) -> None:
         failed = Failed(name, "internal_error", "the model failed on this request")
         if isinstance(child.live[name], EmbeddingRequest):
-            messages: dict[str, Any] = {"finish": EmbeddingResult(name, b"", 0, 1), "fail": failed}
+            messages: dict[str, Any] = {"finish": Embedded(name, b"", 0, 1), "fail": failed}
         else:
             done = Finished(name, "stop", Usage(1, 1, 0))
             events = {"accept": Accepted(name, 1), "token": TextDelta(name, "x"), "finish": done, "fail": failed}

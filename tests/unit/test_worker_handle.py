@@ -13,9 +13,9 @@ import pytest
 
 from duet.channel import ChannelClosed
 from duet.errors import PayloadTooLarge, WorkerLost
+from engine.fleet.handle import EndedWhileLoading, WorkerHandle
+from engine.fleet.protocol import Ping, Ready
 from engine.types import EmbeddingRequest
-from engine.workers.handle import EndedWhileLoading, WorkerHandle
-from engine.workers.protocol import Ping, Ready
 from tests.fakes.virtual_time import VirtualTime
 from tests.fakes.worker_children import FakeChild, FakeChildren
 
@@ -70,7 +70,7 @@ async def test_callers_of_a_silent_worker_are_told_before_the_system_has_ended_i
     """A process that waits for its device cannot be ended at once."""
     child, now = DyingChild(close_fails=True), 0.0
     child.kill = lambda: None  # type: ignore[method-assign]
-    monkeypatch.setattr("engine.workers.handle.time.monotonic", lambda: now)
+    monkeypatch.setattr("engine.fleet.handle.time.monotonic", lambda: now)
     handle = WorkerHandle(child, Ready(("embedding",), None, 1, 1), silence_seconds=20.0)  # type: ignore[arg-type]
     calling = asyncio.create_task(handle.call(EmbeddingRequest(id="1", model="wedged", inputs=("x",))))
     await child.told.wait()
@@ -90,7 +90,7 @@ def test_a_process_that_takes_its_time_to_end_by_itself_keeps_its_exit_code(monk
         child.hang_up()
         machine.loop.call_later(4.0, child.crash)
 
-    monkeypatch.setattr("engine.workers.handle.Child", FakeChildren(begin))
+    monkeypatch.setattr("engine.fleet.handle.Child", FakeChildren(begin))
     start = WorkerHandle.start(
         "none", model="m", path=Path(), role="chat", max_rows=1, chunk_tokens=1, log_level="info", timeout_seconds=60.0
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.workers.watchdog import MOST_SECONDS_A_LOOK, Watchdog
+from engine.fleet.watchdog import MOST_SECONDS_A_LOOK, Watchdog
 
 
 class Looking:

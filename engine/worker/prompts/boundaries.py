@@ -14,8 +14,8 @@ from typing import Any
 
 from duet.errors import InvalidRequest
 from engine.types import GenerationRequest, Message, Part
+from engine.worker.model import Loaded
 from engine.worker.prompts.template import render
-from engine.worker.runtime.loader import Loaded
 
 _OTHER = Message("user", (Part("text", text="\u2603"),))
 """A user message that hardly begins like a real one."""

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from duet.errors import ContextTooLong, InvalidRequest
 from engine.types import GenerationRequest, Message
-from engine.worker.runtime.loader import Loaded
+from engine.worker.model import Loaded
 
 DEFAULT_CONTEXT_TOKENS = 32_768
 """For the rare checkpoint that names no limit."""

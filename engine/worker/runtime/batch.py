@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from engine.types import SamplingParams
-from engine.worker.prompts.structured import Constraint
-from engine.worker.runtime.families.vision import VisionInputs
 from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
+from engine.worker.runtime.vision import VisionInputs
+
+
+class Constraint(Protocol):
+    """Which tokens a row may draw next (`engine.worker.forms.structured.Constraint`)."""
+
+    def observe(self, token: int) -> None: ...
+    def addends(self, width: int) -> Any: ...
 
 
 @dataclass

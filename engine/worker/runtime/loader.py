@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from engine.worker.model import Loaded
 from engine.worker.runtime.layout import lay_out
 
 # These number their positions from the padding token's id on (fairseq's way), so that many fewer are left.
@@ -22,22 +22,6 @@ _POSITIONS_AFTER_PADDING = frozenset({"xlm-roberta", "roberta", "camembert"})
 
 class LoadError(Exception):
     """The folder cannot be served. The message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready to run. `context` is in tokens; `eos_ids` end an answer; `image_token_id` marks an image's place."""
-
-    capabilities: tuple[str, ...]
-    model: Any
-    processor: Any
-    tokenizer: Any
-    config: dict[str, Any]
-    context: int | None
-    weight_bytes: int
-    vocabulary: int
-    eos_ids: frozenset[int]
-    image_token_id: int | None
 
 
 def import_libraries() -> None:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx_vlm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
+from engine.worker.model import Loaded
 from engine.worker.runtime.batch import Batch, Drawn, Row, can_batch
-from engine.worker.runtime.families.vision import uses_mrope
-from engine.worker.runtime.loader import Loaded, LoadError
+from engine.worker.runtime.loader import LoadError
+from engine.worker.runtime.vision import uses_mrope
 from engine.worker.scheduler.policy import Plan, PrefillChunk
 
 MEASURABLE_TOKENS = 256

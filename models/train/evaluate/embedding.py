@@ -19,8 +19,9 @@ import numpy as np
 
 import models
 from engine.types import EmbeddingRequest
-from engine.worker.runtime.families.embedding import start_embedding
-from engine.worker.runtime.loader import Loaded, load
+from engine.worker.families.embedding import start_embedding
+from engine.worker.model import Loaded
+from engine.worker.runtime.loader import load
 
 PARAPHRASES: Final = models.CARDS / "train" / "paraphrases.txt"
 COLUMNS: Final = ("zh", "zh", "en", "en")

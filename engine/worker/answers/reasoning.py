@@ -3,7 +3,7 @@ it closes the block is its thought, and the answer begins behind that."""
 
 from __future__ import annotations
 
-from engine.worker.prompts.output import TokenText
+from engine.worker.answers.output import TokenText
 
 _OPEN, _CLOSE = "<think>", b"</think>"
 

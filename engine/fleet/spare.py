@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from duet.supervise import HEALTHY_SECONDS, Child, restart_delay_seconds
-from engine.workers.handle import OFFLINE
-from engine.workers.protocol import FromWorker
+from engine.fleet.handle import OFFLINE
+from engine.fleet.protocol import FromWorker
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from tokenizers.decoders import DecodeStream
 
 from duet.wire import Usage
 from engine.types import Finished, FinishReason, TextDelta, TokenLogprob
-from engine.worker.prompts.repetition import Repetition
-from engine.worker.prompts.stops import StopMatcher
+from engine.worker.answers.repetition import Repetition
+from engine.worker.answers.stops import StopMatcher
 
 
 class TextStream(Protocol):
@@ -64,7 +64,7 @@ class TokenText:
 
 
 class OpenThought(Protocol):
-    """What comes before the answer and is not shown: see `engine.worker.prompts.reasoning`."""
+    """What comes before the answer and is not shown: see `engine.worker.answers.reasoning`."""
 
     open: bool
 

@@ -1,17 +1,17 @@
-"""What a vision model needs beyond token ids: embeddings with the images in place, positions, and deepstack features."""
+"""Images of a request become `VisionInputs`: decoded, checked, and run through the model's vision encoder."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from duet.errors import InvalidRequest
-from engine.worker.runtime.loader import Loaded
+from engine.worker.model import Loaded
+from engine.worker.runtime.vision import VisionInputs, uses_mrope
 
 MAX_IMAGE_PIXELS = 64 << 20
 """A decoded image of 64 Mpx is 192 MB; a small file can claim far more."""
@@ -19,46 +19,6 @@ MAX_IMAGE_PIXELS = 64 << 20
 _SLICEABLE = frozenset({"inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"})
 _IGNORABLE = frozenset({"attention_mask"})
 _WHOLE_ONLY = frozenset({"attention_mask_4d", "per_layer_inputs"})
-
-
-@dataclass(frozen=True)
-class VisionInputs:
-    """Inputs of one row, L prompt tokens of width H.
-
-    `embeds` [1, L, H]; `positions` [3, 1, L] for M-RoPE models, else None; `rope_delta` is what text positions are ahead
-    of the cache after the prompt; `visual` says per prompt token whether it is an image's; `deepstack` holds, for each
-    early layer, [image tokens, H]. `whole` are arguments that cannot be cut at a chunk's border: such a row is prefilled
-    in one piece.
-    """
-
-    embeds: Any
-    positions: Any = None
-    rope_delta: int = 0
-    visual: tuple[bool, ...] = ()
-    deepstack: tuple[Any, ...] = ()
-    whole: dict[str, Any] | None = None
-
-    def chunk(self, start: int, stop: int) -> dict[str, Any]:
-        """Arguments of the language model for prompt tokens start..stop."""
-        arguments: dict[str, Any] = {"inputs_embeds": self.embeds[:, start:stop]}
-        if self.positions is not None:
-            arguments["position_ids"] = self.positions[:, :, start:stop]
-        if self.deepstack and any(self.visual[start:stop]):
-            before, here = sum(self.visual[:start]), sum(self.visual[start:stop])
-            arguments["visual_pos_masks"] = mx.array([self.visual[start:stop]])
-            arguments["deepstack_visual_embeds"] = [layer[before : before + here] for layer in self.deepstack]
-        if self.whole:
-            length = stop - start
-            if (mask := self.whole.get("attention_mask_4d")) is not None:
-                arguments["attention_mask_4d"] = mask[..., :length, :length]
-            if (per_layer := self.whole.get("per_layer_inputs")) is not None:
-                arguments["per_layer_inputs"] = per_layer[:, :length]
-        return arguments
-
-
-def uses_mrope(language_model: Any) -> bool:
-    """Whether the model's positions have three axes (time, height, width), [3, B, L], and are handed to it."""
-    return hasattr(language_model, "get_rope_index")
 
 
 def _take_positions(language_model: Any, found: dict[str, Any]) -> None:

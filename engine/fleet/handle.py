@@ -12,21 +12,7 @@ from pathlib import Path
 from duet.channel import ChannelClosed
 from duet.errors import Busy, DuetError, PayloadTooLarge, Unavailable, WorkerLost, from_code
 from duet.supervise import Child
-from engine.kvstore.leases import Lease
-from engine.types import (
-    BatchReport,
-    EmbeddingRequest,
-    EmbeddingResult,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    KvReport,
-    MemoryReport,
-    TranscriptionRequest,
-    TranscriptionResult,
-)
-from engine.workers.protocol import (
+from engine.fleet.protocol import (
     Assign,
     Cancel,
     ClearKv,
@@ -39,7 +25,21 @@ from engine.workers.protocol import (
     Pong,
     Ready,
 )
-from engine.workers.watchdog import Watchdog
+from engine.fleet.watchdog import Watchdog
+from engine.kvstore.leases import Lease
+from engine.types import (
+    BatchReport,
+    Embedded,
+    EmbeddingRequest,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    KvReport,
+    MemoryReport,
+    Transcribed,
+    TranscriptionRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ MAX_QUEUED_EVENTS = 4096
 
 STOP_SECONDS = 5.0
 
-Answer = Event | EmbeddingResult | TranscriptionResult
+Answer = Event | Embedded | Transcribed
 
 
 class EndedWhileLoading(Unavailable):
@@ -144,14 +144,14 @@ class WorkerHandle:
         try:
             while True:
                 event = await queue.get()
-                assert not isinstance(event, EmbeddingResult | TranscriptionResult)
+                assert not isinstance(event, Embedded | Transcribed)
                 yield event
                 if isinstance(event, Finished | Failed):
                     return
         finally:
             await self._forget(request.id)
 
-    async def call(self, request: EmbeddingRequest | TranscriptionRequest) -> EmbeddingResult | TranscriptionResult:
+    async def call(self, request: EmbeddingRequest | TranscriptionRequest) -> Embedded | Transcribed:
         """The one answer. Raises the `DuetError` that the worker named. Cancelled when the caller is."""
         queue = await self._send(request)
         try:
@@ -160,7 +160,7 @@ class WorkerHandle:
             await self._forget(request.id)
         if isinstance(answer, Failed):
             raise as_error(answer)
-        assert isinstance(answer, EmbeddingResult | TranscriptionResult)
+        assert isinstance(answer, Embedded | Transcribed)
         return answer
 
     async def clear_kv(self) -> None:
@@ -277,7 +277,7 @@ class WorkerHandle:
             if queue is None:
                 continue  # cancelled a moment ago
             queue.put_nowait(answer)
-            if isinstance(answer, Finished | Failed | EmbeddingResult | TranscriptionResult):
+            if isinstance(answer, Finished | Failed | Embedded | Transcribed):
                 self._queues.pop(answer.id)
             elif queue.qsize() > MAX_QUEUED_EVENTS:
                 self._queues.pop(answer.id)

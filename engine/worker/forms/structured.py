@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from duet.errors import Internal, InvalidRequest
 from engine.types import GenerationRequest, Structure
-from engine.worker.prompts.endless import endless_grammar, endless_schema
-from engine.worker.prompts.output import TokenText
-from engine.worker.prompts.reasoning import Thought
-from engine.worker.runtime.loader import Loaded
+from engine.worker.answers.output import TokenText
+from engine.worker.answers.reasoning import Thought
+from engine.worker.forms.endless import endless_grammar, endless_schema
+from engine.worker.model import Loaded
 
 logger = logging.getLogger(__name__)
 

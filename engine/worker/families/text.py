@@ -12,15 +12,15 @@ from typing import Any
 from duet.errors import InvalidRequest
 from engine.kvstore.index import Media
 from engine.types import GenerationRequest
+from engine.worker.answers.output import Detokeniser, Output, TokenText
+from engine.worker.answers.reasoning import Thought, opens_thought
+from engine.worker.families.vision import open_image, prepare
+from engine.worker.forms.structured import Constraint, Form
 from engine.worker.kvcache.cache import PrefixCache
+from engine.worker.model import Loaded
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
-from engine.worker.prompts.output import Detokeniser, Output, TokenText
-from engine.worker.prompts.reasoning import Thought, opens_thought
-from engine.worker.prompts.structured import Constraint, Form
 from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
-from engine.worker.runtime.families.vision import open_image, prepare
-from engine.worker.runtime.loader import Loaded
 from engine.worker.scheduler.sequence import Priority
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 

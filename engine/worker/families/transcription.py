@@ -16,8 +16,8 @@ from rapidfuzz import fuzz
 
 from duet.errors import ContextTooLong, InvalidRequest
 from duet.wire import Segment, Transcript, Usage
-from engine.types import TranscriptionRequest, TranscriptionResult
-from engine.worker.runtime.loader import Loaded
+from engine.types import Transcribed, TranscriptionRequest
+from engine.worker.model import Loaded
 from engine.worker.scheduler.jobs import Job
 from speech.splitter import SAMPLE_RATE, Span, cut
 
@@ -58,7 +58,7 @@ class _Chunk:
     """A second try: whatever comes is kept, marked if it is still doubtful."""
 
 
-def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job[TranscriptionResult]:
+def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job[Transcribed]:
     """Raises `InvalidRequest` for audio that is no float32, for a language that the model does not know, and for a
     prompt and hotwords that leave no room for the audio."""
     if len(request.audio) % 4 or not request.audio:
@@ -129,7 +129,7 @@ class _TranscriptionJob:
         self._segments: list[Segment] = []
         self._generated = 0
 
-    def step(self) -> TranscriptionResult | None:
+    def step(self) -> Transcribed | None:
         chunk = self._chunks[0]
         if self._running is None:
             if self._loudness(chunk.span) < SILENT:
@@ -199,7 +199,7 @@ class _TranscriptionJob:
         halves = cut(self._audio, chunk.span, max_seconds=max(MIN_HALF_SECONDS, chunk.span.duration * 0.75))
         return [_Chunk(span, retry=True) for span in halves] if len(halves) > 1 else []
 
-    def _result(self) -> TranscriptionResult:
+    def _result(self) -> Transcribed:
         text = _HAN_GAP.sub("", " ".join(segment.text for segment in self._segments if segment.text))
         languages = [segment.language for segment in self._segments if segment.language]
         transcript = Transcript(
@@ -209,4 +209,4 @@ class _TranscriptionJob:
             segments=tuple(self._segments),
             usage=Usage(0, self._generated),
         )
-        return TranscriptionResult(self.id, transcript)
+        return Transcribed(self.id, transcript)

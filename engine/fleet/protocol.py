@@ -2,7 +2,7 @@
 
 gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
 FreeMemory | Hold | Ping | Shutdown`; to a spare process first `Assign`
-worker → gateway: `Ready | LoadFailed`, then `Events | EmbeddingResult | TranscriptionResult | KvReport | MemoryReport |
+worker → gateway: `Ready | LoadFailed`, then `Events | Embedded | Transcribed | KvReport | MemoryReport |
 BatchReport | Pong`
 """
 
@@ -13,16 +13,16 @@ import msgspec
 from engine.types import (
     Accepted,
     BatchReport,
+    Embedded,
     EmbeddingRequest,
-    EmbeddingResult,
     Failed,
     Finished,
     GenerationRequest,
     KvReport,
     MemoryReport,
     TextDelta,
+    Transcribed,
     TranscriptionRequest,
-    TranscriptionResult,
 )
 
 
@@ -87,4 +87,4 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
 Order = Cancel | ClearKv | FreeMemory | Hold | Ping | Shutdown
 ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Order
 Report = KvReport | MemoryReport | BatchReport
-FromWorker = Ready | LoadFailed | Events | EmbeddingResult | TranscriptionResult | Report | Pong | Failed
+FromWorker = Ready | LoadFailed | Events | Embedded | Transcribed | Report | Pong | Failed

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from duet.errors import ContextTooLong, InvalidRequest
-from engine.types import EmbeddingRequest, EmbeddingResult
-from engine.worker.runtime.loader import Loaded
+from engine.types import Embedded, EmbeddingRequest
+from engine.worker.model import Loaded
 from engine.worker.scheduler.jobs import Job
 
 _BATCH_INPUTS = 32
@@ -17,7 +17,7 @@ _BATCH_TOKENS = 2048
 """Padded tokens of one step: bounds its memory and how long a stream beside it waits."""
 
 
-def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job[EmbeddingResult]:
+def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job[Embedded]:
     """Tokenise and check all inputs. Raises `InvalidRequest` naming `input` or `dimensions`."""
     inputs = [_tokens(loaded, item, i) for i, item in enumerate(request.inputs)]
     return _EmbeddingJob(loaded, request, inputs)
@@ -44,7 +44,7 @@ class _EmbeddingJob:
         self._order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
         self._vectors: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
 
-    def step(self) -> EmbeddingResult | None:
+    def step(self) -> Embedded | None:
         batch = self._next_batch()
         vectors = self._run([self._inputs[i] for i in batch])
         if self._dimensions is not None and self._dimensions > vectors.shape[1]:
@@ -66,9 +66,9 @@ class _EmbeddingJob:
         vectors = self._model(ids, attention_mask=mask).text_embeds.astype(mx.float32)
         return np.array(vectors)
 
-    def _result(self) -> EmbeddingResult:
+    def _result(self) -> Embedded:
         vectors = np.stack([self._vectors[i] for i in range(len(self._inputs))])
         vectors = vectors[:, : self._dimensions]
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         tokens = sum(len(tokens) for tokens in self._inputs)
-        return EmbeddingResult(self.id, vectors.astype("<f4").tobytes(), vectors.shape[1], tokens)
+        return Embedded(self.id, vectors.astype("<f4").tobytes(), vectors.shape[1], tokens)
