@@ -399,7 +399,7 @@ class Loop:
                 continue
             sequence.prefilled = runner.restore(sequence.id)
             if self._kv is not None:
-                sequence.stops = self._kv.stops(sequence.id)
+                sequence.checkpoints_at = self._kv.checkpoints_at(sequence.id)
             output = self._outputs.get(sequence.id)
             if output is not None and not sequence.issued:
                 output.cached_tokens = sequence.prefilled

@@ -160,7 +160,7 @@ def test_whatever_comes_and_goes_every_sequence_ends_and_bookkeeping_holds(seed:
 def test_prefill_pauses_at_every_stop_and_goes_on_in_the_same_tick() -> None:
     scheduler = Scheduler(max_rows=2, chunk_tokens=10)
     one = sequence("a", prompt_tokens=21)
-    one.stops = (4, 7, 20)
+    one.checkpoints_at = (4, 7, 20)
     scheduler.add(one)
     assert [(chunk.start, chunk.stop) for _ in range(2) for chunk in tick(scheduler).prefill] == [
         (0, 4), (4, 7), (7, 10), (10, 20),
@@ -235,7 +235,7 @@ def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
             scheduler.preempt(random_.choice(sorted(batch)))
         for item in scheduler.starting():
             item.prefilled = random_.randint(0, item.prefill_tokens)
-            item.stops = tuple(random_.sample(range(1, 41), 2))
+            item.checkpoints_at = tuple(random_.sample(range(1, 41), 2))
         plan = scheduler.plan()
         batch -= plan.leave
         for name in batch:

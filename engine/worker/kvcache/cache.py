@@ -1,8 +1,8 @@
 """The prefix cache as the worker's loop sees it: look up, restore, keep. On the model's thread; the disk is another's.
 
-open → (found) → restore → at_stop … → keep … → close       one request
-tend                                                       every tick: hands to the disk what is due
-flush                                                      before the process ends
+open → (found) → restore → at_checkpoint … → keep … → close   one request
+tend                                                             every tick: hands to the disk what is due
+flush                                                            before the process ends
 """
 
 from __future__ import annotations
@@ -320,13 +320,13 @@ class PrefixCache:
         self._report.restored_tokens += match.tokens
         return restored, match.tokens
 
-    def stops(self, request_id: str) -> tuple[int, ...]:
-        """Positions at which prefill is to pause for `at_stop`."""
+    def checkpoints_at(self, request_id: str) -> tuple[int, ...]:
+        """Positions at which prefill is to pause for `at_checkpoint`."""
         session = self._sessions.get(request_id)
         return () if session is None else tuple(stop.position for stop in session.stops)
 
     @_harmless(None)
-    def at_stop(self, request_id: str, cache: records.Cache, position: int) -> None:
+    def at_checkpoint(self, request_id: str, cache: records.Cache, position: int) -> None:
         """Prefill stands at a stop: take the checkpoint."""
         session = self._sessions.get(request_id)
         if session is None or session.epoch != self._epoch or not records.holds(cache, position):

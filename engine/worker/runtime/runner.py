@@ -36,7 +36,7 @@ class Keeper(Protocol):
     """Who keeps KV for later requests (`engine.worker.kvcache.cache.PrefixCache`)."""
 
     def restore(self, request_id: str, *, capacity: int) -> tuple[list[Any], int] | None: ...
-    def at_stop(self, request_id: str, cache: list[Any], position: int) -> None: ...
+    def at_checkpoint(self, request_id: str, cache: list[Any], position: int) -> None: ...
     def keep(
         self, request_id: str, tokens: list[int], cache: list[Any], *, ended: bool, forced: bool = False
     ) -> None: ...
@@ -48,7 +48,7 @@ class KeepsNothing:
     def restore(self, request_id: str, *, capacity: int) -> None:
         return None
 
-    def at_stop(self, request_id: str, cache: list[Any], position: int) -> None:
+    def at_checkpoint(self, request_id: str, cache: list[Any], position: int) -> None:
         return None
 
     def keep(self, request_id: str, tokens: list[int], cache: list[Any], *, ended: bool, forced: bool = False) -> None:
@@ -229,7 +229,7 @@ class Runner:
             if chunk.stop > self._measured_tokens:
                 self._measured_tokens = chunk.stop
                 self._token_bytes = max(1, sum(int(layer.nbytes) for layer in row.cache) // chunk.stop)
-            self.keeper.at_stop(row.id, row.cache, chunk.stop)
+            self.keeper.at_checkpoint(row.id, row.cache, chunk.stop)
 
     def _arguments(self, row: Row, chunk: PrefillChunk) -> dict[str, Any]:
         if row.vision is not None:

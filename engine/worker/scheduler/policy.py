@@ -261,7 +261,7 @@ class Scheduler:
         only where it can stay for a while."""
         if self.kv_tokens is None or sequence.phase is Phase.PREFILLING:
             return True
-        held, room = self.held_tokens(), self.kv_tokens - (self.kv_tokens // 8 if sequence.said else 0)
+        held, room = self.held_tokens(), self.kv_tokens - (self.kv_tokens // 8 if sequence.prompt_growth else 0)
         return held == 0 or held + sequence.prompt_tokens <= room
 
     def _budget(self) -> int:
@@ -308,7 +308,7 @@ class Scheduler:
 
     def _wait_again(self, sequence: Sequence) -> None:
         """Its prompt is now all that it has read and said."""
-        sequence.prompt_tokens += sequence.issued - sequence.said
-        sequence.said = sequence.issued
-        sequence.prefilled, sequence.stops, sequence.phase = 0, (), Phase.FETCHING
+        sequence.prompt_tokens += sequence.issued - sequence.prompt_growth
+        sequence.prompt_growth = sequence.issued
+        sequence.prefilled, sequence.checkpoints_at, sequence.phase = 0, (), Phase.FETCHING
         self._waiting[sequence.id] = sequence

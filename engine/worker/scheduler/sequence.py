@@ -29,8 +29,9 @@ class Priority(IntEnum):
 class Sequence:
     """`prompt_tokens` ≥ 1; all but the last are prefilled, the last is the first decode input.
 
-    `whole` sequences are prefilled in one piece; others pause at each of `stops`. `issued` counts tokens drawn, read or not;
-    `said` those of them that count as prompt since it was preempted. Sequences with images are not `preemptible`.
+    `whole` sequences are prefilled in one piece; others pause at each of `checkpoints_at`. `issued` counts tokens drawn, read or
+    not; `prompt_growth` those of them that are part of the prompt since it was preempted. Sequences with images are not
+    `preemptible`.
     While `FETCHING`, what is known of the prompt is on its way from the SSD.
     `arrived` is in seconds of the loop's clock, and `number` counts who came in. An `aged` sequence has waited so long
     that it has every second turn, and no one takes its place.
@@ -44,10 +45,10 @@ class Sequence:
     priority: Priority = Priority.NORMAL
     tenant: str = ""
     arrived: float = 0.0
-    stops: tuple[int, ...] = ()
+    checkpoints_at: tuple[int, ...] = ()
     prefilled: int = 0
     issued: int = 0
-    said: int = 0
+    prompt_growth: int = 0
     phase: Phase = Phase.WAITING
     number: int = 0
     aged: bool = False
@@ -60,7 +61,7 @@ class Sequence:
     def held_tokens(self) -> int:
         """Tokens whose KV is in memory, or will be when its prefill is complete."""
         if self.phase is Phase.RUNNING:
-            return self.prompt_tokens + self.issued - self.said
+            return self.prompt_tokens + self.issued - self.prompt_growth
         return self.prompt_tokens if self.phase is Phase.PREFILLING else 0
 
     def next_chunk(self, start: int, budget: int) -> int:
@@ -68,7 +69,7 @@ class Sequence:
         rest = self.prefill_tokens - start
         if self.whole:
             return rest
-        return min([rest, budget, *(stop - start for stop in self.stops if stop > start)])
+        return min([rest, budget, *(place - start for place in self.checkpoints_at if place > start)])
 
     @property
     def exhausted(self) -> bool:
