@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 from engine.kvstore.directory import LAYOUT, Directory, begins
 from engine.kvstore.index import Entry, Media
 from engine.types import CacheNote, KvReport
+from engine.worker.caches import Cache
 from engine.worker.kvcache import admission, chunks, records
 from engine.worker.kvcache.io_thread import Answer, Clear, Find, Found, IoThread, Read, Save, Saved, Seen, Touch
 from engine.worker.kvcache.memory_tier import Held, MemoryTier
@@ -107,7 +108,7 @@ class PrefixCache:
     def __init__(
         self,
         *,
-        new_cache: Callable[[], records.Cache],
+        new_cache: Callable[[], Cache],
         identity: Identity,
         memory_bytes: int,
         open_directory: Callable[[], Directory] | None,
@@ -291,7 +292,7 @@ class PrefixCache:
         return CacheNote(reason="disabled") if session is None else session.note
 
     @_harmless(None)
-    def restore(self, request_id: str, *, capacity: int) -> tuple[records.Cache, int] | None:
+    def restore(self, request_id: str, *, capacity: int) -> tuple[Cache, int] | None:
         """A new cache with the longest beginning that memory holds now, and its tokens; None when there is nothing.
 
         Room is made for `capacity` tokens.
@@ -326,7 +327,7 @@ class PrefixCache:
         return () if session is None else tuple(stop.position for stop in session.stops)
 
     @_harmless(None)
-    def at_checkpoint(self, request_id: str, cache: records.Cache, position: int) -> None:
+    def at_checkpoint(self, request_id: str, cache: Cache, position: int) -> None:
         """Prefill stands at a stop: take the checkpoint."""
         session = self._sessions.get(request_id)
         if session is None or session.epoch != self._epoch or not records.holds(cache, position):
@@ -338,9 +339,7 @@ class PrefixCache:
                 self._keep_state(session, session.prompt.tokens[:position], cache, tip=stop.tip, wanted=wanted)
 
     @_harmless(None)
-    def keep(
-        self, request_id: str, tokens: Sequence[int], cache: records.Cache, *, ended: bool, forced: bool = False
-    ) -> None:
+    def keep(self, request_id: str, tokens: Sequence[int], cache: Cache, *, ended: bool, forced: bool = False) -> None:
         """Keep `tokens`, all of which `cache` holds: complete blocks, and when the sequence has `ended` also its tail and
         state. `forced`: it is swapped out and will be back."""
         session = self._sessions.get(request_id)
@@ -513,7 +512,7 @@ class PrefixCache:
             return "layout" if self._io is not None and self._io.relaid else "cold"
         return f"diverged_at({matched}, {session.role_at(matched)})"
 
-    def _filled(self, match: Match, capacity: int) -> records.Cache | None:
+    def _filled(self, match: Match, capacity: int) -> Cache | None:
         blocks = [(self._memory.get(piece.key), piece.stop - piece.start) for piece in match.pieces]
         state = None if match.checkpoint is None else self._memory.get(match.checkpoint)
         cache = self._new_cache()
@@ -567,9 +566,7 @@ class PrefixCache:
             chunks.inside(media, start, len(tokens)), 0, len(tokens) * self._seconds_a_token, tip,
         )  # fmt: skip
 
-    def _keep_state(
-        self, session: Session, tokens: chunks.Tokens, cache: records.Cache, *, tip: bool, wanted: bool
-    ) -> bytes:
+    def _keep_state(self, session: Session, tokens: chunks.Tokens, cache: Cache, *, tip: bool, wanted: bool) -> bytes:
         """Take a checkpoint, unless it is there. Returns its key."""
         entry = self._state_entry(session, tokens, tip=tip)
         session.checkpoints += 1

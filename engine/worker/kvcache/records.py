@@ -11,31 +11,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.models import cache as kinds
 
 from engine.kvstore.blobs import Tensor
+from engine.worker import caches
+from engine.worker.caches import Cache
 
-Cache = list[Any]
-"""One row's layers, as the library's `make_prompt_cache` gives them."""
 Arrays = dict[str, Any]
 Block = Mapping[str, Any]
 """`Arrays`, or `Tensor`s as they were read."""
 
-_BLOCKS: Final = (kinds.KVCache, kinds.QuantizedKVCache, kinds.ConcatenateKVCache)
-_STATES: Final = (
-    kinds.RotatingKVCache,
-    kinds.BufferedRotatingKVCache,
-    kinds.ArraysCache,
-    kinds.ChunkedKVCache,
-    kinds.PoolingCache,
-)
 _DTYPES: Final = {
     mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8", mx.int8: "I8",
     mx.int64: "I64", mx.uint64: "U64", mx.int16: "I16", mx.uint16: "U16", mx.bool_: "BOOL",
@@ -57,31 +48,25 @@ class Layout:
 
 
 def layout(cache: Cache) -> Layout:
-    """Raises `Unsupported`.
-
-    Kinds are taken exactly: a subclass may hold more than what its parent's reading shows.
-    """
-    found = list(_leaves(cache))
-    for _, layer in found:
-        if type(layer) not in _BLOCKS and not _is_state(layer):
+    """What `cache` is made of. Raises `Unsupported` for a kind of layer that cannot be kept."""
+    found = [layer for _, layer in caches.leaves(cache)]
+    for layer in found:
+        if not caches.is_by_token(layer) and not caches.is_state(layer):
             raise Unsupported(f"its layers include a {type(layer).__name__}")
-    return Layout(
-        has_blocks=any(type(layer) in _BLOCKS for _, layer in found),
-        has_state=any(_is_state(layer) for _, layer in found),
-    )
+    return Layout(has_blocks=any(map(caches.is_by_token, found)), has_state=any(map(caches.is_state, found)))
 
 
 def holds(cache: Cache, tokens: int) -> bool:
     """Whether every token-addressed layer holds exactly the sequence's `tokens` (others keep something else in them)."""
-    return all(layer.offset == tokens for _, layer in _leaves(cache) if type(layer) in _BLOCKS)
+    return all(layer.offset == tokens for _, layer in caches.leaves(cache) if caches.is_by_token(layer))
 
 
 def cut_block(cache: Cache, start: int, stop: int) -> Arrays:
     """Tokens start..stop of the token-addressed layers, as arrays of their own, not yet evaluated."""
     found: Arrays = {}
-    for place, layer in _leaves(cache):
-        if type(layer) in _BLOCKS:
-            for name, array in _parts(layer):
+    for place, layer in caches.leaves(cache):
+        if caches.is_by_token(layer):
+            for name, array in caches.parts(layer):
                 found[f"{place}.{name}"] = mx.contiguous(array[..., start:stop, :])
     return found
 
@@ -90,9 +75,9 @@ def cut_state(cache: Cache) -> tuple[Arrays, dict[str, str]]:
     """The state layers as they are now: arrays of their own, not yet evaluated, and the facts that they go with."""
     arrays: Arrays = {}
     trees: dict[str, Any] = {}
-    for place, layer in _leaves(cache):
-        if _is_state(layer):
-            trees[place] = _flatten(_snapshot(layer), place, arrays)
+    for place, layer in caches.leaves(cache):
+        if caches.is_state(layer):
+            trees[place] = _flatten(caches.snapshot(layer), place, arrays)
     return arrays, {_TREE: json.dumps(trees, separators=(",", ":"))} if trees else {}
 
 
@@ -108,13 +93,13 @@ def restore(
     that what follows is not copied again. Raises `ValueError` if a part is missing or has another shape."""
     trees = json.loads(state[1].get(_TREE, "{}")) if state is not None else {}
     copies: list[_Copy] = []
-    for place, layer in _leaves(fresh):
-        if type(layer) in _BLOCKS:
-            _fill(layer, partial(_joined, blocks, place, capacity - tokens, copies), tokens)
+    for place, layer in caches.leaves(fresh):
+        if caches.is_by_token(layer):
+            caches.fill(layer, partial(_joined, blocks, place, capacity - tokens, copies), tokens)
         else:
             if state is None or place not in trees:
                 raise ValueError(f"the state of layer {place} is missing")
-            layer.prefix_cache_restore(_unflatten(trees[place], state[0]))
+            caches.recover(layer, _unflatten(trees[place], state[0]))
     if not holds(fresh, tokens):
         raise ValueError("the blocks do not add up")
     mx.eval([copy.target for copy in copies])
@@ -151,40 +136,6 @@ def nbytes(block: Block) -> int:
 
 def _nbytes(part: Any) -> int:
     return int(part.data.nbytes if isinstance(part, Tensor) else part.nbytes)
-
-
-def _leaves(cache: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for i, layer in enumerate(cache):
-        if isinstance(layer, kinds.CacheList):
-            yield from _leaves(layer.caches, f"{prefix}{i}.")
-        else:
-            yield f"{prefix}{i}", layer
-
-
-def _is_state(layer: Any) -> bool:
-    return type(layer) in _STATES
-
-
-def _parts(layer: Any) -> Iterator[tuple[str, Any]]:
-    for side, held in (("k", layer.keys), ("v", layer.values)):
-        if held is None:
-            continue
-        if isinstance(held, tuple | list):
-            yield from ((f"{side}{i}", part) for i, part in enumerate(held))
-        else:
-            yield side, held
-
-
-def _fill(layer: Any, joined: Callable[[str], Any], tokens: int) -> None:
-    if tokens == 0:
-        return
-    if type(layer) is kinds.QuantizedKVCache:
-        layer.keys, layer.values = (tuple(joined(f"{side}{i}") for i in range(3)) for side in "kv")
-    else:
-        layer.keys, layer.values = joined("k"), joined("v")
-    if type(layer) is kinds.ConcatenateKVCache:
-        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
-    layer.offset = tokens
 
 
 def _joined(blocks: Sequence[tuple[Block, int]], place: str, room: int, copies: list[_Copy], part: str) -> Any:
@@ -238,15 +189,6 @@ class _Copy:
 
 def _name(array: Any) -> str:
     return array.dtype if isinstance(array, Tensor) else _DTYPES[array.dtype]
-
-
-def _snapshot(layer: Any) -> Any:
-    if type(layer) is kinds.RotatingKVCache and layer.keep == 0 and layer.keys is not None:
-        # Beside the window the buffer holds room and, after a chunk, tokens that no later one can see.
-        window = layer.size()
-        keys, values = (layer._temporal_order(side)[..., -window:, :] for side in (layer.keys, layer.values))
-        return {"state": (keys, values), "meta_state": tuple(map(str, (0, layer.max_size, layer.offset, window)))}
-    return layer.prefix_cache_snapshot()
 
 
 def _flatten(value: Any, place: str, arrays: Arrays) -> Any:
