@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from duet.edge import run_server
+from duet.http.server import run_server
 from duet.keys import api_key
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, SettingsError, load_settings

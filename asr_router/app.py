@@ -9,24 +9,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi import FastAPI
 
 from asr_router.backends.qwen3_asr import Qwen3AsrBackend
 from asr_router.backends.sensevoice import SenseVoiceBackend
 from asr_router.routes import meetings, models, transcriptions
 from asr_router.service import TranscriptionService
 from asr_router.spool import Spool
-from duet.docs import install_docs
-from duet.edge import OPEN_PATHS, install_edge
+from duet.http.access import OPEN_PATHS
+from duet.http.docs import install_docs
+from duet.http.edge import install_edge
 from duet.settings import Settings
 from pipelines.jobs import MeetingClient
 from speech.sensevoice import EMBEDDED_ID, find_sensevoice
 
 logger = logging.getLogger(__name__)
-
-CLIENT_CLOSED = 499
-"""nginx's status for a client that left before its answer: seen in the log only."""
 
 
 def create_app(settings: Settings, service: TranscriptionService, *, key: str) -> FastAPI:
@@ -65,7 +62,6 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
         open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     install_docs(app)
-    app.add_exception_handler(transcriptions.ClientGone, _on_client_gone)
     for module in (transcriptions, meetings, models):
         app.include_router(module.router)
     return app
@@ -97,7 +93,3 @@ async def _open_meetings(app: FastAPI, client: MeetingClient) -> None:
         logger.exception("the meetings' store cannot be opened", extra={"action": "meetings_failed"})
         return
     app.state.meetings = client
-
-
-async def _on_client_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED)

@@ -17,24 +17,22 @@
     └── DeadlineExceeded (504)     the caller's own deadline passed
     Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
 
-Every error is raised where its cause is known and translated once, in `duet.edge`, into OpenAI's envelope
+Every error is raised where its cause is known and translated once, in `duet.http.errors`, into OpenAI's envelope
 (`{"error": {"message", "type", "param", "code"}}`, https://platform.openai.com/docs/guides/error-codes), with `retry_after`
 where it is of use to come back.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class DuetError(Exception):
     """Root. `status` is the HTTP status, `kind` OpenAI's error type, `code` a stable machine-readable name. Where nobody knows
     when to come back, `usual_retry_seconds` says it; None: to come back is of no use."""
 
-    status: ClassVar[int] = 500
-    kind: ClassVar[str] = "server_error"
-    code: ClassVar[str] = "internal_error"
-    usual_retry_seconds: ClassVar[int | None] = None
+    status: int = 500
+    kind: str = "server_error"
+    code: str = "internal_error"
+    usual_retry_seconds: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)

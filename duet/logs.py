@@ -48,7 +48,7 @@ def configure_logs(level: str, service: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # One line a request is ours (`duet.edge`); these would double it, with the URL's query.
+    # One line a request is ours (`duet.http.edge`); these would double it, with the URL's query.
     for noisy in ("uvicorn.access", "httpx", "httpx2", "httpcore", "urllib3", "dbos", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error"):

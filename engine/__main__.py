@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from duet.edge import run_server
+from duet.http.server import run_server
 from duet.keys import api_key
 from duet.logs import configure_logs
 from duet.settings import EXIT_CONFIG, SettingsError, load_settings

@@ -6,19 +6,15 @@ import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi import FastAPI
 
-from duet.docs import install_docs
-from duet.edge import OPEN_PATHS, install_edge
+from duet.http.access import OPEN_PATHS
+from duet.http.docs import install_docs
+from duet.http.edge import install_edge
 from duet.settings import Settings
 from engine.api import admin, audio, chat, embeddings, metrics, models
 from engine.api.metered import Metered
-from engine.api.sse import ClientGone
 from engine.types import Backend
-
-CLIENT_CLOSED = 499
-"""nginx's status for a client that left before its answer: seen in the log only."""
 
 
 def create_app(
@@ -54,12 +50,7 @@ def create_app(
         # The description of the API is the same for everybody and says nothing of this machine; a browser sends no key.
         open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
-    app.add_exception_handler(ClientGone, _on_client_gone)
     install_docs(app)
     for module in (chat, embeddings, audio, models, admin, metrics):
         app.include_router(module.router)
     return app
-
-
-async def _on_client_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -16,6 +15,7 @@ from asr_router.languages import LANGUAGES
 from asr_router.routing import BackendName, Quality, Wish, unused
 from asr_router.service import Outcome, TranscriptionService
 from duet.errors import InvalidRequest, ModelNotFound
+from duet.http.disconnect import unless_gone
 from duet.wire import Transcript
 from speech import formats
 
@@ -58,7 +58,7 @@ async def transcriptions(
     options = Options(code, prompt or None, keywords, temperature)
     service: TranscriptionService = request.app.state.transcriptions
     async with request.app.state.spool.take(file) as path:
-        outcome = await _unless_gone(request, service, path, wish, options)
+        outcome = await unless_gone(request, service.transcribe(path, wish, options))
     unknown = [name for name in form if name not in KNOWN and name not in REFUSED]
     idle = unused(outcome.route.backend, options, words="word" in granularities, heard=outcome.transcript.language)
     headers = _headers(outcome, ignored=sorted({*unknown, *idle}))
@@ -129,32 +129,6 @@ def _pinned(request: Request, model: str) -> BackendName | None:
     if model not in names:
         raise ModelNotFound(f"there is no model {model!r}; there are: {', '.join(names)}", param="model")
     return names[model]
-
-
-async def _unless_gone(
-    request: Request, service: TranscriptionService, path: Any, wish: Wish, options: Options
-) -> Outcome:
-    """The outcome; a client that leaves cancels the work, the engine's part of it too."""
-    working = asyncio.ensure_future(service.transcribe(path, wish, options))
-    leaving = asyncio.create_task(_disconnected(request), name="disconnect")
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-class ClientGone(Exception):
-    """Nobody is left to answer."""
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _headers(outcome: Outcome, *, ignored: list[str]) -> dict[str, str]:

@@ -15,10 +15,10 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from duet.errors import Busy, InvalidRequest
+from duet.http.disconnect import unless_gone
 from duet.wire import Transcript
 from engine.api.deadlines import deadline_of
 from engine.api.dependencies import BackendDep, answer_headers, priority_of, tenant_of
-from engine.api.sse import unless_gone
 from engine.types import Backend, TranscriptionRequest
 from speech import formats
 from speech.decode import decode

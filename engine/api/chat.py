@@ -15,6 +15,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from duet.errors import DuetError, Internal, InvalidRequest, from_code
+from duet.http.disconnect import unless_gone
 from duet.wire import Usage
 from engine.api.deadlines import deadline_of
 from engine.api.dependencies import (
@@ -27,7 +28,7 @@ from engine.api.dependencies import (
 from engine.api.images import load_image
 from engine.api.schemas.chat import ChatCompletionRequest, ContentPart, ignored_fields
 from engine.api.schemas.structure import structure_of
-from engine.api.sse import DONE, EventStream, error_frame, unless_gone
+from engine.api.sse import DONE, EventStream, error_frame
 from engine.types import (
     Accepted,
     Backend,

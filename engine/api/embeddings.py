@@ -11,9 +11,9 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
+from duet.http.disconnect import unless_gone
 from engine.api.deadlines import deadline_of
 from engine.api.dependencies import BackendDep, answer_headers, priority_of, tenant_of
-from engine.api.sse import unless_gone
 from engine.types import EmbeddingRequest
 
 router = APIRouter()

@@ -5,27 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 
-import msgspec
-from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from duet.edge import envelope
-from duet.errors import DuetError, Unavailable
-
-T = TypeVar("T")
+from duet.errors import DuetError
+from duet.http.disconnect import disconnected, stopped
+from duet.http.errors import envelope
 
 DONE = b"data: [DONE]\n\n"
 FAREWELL_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 2.0
 """After so long without a frame a comment is sent: programs between us and the client close connections that say nothing."""
-
-
-class ClientGone(Exception):
-    """The client closed the connection: there is nobody to answer."""
 
 
 class EventStream(Response):
@@ -96,37 +89,9 @@ def _body(frame: bytes, *, more: bool = True) -> dict[str, Any]:
     return {"type": "http.response.body", "body": frame, "more_body": more}
 
 
-async def disconnected(receive: Receive) -> None:
-    """Returns when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; cancels it and raises `ClientGone` when the client leaves first, `Unavailable` when the
-    server stops."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(disconnected(request.receive), name="disconnect")
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
-    except asyncio.CancelledError as error:
-        raise stopped() from error  # only the stopping server cancels a request
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-def stopped() -> Unavailable:
-    return Unavailable("the engine is stopping; send the request again when it is back", retry_after_seconds=5)
-
-
 def error_frame(error: DuetError) -> bytes:
     """An error after the stream has begun."""
-    return b"data: " + msgspec.json.encode(envelope(error)) + b"\n\n"
+    return b"data: " + envelope(error) + b"\n\n"
 
 
 def comment(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import stat
 from collections.abc import AsyncIterator
@@ -15,8 +16,8 @@ from fastapi import Body, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from duet.edge import install_edge
 from duet.errors import Busy, DuetError
+from duet.http.edge import install_edge
 from duet.keys import KEY_FILE, api_key
 
 KEY = "duet-test"
@@ -33,9 +34,15 @@ class Asked(BaseModel):
     items: list[Inner] = []
 
 
+def dialect_body(error: DuetError) -> bytes:
+    return json.dumps({"type": "error", "error": {"type": error.code, "message": error.message}}).encode()
+
+
 def make_app() -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    install_edge(app, key=KEY, allowed_hosts=("Studio.Local",), max_body_bytes=LIMIT)
+    install_edge(
+        app, key=KEY, allowed_hosts=("Studio.Local",), max_body_bytes=LIMIT, error_bodies={"/dialect": dialect_body}
+    )
 
     @app.get("/health")
     async def health() -> str:
@@ -48,6 +55,18 @@ def make_app() -> FastAPI:
     @app.post("/size")
     async def size(request: Request) -> int:
         return len(await request.body())
+
+    @app.post("/dialect/busy")
+    async def dialect_busy(asked: Annotated[Asked, Body()]) -> None:
+        raise Busy("come back", retry_after_seconds=7)
+
+    @app.post("/dialects")
+    async def dialects() -> None:
+        raise Busy("come back")
+
+    @app.get("/dialect/broken")
+    async def dialect_broken() -> None:
+        raise ZeroDivisionError
 
     @app.get("/busy")
     async def busy() -> None:
@@ -195,6 +214,36 @@ async def test_unknown_paths_and_methods_have_the_same_shape(client: httpx.Async
     assert error(wrong)["message"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "content", "headers", "status", "code"),
+    [
+        ("POST", "/dialect/busy", b"{}", {}, 429, "server_busy"),
+        ("POST", "/dialect/busy", b'{"count": 0}', {}, 400, "invalid_value"),
+        ("POST", "/dialect/busy", b"x" * (LIMIT + 1), {}, 413, "payload_too_large"),
+        ("POST", "/dialect/busy", b"{}", {"Authorization": "Bearer wrong"}, 401, "invalid_api_key"),
+        ("POST", "/dialect/busy", b"{}", {"Host": "evil.example"}, 403, "forbidden_host"),
+        ("PUT", "/dialect/busy", b"{}", {}, 405, "http_405"),
+        ("GET", "/dialect", b"", {}, 404, "not_found"),
+        ("GET", "/dialect/broken", b"", {}, 500, "internal_error"),
+    ],
+)
+async def test_a_dialect_says_what_errors_below_its_path_look_like(
+    client: httpx.AsyncClient, method: str, path: str, content: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    answer = await client.request(
+        method, path, content=content, headers={"Content-Type": "application/json", **headers}
+    )
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json()["type"] == "error"
+    assert answer.json()["error"]["type"] == code
+    assert answer.headers.get("Retry-After") == ("7" if status == 429 else None)
+
+
+async def test_a_dialect_does_not_speak_for_its_neighbours(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/dialects")).json()["error"]["code"] == "server_busy"
+
+
 async def test_an_error_says_when_to_come_back(client: httpx.AsyncClient) -> None:
     answer = await client.get("/busy")
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
@@ -225,7 +274,7 @@ async def test_a_request_id_is_kept_only_if_it_is_harmless(client: httpx.AsyncCl
 async def test_a_request_is_one_log_line_without_its_query(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "duet.edge")
+    caplog.set_level(logging.INFO, "duet.http.edge")
     await client.get("/busy?secret=1")
     (record,) = [record for record in caplog.records if getattr(record, "action", "") == "request"]
     assert record.getMessage() == "GET /busy"

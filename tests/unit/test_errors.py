@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from duet.edge import envelope
 from duet.errors import (
     Conflict,
     ContextTooLong,
@@ -15,6 +16,7 @@ from duet.errors import (
     WorkerLost,
     from_code,
 )
+from duet.http.errors import envelope
 
 
 def every(root: type[DuetError]) -> list[type[DuetError]]:
@@ -34,8 +36,8 @@ def test_an_error_survives_the_way_through_a_worker(kind: type[DuetError]) -> No
 def test_who_may_come_back_is_told_when(kind: type[DuetError]) -> None:
     error = kind("said")
     assert (error.retry_after_seconds is not None) == (error.status in (429, 503))
-    assert envelope(error)["error"].get("retry_after") == error.retry_after_seconds
-    assert envelope(kind("said", retry_after_seconds=9))["error"]["retry_after"] == 9
+    assert json.loads(envelope(error))["error"].get("retry_after") == error.retry_after_seconds
+    assert json.loads(envelope(kind("said", retry_after_seconds=9)))["error"]["retry_after"] == 9
 
 
 def test_codes_are_unique_but_for_the_fault_of_ours() -> None:

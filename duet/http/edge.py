@@ -1,0 +1,142 @@
+"""The HTTP edge of both services: request id and the one log line, Host allow-list, API key, body bound, in this order.
+
+Written as plain ASGI, since Starlette's BaseHTTPMiddleware hides a client's disconnect from streaming routes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from duet import logs
+from duet.errors import DuetError, Internal, InvalidRequest, PayloadTooLarge
+from duet.http.access import LOCAL_HOSTS, OPEN_PATHS, Access
+from duet.http.disconnect import install_disconnect
+from duet.http.errors import ErrorBody, body_for, error_response, install_errors
+
+logger = logging.getLogger(__name__)
+
+TENANT = "primary"
+"""Requests of different tenants share nothing that was derived from their content."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def install_edge(
+    app: FastAPI,
+    *,
+    key: str,
+    allowed_hosts: Sequence[str],
+    max_body_bytes: int,
+    open_paths: frozenset[str] = OPEN_PATHS,
+    error_bodies: Mapping[str, ErrorBody] | None = None,
+) -> None:
+    """Give `app` its middleware and its error handlers.
+
+    `allowed_hosts` adds names to `LOCAL_HOSTS`. `error_bodies` says by path what errors look like where they are not
+    OpenAI's: a dialect's path and all below it.
+    """
+    access = Access(key, LOCAL_HOSTS | {host.lower() for host in allowed_hosts}, open_paths)
+    app.add_middleware(Edge, access=access, max_body_bytes=max_body_bytes, error_bodies=dict(error_bodies or {}))
+    install_errors(app)
+    install_disconnect(app)
+
+
+class Edge:
+    """Pure ASGI middleware; holds no state of a request."""
+
+    def __init__(
+        self, app: ASGIApp, *, access: Access, max_body_bytes: int, error_bodies: Mapping[str, ErrorBody]
+    ) -> None:
+        self._app, self._access = app, access
+        self._max_body_bytes, self._error_bodies = max_body_bytes, error_bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": "there is no WebSocket here"})
+            case _:
+                await self._app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, path = Headers(scope=scope), scope["path"]
+        request_id = _request_id(headers)
+        logs.request_id.set(request_id)
+        error_body = body_for(path, self._error_bodies)
+        # Whose data this is: the primary key is the only one yet.
+        scope.setdefault("state", {}).update(request_id=request_id, tenant=TENANT, error_body=error_body)
+        started_at, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            if refusal := self._access.refusal(path, headers) or self._unreadable(headers):
+                await error_response(refusal, error_body)(scope, receive, send_marked)
+            else:
+                await self._app(scope, self._bounded(receive, headers), send_marked)
+        except Exception as error:
+            if isinstance(error, DuetError):
+                fault: DuetError = error
+            else:
+                logger.exception("unexpected error", extra={"action": "internal_error", "request_id": request_id})
+                fault = Internal(f"an unexpected error; the log has it under request id {request_id}")
+            if status:
+                raise  # the answer has begun: the server closes the connection, which the client sees
+            await error_response(fault, error_body)(scope, receive, send_marked)
+        finally:
+            quiet = path in self._access.open_paths
+            milliseconds = round(1000 * (time.perf_counter() - started_at))
+            logger.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s %s",
+                scope["method"],
+                path,
+                extra={
+                    "action": "request", "status": status, "milliseconds": milliseconds, "request_id": request_id,
+                },
+            )  # fmt: skip
+
+    def _unreadable(self, headers: Headers) -> DuetError | None:
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            return InvalidRequest("Content-Length is not a number")
+        return self._too_large(headers) if int(length) > self._max_body_bytes else None
+
+    def _too_large(self, headers: Headers) -> PayloadTooLarge:
+        # Of a form's parts only `file` may be large: Starlette bounds each of the others to 1 MiB.
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        message = f"the request body is larger than {self._max_body_bytes} bytes"
+        return PayloadTooLarge(message, param="file" if is_form else None)
+
+    def _bounded(self, receive: Receive, headers: Headers) -> Receive:
+        """A chunked body has no Content-Length: count what comes."""
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._max_body_bytes:
+                raise self._too_large(headers)
+            return message
+
+        return bounded
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own, if it is harmless in a log; else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
