@@ -28,7 +28,10 @@ from engine.types import (
 )
 from engine.worker.loop import Loop
 from engine.worker.model import Loaded
+from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import load
+from engine.worker.runtime.runner import Runner
+from engine.worker.scheduler.policy import Plan, PrefillChunk
 from tests import checkpoints
 
 
@@ -111,6 +114,100 @@ class Driver:
         self.loop.tick()
         self.loop._scheduler.check()
         self.ticks += 1
+
+    # The inside of the worker: the only place in the tests that knows it.
+
+    @property
+    def runner(self) -> Runner:
+        assert self.loop._runner is not None
+        return self.loop._runner
+
+    @property
+    def batch(self) -> Batch:
+        """What decodes now; a new one after a step that failed."""
+        return self.runner._batch
+
+    def rows(self) -> dict[str, Row]:
+        """The rows that take part in the next step, by request: those of requests that have ended leave first."""
+        scheduler, batch = self.loop._scheduler, self.batch
+        return {row.id: row for row in [*batch.rows, *batch._joining] if row.id not in scheduler._leaving}
+
+    def scheduled(self) -> set[str]:
+        """The requests that the scheduler believes to have a row."""
+        return set(self.loop._scheduler._running)
+
+    def prefilled(self, request_id: str) -> int:
+        """Prompt tokens that are computed of a request without a row; 0 before it begins."""
+        row = self.runner._prefilling.get(request_id)
+        return 0 if row is None else row.prefilled
+
+    def waiting(self) -> int:
+        """Requests that have no row yet, as the gateway hears it."""
+        return self.report().waiting
+
+    def kv_tokens(self) -> int:
+        """Tokens whose KV running and prefilling requests hold, as the gateway hears it."""
+        return self.report().kv_tokens
+
+    def report(self) -> BatchReport:
+        return self.loop._batch_report()
+
+    def send_reports(self) -> None:
+        """As the loop does before it waits."""
+        self.loop._report(now=True)
+
+    def preempt(self, request_id: str) -> bool:
+        """Have a row leave with the next tick and come back. False if it cannot."""
+        return self.loop._scheduler.preempt(request_id)
+
+    def preemptions(self) -> int:
+        """How often a row was swapped out so far, as the gateway hears it."""
+        return self.report().preemptions
+
+    def fail_step(
+        self,
+        patch: pytest.MonkeyPatch,
+        message: str = "the device is gone",
+        *,
+        place: str = "_forward",
+        once: bool = False,
+    ) -> list[str]:
+        """Decode steps fail at a method of `Batch`, when half of its work is done. `once`: one step of a batch with rows.
+        What is returned grows by `place` with each."""
+        original, failed = getattr(Batch, place), list[str]()
+
+        def fails(batch: Batch, *arguments: Any) -> Any:
+            found = original(batch, *arguments)
+            if once and (failed or not batch.rows):
+                return found
+            failed.append(place)
+            raise RuntimeError(message)
+
+        patch.setattr(Batch, place, fails)
+        return failed
+
+    def fail_prefill(
+        self, patch: pytest.MonkeyPatch, message: str = "the device is gone", *, once: bool = False
+    ) -> list[PrefillChunk]:
+        """Prompt chunks fail, `once` or always. Returns those that were tried, which grow."""
+        original, tried = Runner._prefill, list[PrefillChunk]()
+
+        def fails(runner: Runner, chunk: PrefillChunk) -> None:
+            tried.append(chunk)
+            if not once or len(tried) == 1:
+                raise RuntimeError(message)
+            original(runner, chunk)
+
+        patch.setattr(Runner, "_prefill", fails)
+        return tried
+
+    def break_loop(self, patch: pytest.MonkeyPatch) -> None:
+        """The next tick raises what no request is to blame for."""
+
+        def fails(plan: Plan) -> Any:
+            raise RuntimeError("the device is gone")
+
+        patch.setattr(self.runner, "execute", fails)
 
     @property
     def quiet(self) -> bool:

@@ -182,6 +182,5 @@ def test_rows_keep_the_checkpoint_s_dtype_when_a_one_token_prompt_joins(model: C
         driver.post(request)
     for _ in range(4):
         driver.tick()
-    assert driver.loop._runner is not None
-    assert {layer.keys.dtype for layer in driver.loop._runner._batch._cache} == {mx.bfloat16}
+    assert {layer.keys.dtype for layer in driver.batch._cache} == {mx.bfloat16}
     driver.drain()

@@ -63,10 +63,7 @@ def test_random_arrivals_and_cancellations_change_no_survivor(model: Callable[..
                 driver.post(Cancel(name))
         if not (driver.loop.idle and driver.mailbox.empty()):
             driver.tick()
-            assert driver.loop._runner is not None
-            # Whose end was read in this tick leaves by the next.
-            staying = driver.loop._runner._batch.ids - driver.loop._scheduler._leaving
-            assert staying == set(driver.loop._scheduler._running)
+            assert driver.rows().keys() == driver.scheduled()
     driver.drain()
     survivors = [request for request in requests if request.id not in cancelled]
     assert len(survivors) == 10

@@ -138,7 +138,7 @@ def test_one_image_of_a_priority_is_encoded_before_it_has_a_row(driver: Driver, 
         driver.tick()
     assert len(encodings) == 1, "whoever is urgent is encoded first, and then nobody of less priority"
     assert driver.of("urgent 0", Accepted)
-    assert driver.loop._batch_report().waiting == 6
+    assert driver.waiting() == 6
     driver.drain()
     over = [event.id for event in driver.recorder.sent if isinstance(event, Finished)]
     assert over == ["stream", *urgent, *normal]

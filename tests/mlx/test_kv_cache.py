@@ -98,7 +98,7 @@ def test_a_preempted_row_goes_on_as_if_nothing_had_happened(
     while not all(driver.over(item.id) for item in rows):
         said = len(driver.of("a", TextDelta))
         if said in (5, 20) and swapped < said:
-            swapped = said if driver.loop._scheduler.preempt("a") else swapped
+            swapped = said if driver.preempt("a") else swapped
         driver.tick()
     assert swapped == 20
     assert {item.id: driver.raw(item.id) for item in rows} == expected
@@ -272,12 +272,10 @@ def test_a_prefill_that_is_cancelled_inside_a_picture_is_kept_up_to_it(
 ) -> None:
     driver = KvDriver(model("hybrid"), tmp_path / "kv", chunk_tokens=16)
     driver.post(ask("gone", words(200, 4), images=(picture(3, (320, 256)),)))
-    runner = driver.loop._runner
-    assert runner is not None
-    while "gone" not in runner._prefilling or not runner._prefilling["gone"].prefilled:
+    while not driver.prefilled("gone"):
         driver.tick()
     (medium,) = driver.kv._sessions["gone"].prompt.media
-    assert medium.start < runner._prefilling["gone"].prefilled < medium.stop
+    assert medium.start < driver.prefilled("gone") < medium.stop
     driver.post(Cancel("gone"))
     driver.tick()
     assert {held.entry.stop for held in driver.kv._memory.newest_first()} == {medium.start}
@@ -501,7 +499,7 @@ def test_a_full_write_budget_is_named(model: Callable[..., Loaded], tmp_path: Pa
     first = KvDriver(model("plain"), tmp_path / "kv", limits=limits)
     for i in range(2):
         first.run([request(f"r{i}", i)])
-    first.loop._flush()
+    first.end()
     assert first.kv.report.refused > 0
     assert first.kv.report.written_bytes == 0
 
@@ -604,19 +602,10 @@ def test_a_chunk_after_a_failed_one_does_not_run(
     model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from engine.types import Failed
-    from engine.worker.runtime.runner import Runner
 
     loaded = model("hybrid")
     driver = KvDriver(loaded, tmp_path / "kv", chunk_tokens=512)
-    original, ran = Runner._prefill, []
-
-    def fails_once(self: Runner, chunk: object) -> None:
-        ran.append(chunk)
-        if len(ran) == 1:
-            raise RuntimeError("a fault of the device")
-        original(self, chunk)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Runner, "_prefill", fails_once)
+    ran = driver.fail_prefill(monkeypatch, "a fault of the device", once=True)
     chat = ask("bad", "x", tokens=4)
     parts = (
         Message("system", (Part("text", text=words(200, 3)),)),

@@ -47,21 +47,12 @@ def test_rows_that_give_way_to_memory_say_what_they_would_have_said(
         driver: Driver = KvDriver(loaded, tmp_path / "kv", active_kv_bytes=enough_to_begin)
     else:
         driver = Driver(loaded, active_kv_bytes=enough_to_begin)
-    swapped = 0
-    preempt = driver.loop._scheduler.preempt
-
-    def counted(name: str) -> bool:
-        nonlocal swapped
-        swapped += 1
-        return preempt(name)
-
-    driver.loop._scheduler.preempt = counted  # type: ignore[method-assign]
     for request in requests:
         driver.post(request)
     while not all(driver.of(request.id, Finished) for request in requests):
         driver.tick()
     assert {request.id: driver.raw(request.id) for request in requests} == expected
-    assert swapped > 0, "there was memory for all of them"
+    assert driver.preemptions() > 0, "there was memory for all of them"
 
 
 def test_an_interactive_request_takes_the_row_of_batch_work(
@@ -104,13 +95,13 @@ def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Calla
     driver = Driver(loaded)
     driver.run([msgspec.structs.replace(quick[-1], id="compiled")])  # compiling takes as many ticks as it will
     apart: list[str] = []
-    step_alone = driver.loop._runner._step_alone  # type: ignore[union-attr]
+    step_alone = driver.runner._step_alone
 
     def noted(row: Row) -> Any:
         apart.append(row.id)
         return step_alone(row)
 
-    driver.loop._runner._step_alone = noted  # type: ignore[method-assign, union-attr]
+    driver.runner._step_alone = noted  # type: ignore[method-assign]
     for request in batch:
         driver.post(request)
     for request in quick:  # one after the other: beside each other they are streams that do not wait
@@ -157,7 +148,7 @@ def test_a_row_that_comes_back_beside_batch_rows_goes_on_where_it_was(
     driver.post(swapped)
     while len(driver.of("swapped", TextDelta)) < 4:
         driver.tick()
-    assert driver.loop._scheduler.preempt("swapped")
+    assert driver.preempt("swapped")
     while not (driver.over("swapped") and driver.over("b")):
         driver.tick()
     assert {request.id: driver.raw(request.id) for request in (batch, swapped)} == expected
@@ -225,7 +216,8 @@ def test_a_held_request_can_be_cancelled(model: Callable[..., Loaded]) -> None:
     driver.post(Cancel("b"))
     for _ in range(4):
         driver.tick() if not (driver.loop.idle and driver.mailbox.empty()) else None
-    assert driver.loop._scheduler.running == driver.loop._scheduler.waiting == 0
+    assert not driver.scheduled()
+    assert driver.waiting() == 0
 
 
 def test_an_answer_that_is_late_fails_once_and_its_neighbour_goes_on(model: Callable[..., Loaded]) -> None:
@@ -267,7 +259,7 @@ def test_the_gateway_hears_how_full_the_batch_is(model: Callable[..., Loaded], m
     assert any((seen.rows, seen.waiting) == (1, 1) and seen.kv_tokens > 400 for seen in driver.recorder.batch)
     driver.post(ask("last", "bye", tokens=1))
     driver.drain()
-    driver.loop._report(now=True)
+    driver.send_reports()
     last = driver.recorder.batch[-1]
     assert (last.rows, last.waiting, last.kv_tokens, last.preemptions) == (0, 0, 0, 0)
     assert last.kv_tokens_bound is not None

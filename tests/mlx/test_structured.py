@@ -204,7 +204,7 @@ def test_a_preempted_row_goes_on_in_its_form(model: Callable[..., Loaded]) -> No
     while not driver.over("a"):
         driver.tick()
         if driver.ticks % 9 == 0:
-            preempted += driver.loop._scheduler.preempt("a")
+            preempted += driver.preempt("a")
     assert preempted >= 3
     assert driver.raw("a") == alone
     assert_person(driver.text("a"))
@@ -339,12 +339,8 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
     driver = Driver(model("plain"))
     driver.post(ask("a", "x", structure=choice("a")))
     driver.post(ask("b", "x"))
-
-    def fail(plan: Any) -> Any:
-        raise RuntimeError("the device is gone")
-
     monkeypatch.setattr(driver.loop._grammars, "back", lambda message: [])
-    monkeypatch.setattr(driver.loop._runner, "execute", fail)
+    driver.break_loop(monkeypatch)
     with pytest.raises(RuntimeError):
         driver.loop.run()
     assert {driver.of(name, Failed)[0].code for name in "ab"} == {"worker_lost"}

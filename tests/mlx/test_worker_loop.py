@@ -21,7 +21,7 @@ from engine.worker.model import Loaded
 from engine.worker.runtime import memory
 from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import LoadError, load
-from engine.worker.runtime.runner import FAULTS, Runner
+from engine.worker.runtime.runner import FAULTS
 from tests.mlx.conftest import Driver, ask, picture, words
 
 
@@ -114,8 +114,7 @@ def test_a_row_that_fails_does_not_harm_its_neighbours(
     driver.post(ask("bad", words(20, 3), tokens=30, logit_bias={5: 1.0}))
     for _ in range(6):
         driver.tick()
-    assert driver.loop._runner is not None
-    (row,) = [row for row in driver.loop._runner._batch.rows if row.id == "bad"]
+    row = driver.rows()["bad"]
 
     def fail(logits: Any) -> Any:
         raise ValueError("broken grammar")
@@ -142,25 +141,14 @@ def test_a_step_that_fails_ends_the_rows_that_ran_and_nobody_else(
     driver.post(waiting)
     for _ in range(4):
         driver.tick()
-    original, failed = getattr(Batch, place), []
-
-    def fails_once(self: Batch, *arguments: Any) -> Any:
-        found = original(self, *arguments)  # half of the work is done
-        if not failed and self.rows:
-            failed.append(place)
-            raise RuntimeError("no memory for that")
-        return found
-
-    monkeypatch.setattr(Batch, place, fails_once)
+    failed = driver.fail_step(monkeypatch, "no memory for that", place=place, once=True)
     while not failed or not driver.of("b", Failed):
         driver.tick()
     assert driver.of("b", Failed)[0].code == "internal_error"
     assert len([*driver.of("a", Failed), *driver.of("a", Finished)]) == 1
     driver.run([later])
     assert {name: driver.raw(name) for name in alone} == alone
-    assert driver.loop._runner is not None
-    assert not driver.loop._runner.busy
-    driver.loop._scheduler.check()
+    assert not driver.runner.busy
 
 
 def test_a_first_step_apart_that_fails_ends_its_row_alone(
@@ -177,7 +165,7 @@ def test_a_first_step_apart_that_fails_ends_its_row_alone(
     def fail(row: Row) -> Any:
         raise RuntimeError("no memory for that")
 
-    monkeypatch.setattr(driver.loop._runner, "_step_alone", fail)
+    monkeypatch.setattr(driver.runner, "_step_alone", fail)
     driver.post(ask("quick", "hello", tokens=5))
     driver.drain()
     assert driver.of("quick", Failed)[0].code == "internal_error"
@@ -186,11 +174,7 @@ def test_a_first_step_apart_that_fails_ends_its_row_alone(
 
 def test_steps_that_never_succeed_end_the_worker(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(model("plain"))
-
-    def fail(self: Batch) -> Any:
-        raise RuntimeError("the device is gone")
-
-    monkeypatch.setattr(Batch, "_forward", fail)
+    driver.fail_step(monkeypatch)
     for i in range(FAULTS - 1):
         driver.run_all([ask(f"r{i}", "hello", tokens=5)])
         assert driver.of(f"r{i}", Failed)[0].code == "internal_error"
@@ -208,11 +192,7 @@ def test_an_unexpected_error_fails_every_live_request_and_is_raised(
     driver.post(ask("b", "hello", tokens=50))
     for _ in range(4):
         driver.tick()
-
-    def fail(plan: Any) -> Any:
-        raise RuntimeError("the device is gone")
-
-    monkeypatch.setattr(driver.loop._runner, "execute", fail)
+    driver.break_loop(monkeypatch)
     with pytest.raises(RuntimeError):
         driver.loop.run()
     assert [driver.of(name, Failed)[0].code for name in "ab"] == ["worker_lost", "worker_lost"]
@@ -225,12 +205,8 @@ def test_a_device_that_fails_in_a_step_and_then_in_every_prompt_ends_the_worker(
     driver.post(ask("a", "hello", tokens=50))
     for _ in range(4):
         driver.tick()
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("the device is gone")
-
-    monkeypatch.setattr(Batch, "_forward", fail)
-    monkeypatch.setattr(Runner, "_prefill", fail)
+    driver.fail_step(monkeypatch)
+    driver.fail_prefill(monkeypatch)
     for i in range(FAULTS - 2):
         driver.run_all([ask(f"r{i}", "hello", tokens=5)])
     driver.post(ask("last", "hello", tokens=5))
@@ -243,12 +219,8 @@ def test_prompts_that_fail_by_themselves_never_end_the_worker(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(model("plain"))
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("a prompt of its own kind")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_prefill", fail)
+        driver.fail_prefill(patch, "a prompt of its own kind")
         for i in range(FAULTS + 2):
             driver.run_all([ask(f"r{i}", "hello", tokens=5)])
             assert driver.of(f"r{i}", Failed)
@@ -262,8 +234,7 @@ def test_the_memory_of_a_failed_step_is_free_at_once(
     driver.post(ask("a", "hello", tokens=50))
     for _ in range(4):
         driver.tick()
-    assert driver.loop._runner is not None
-    lost = weakref.ref(driver.loop._runner._batch)
+    lost = weakref.ref(driver.batch)
 
     def fail(self: Batch) -> Any:
         cache = self._cache  # as a frame of the model's own would hold it
@@ -290,16 +261,8 @@ def test_a_row_that_was_swapped_out_goes_on_after_a_step_that_failed(
     driver.post(ask("other", "hello", tokens=100))
     while len(driver.of("swapped", TextDelta)) < 5:
         driver.tick()
-    original, failed = Batch._forward, []
-
-    def fails_once(self: Batch) -> Any:
-        if not failed:
-            failed.append(self)
-            raise RuntimeError("no memory for that")
-        return original(self)
-
-    monkeypatch.setattr(Batch, "_forward", fails_once)
-    assert driver.loop._scheduler.preempt("swapped")
+    driver.fail_step(monkeypatch, "no memory for that", once=True)
+    assert driver.preempt("swapped")
     driver.drain()
     assert driver.of("other", Failed)
     assert driver.raw("swapped") == alone
