@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fix bench bench-kv bench-serving bench-pool bench-structured kv-kills serve footprint train evaluate wheel lock clean
+.PHONY: help demo test prove check fix bench bench-kv bench-serving bench-structured stress-pool stress-kv serve footprint train evaluate wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,7 +22,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
 
 demo: $(READY) ## start everything with the embedded models and show it: chat, embeddings, a transcription, a meeting
-	$(RUN) -m benchmarks.demo
+	$(RUN) -m duet.demo
 
 test: $(READY) ## everything that the lock alone can run
 	$(BIN)/python -m pytest -m "not recordings and not debian and not wheel and not metal"
@@ -54,14 +54,14 @@ bench-serving: $(READY) $(PEERS)/.ready ## streams over HTTP beside other server
 	$(RUN) -m benchmarks.serving.stall
 	$(RUN) -m benchmarks.serving.priority
 
-bench-pool: $(READY) ## four models, memory for two, random clients for five minutes: clean answers only, nothing left
-	$(RUN) -m benchmarks.pool
-
 bench-structured: $(READY) ## 1,000 random schemas and 300 expressions: every answer is of its form, and what that costs; minutes
 	$(RUN) -m benchmarks.structured
 
-kv-kills: $(READY) ## 200 times kill -9 inside writes of the KV cache: nothing may be broken; minutes
-	$(RUN) -m benchmarks.kv.kills
+stress-pool: $(READY) ## four models, memory for two, random clients for five minutes: clean answers only, nothing left
+	$(RUN) -m tests.stress.pool
+
+stress-kv: $(READY) ## 200 times kill -9 inside writes of the KV cache: nothing may be broken; minutes
+	$(RUN) -m tests.stress.kv_kills
 
 # The other servers in an environment of their own: mlx-lm is no dependency of ours.
 $(PEERS)/.ready: benchmarks/peers.txt | $(UV)
@@ -75,12 +75,12 @@ footprint: $(READY) ## memory of all processes, less the weights
 # An environment of its own: torch is in none of the shipped packages.
 train: $(UV) ## make the embedded models anew: hours on two cores; needs espeak-ng, wamerican and wordnet-base
 	$(UV) venv --quiet --allow-existing --python ">=3.11" build/train/venv
-	$(UV) pip install --quiet --python build/train/venv/bin/python -r models/train/requirements.txt
-	build/train/venv/bin/python -m models.train
+	$(UV) pip install --quiet --python build/train/venv/bin/python -r training/requirements.txt
+	build/train/venv/bin/python -m training
 	$(MAKE) --no-print-directory evaluate
 
 evaluate: $(READY) ## measure the embedded models as they lie there and write their README
-	$(RUN) -m models.train.evaluate $(if $(DUET_TEST_EVAL),--eval "$(DUET_TEST_EVAL)")
+	$(RUN) -m training.evaluate $(if $(DUET_TEST_EVAL),--eval "$(DUET_TEST_EVAL)")
 
 serve: $(READY) ## engine, router and meeting worker in the foreground, with the embedded models
 	$(BIN)/duet up --embedded

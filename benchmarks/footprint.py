@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import models
-from benchmarks.stack import Stack, running
+from duet.testing.stack import Stack, running
 
 GOAL_MEGABYTES = 600
 LOADED = ("duet-tiny-chat", "duet-tiny-embed", "duet-tiny-asr")

@@ -20,8 +20,8 @@ from typing import IO
 
 import httpx
 
-from benchmarks.stack import free_ports
 from duet.keys import api_key
+from duet.testing.stack import free_ports
 
 PEERS = Path("build/bench/venv")
 START_SECONDS, STOP_SECONDS = 120.0, 30.0

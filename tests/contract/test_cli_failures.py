@@ -14,9 +14,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.stack import free_ports
 from duet.cli.main import app
 from duet.keys import KEY_FILE, api_key
+from duet.testing.stack import free_ports
 
 STRANGER = (200, "<h1>another program</h1>")
 REFUSAL = (400, json.dumps({"error": {"message": "this is no audio", "type": "x", "param": "file", "code": "y"}}))

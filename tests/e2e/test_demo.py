@@ -15,7 +15,7 @@ import pytest
 def test_the_demo_shows_everything(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DUET_")}
     figures = tmp_path / "figures.json"
-    command = [sys.executable, "-P", "-m", "benchmarks.demo", "--json", str(figures)]
+    command = [sys.executable, "-P", "-m", "duet.demo", "--json", str(figures)]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=570, check=False
     )

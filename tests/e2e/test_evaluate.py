@@ -1,4 +1,4 @@
-"""`python -m models.train.evaluate` as it is run: the product's commands on the embedded models, figures and page."""
+"""`python -m training.evaluate` as it is run: the product's commands on the embedded models, figures and page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.io import wavfile
 
 import models
-from models.train.evaluate import document
+from training.evaluate import document
 
 DEMO = models.CARDS / "demo"
 
@@ -32,7 +33,7 @@ def test_recogniser_and_speakers_are_measured_and_told(tmp_path: Path) -> None:
             sys.executable,
             "-P",
             "-m",
-            "models.train.evaluate",
+            "training.evaluate",
             "--only",
             "recogniser/frozen,speaker",
             "--eval",
@@ -52,8 +53,8 @@ def test_recogniser_and_speakers_are_measured_and_told(tmp_path: Path) -> None:
 @pytest.mark.debian
 def test_sentences_are_spoken_alike_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.accuracy import manifest
-    from models.train import variants
-    from models.train.recogniser import spoken
+    from training import variants
+    from training.recogniser import spoken
 
     (tmp_path / "spoken.txt").write_text("大家好。\nsee you tomorrow.\n", encoding="utf-8")
     monkeypatch.setattr(spoken, "FILE", tmp_path / "spoken.txt")
@@ -66,6 +67,7 @@ def test_sentences_are_spoken_alike_every_time(tmp_path: Path, monkeypatch: pyte
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
         assert {row["voice"] for row in rows} <= set(variants.DEVELOPMENT_VARIANTS)
     for name in ("000.wav", "001.wav"):
-        first, second = ((path.parent / name).read_bytes() for path in paths)
-        assert first == second
-        assert len(first) > 16_000
+        first, second = (wavfile.read(path.parent / name)[1].astype(int) for path in paths)
+        # Sums in NumPy depend on where a buffer lies in memory, so a sample may round to the next of 65,536 steps.
+        assert len(first) == len(second) > 8_000
+        assert abs(first - second).max() <= 1

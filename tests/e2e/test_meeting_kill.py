@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import models
-from benchmarks.stack import Stack
 from duet.settings import Settings, load_settings, to_environment
+from duet.testing.stack import Stack
 from pipelines.jobs import MeetingClient
 from pipelines.meeting.job import OUTPUTS, STAGES, Options, Request
 

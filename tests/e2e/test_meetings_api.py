@@ -16,7 +16,7 @@ import pytest
 import srt
 
 import models
-from benchmarks.stack import Stack
+from duet.testing.stack import Stack
 
 DEMO = models.CARDS / "demo"
 TRUTH = json.loads((DEMO / "meeting.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`duet-tiny-vl` reads rendered text, through the whole stack. The pictures were made by `models/train/vision/pictures.py`."""
+"""`duet-tiny-vl` reads rendered text, through the whole stack. The pictures were made by `training/vision/pictures.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import models
-from benchmarks.stack import Stack
+from duet.testing.stack import Stack
 
 PICTURES = models.CARDS / "demo" / "pictures"
 TEXTS: dict[str, str] = json.loads((PICTURES / "texts.json").read_text(encoding="utf-8"))

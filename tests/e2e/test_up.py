@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 import models
-from benchmarks.stack import Stack, running
+from duet.testing.stack import Stack, running
 
 DEMO = models.CARDS / "demo"
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import models
-from benchmarks.stack import free_ports
+from duet.testing.stack import free_ports
 
 pytestmark = pytest.mark.wheel
 ROOT = Path(__file__).parents[2]
@@ -113,3 +113,21 @@ def test_duet_up_embedded_answers_chat_and_transcription(served: tuple[str, str,
     heard = httpx.post(f"{router}/v1/audio/transcriptions", files=files, headers=headers, timeout=60)
     assert heard.status_code == 200, heard.text
     assert "数据库" in heard.json()["text"]
+
+
+def test_every_module_of_the_wheel_imports_without_the_tools_of_development(installed: Path) -> None:
+    """What cannot be imported in a user's environment has no place in the wheel."""
+    code = """
+import importlib, pkgutil
+rooms = ["duet", "engine", "asr_router", "pipelines", "speech", "launchd", "models", "benchmarks"]
+names = [m.name for room in rooms for m in pkgutil.walk_packages(importlib.import_module(room).__path__, room + ".")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(*names)
+"""
+    found = subprocess.run([str(installed / "python"), "-c", code], capture_output=True, text=True, cwd=installed)
+    assert found.returncode == 0, found.stderr
+    names = found.stdout.split()
+    assert "engine.worker.loop" in names
+    assert {name for name in names if name.startswith("benchmarks.") and "accuracy" not in name} == set()

@@ -9,7 +9,7 @@ import pytest
 from mlx_vlm.models.qwen3_vl.processing_qwen3_vl import Qwen3VLImageProcessor
 from PIL import Image
 
-from models.train.vision import rendering, texts
+from training.vision import rendering, texts
 
 
 @pytest.fixture(scope="module")

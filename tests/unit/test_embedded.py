@@ -13,11 +13,12 @@ import pytest
 from tokenizers import Tokenizer
 
 import models
+import training
 from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM
 
 NAMES = ("duet-tiny-asr", "duet-tiny-chat", "duet-tiny-embed", "duet-tiny-speaker", "duet-tiny-vl")
 HELD_OUT_VOICES = {"m4", "m8", "f3", "klatt3", "Annie", "john", "linda", "max", "quincy", "paul"}
-TRAIN = models.CARDS / "train"
+TRAINING = Path(training.__file__).parent
 
 
 def script(path: Path) -> ModuleType:
@@ -74,18 +75,18 @@ def test_demo_voices_are_not_those_of_the_evaluation() -> None:
 
 
 def test_training_and_tuning_have_no_voice_of_the_evaluation() -> None:
-    variants = script(TRAIN / "variants.py")
+    variants = script(TRAINING / "variants.py")
     held_out, development = set(variants.HELD_OUT_VARIANTS), set(variants.DEVELOPMENT_VARIANTS)
-    training = set(variants.TRAIN_VARIANTS)
+    voices = set(variants.TRAIN_VARIANTS)
     assert held_out == HELD_OUT_VOICES
-    assert not training & held_out
-    assert not training & development
+    assert not voices & held_out
+    assert not voices & development
     assert not development & held_out
-    assert len(training) + len(development) > 40
+    assert len(voices) + len(development) > 40
 
 
 def test_a_sentence_or_term_of_the_evaluation_is_never_allowed() -> None:
-    held_out = script(TRAIN / "held_out.py")
+    held_out = script(TRAINING / "held_out.py")
     known = json.loads(held_out.FILE.read_text(encoding="utf-8"))
     assert len(known["terms"]) > 30
     assert len(known["sentences"]) > 70
@@ -112,13 +113,13 @@ def test_nothing_of_the_frozen_evaluation_set_is_in_the_data() -> None:
     assert len(sentences) > 60
     ours = "\n".join(
         path.read_text(encoding="utf-8").lower()
-        for folder_name in ("demo", "train")
-        for path in (models.CARDS / folder_name).rglob("*")
+        for room in (models.CARDS / "demo", TRAINING)
+        for path in room.rglob("*")
         if path.suffix in (".py", ".json") and path.name != "held_out.json"
     )
     # Names of what the scripts make, not terms in their data: the architecture and the recogniser's format.
     ours = ours.replace("qwen3", "").replace("qwen2", "").replace("sensevoice", "")
-    held_out = script(TRAIN / "held_out.py")
+    held_out = script(TRAINING / "held_out.py")
     assert not any(held_out.allowed(text) for text in sentences | terms)
     assert [text for text in sentences if text.lower() in ours] == []
     assert [term for term in terms if term.lower() in ours] == []

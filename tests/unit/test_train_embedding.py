@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-import models
-from models.train import held_out, intents
+import training
+from training import held_out, intents
 
 ROWS = [
-    line.split("|") for line in (models.CARDS / "train" / "paraphrases.txt").read_text(encoding="utf-8").splitlines()
+    line.split("|")
+    for line in (Path(training.__file__).with_name("paraphrases.txt")).read_text(encoding="utf-8").splitlines()
 ]
 
 

@@ -12,13 +12,13 @@ import pytest
 
 import models
 from benchmarks.accuracy import cer, manifest, report
-from benchmarks.stack import Stack
-from models.train.evaluate import __main__ as command
-from models.train.evaluate import document, embedding, measures, page
-from models.train.evaluate.document import Document, Measured
-from models.train.evaluate.measures import Found, Measure
-from models.train.evaluate.session import Inputs, Session, Unmeasured, session
-from models.train.vision import evaluate, rendering, texts
+from duet.testing.stack import Stack
+from training.evaluate import __main__ as command
+from training.evaluate import document, embedding, measures, page
+from training.evaluate.document import Document, Measured
+from training.evaluate.measures import Found, Measure
+from training.evaluate.session import Inputs, Session, Unmeasured, session
+from training.vision import evaluate, rendering, texts
 
 FIGURES = models.EMBEDDED / "figures.json"
 FOLDERS = sorted(path.name for path in models.EMBEDDED.iterdir() if path.is_dir())

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import models
-from models.train import held_out
-from models.train.evaluate import review as evaluate_review
-from models.train.review import examples, talk
-from models.train.review.misheard import Place, places, respelt
 from pipelines.clients import Reviewer
 from pipelines.glossary import Term
 from pipelines.meeting import prompts
 from pipelines.meeting.windows import corrected
+from training import held_out
+from training.evaluate import review as evaluate_review
+from training.review import examples, talk
+from training.review.misheard import Place, places, respelt
 
 SAID, HEARD = "请检查知识蒸馏的日志。", "请检查知识争流的日志。"
 

@@ -1,0 +1,1 @@
+"""What tests, benchmarks and the demo need to run Duet as its user does."""

@@ -1,6 +1,0 @@
-"""How the embedded models are made: data and training, seeded and resumable, on CPU only. Not part of the wheel.
-
-    python -m venv build/train/venv && build/train/venv/bin/pip install -r models/train/requirements.txt
-    apt-get install espeak-ng wamerican wordnet-base   # and, for the vision model, the fonts of vision/rendering.py
-    build/train/venv/bin/python -m models.train --help
-"""

@@ -1,3 +1,0 @@
-from models.train.vision.train import main
-
-main()

@@ -1,0 +1,209 @@
+"""The measures: each takes what is there, and returns figures as plain data. Needs the project's environment, no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import models
+from benchmarks.accuracy import manifest
+from benchmarks.accuracy.manifest import Utterance
+from training.evaluate import document
+from training.evaluate.session import Session, Unmeasured
+
+RECOGNISER, REVIEWER, SPEAKER = "duet-tiny-asr", "duet-tiny-chat", "duet-tiny-speaker"
+EMBEDDING, VISION = "duet-tiny-embed", "duet-tiny-vl"
+ARMS: Final = ("none", "rule", "lm", "lm+rule")
+REVIEW_PAIRS: Final = 200
+"""Of the bank's held-out pairs: about two minutes."""
+VISION_LINES, SEED = 300, 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """`data`: SHA-256 of what was measured on, by name."""
+
+    figures: dict[str, Any]
+    data: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`models` that the figures depend on; `command` as a reader can give it. `run` raises `Unmeasured` for what is
+    missing, and whatever the models and commands that it uses raise."""
+
+    models: tuple[str, ...]
+    command: str
+    run: Callable[[Session], Found]
+
+
+def recogniser_spoken(session: Session) -> Found:
+    """Free sentences in the development voices, with speed and marks."""
+    from training.recogniser import spoken
+
+    if shutil.which("espeak-ng") is None:
+        raise Unmeasured("needs espeak-ng: apt-get install espeak-ng")
+    path = spoken.write(session.inputs.work / "spoken")
+    result = session.bench("cer", [path], "--arms", "none")
+    return _recognised(result, heard(models.EMBEDDED / RECOGNISER, manifest.read([path]).utterances))
+
+
+def recogniser_frozen(session: Session) -> Found:
+    return _recognised(session.bench("cer", [session.inputs.sentences()], "--arms", "none"), {})
+
+
+def _recognised(result: dict[str, Any], more: dict[str, Any]) -> Found:
+    figures = {"normaliser": result["normaliser"], "groups": document.cer_arms(result["arms"])[0]["groups"]}
+    return Found(figures | more, result["manifests"] | {"audio": result["audio"]})
+
+
+def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """Speed, and which marks the recogniser sets.
+
+    `speed` is CPU time, not the clock's: other work on the machine would count there. With one thread an idle core takes as
+    long. `language`: of the sentences in one language, those whose mark names it.
+    """
+    from speech import sensevoice_child
+    from speech.decode import decode
+    from speech.sensevoice import MAX_CLIP_SECONDS
+    from speech.sensevoice_messages import Recognise, RecogniseFailed
+    from speech.splitter import SAMPLE_RATE
+
+    clips = [decode(utterance.audio, max_seconds=MAX_CLIP_SECONDS) for utterance in utterances]
+    recogniser = sensevoice_child.load(folder, 1)
+    request = Recognise("speed", tuple(np.asarray(clip, dtype="<f4").tobytes() for clip in clips), True)
+    began = time.process_time()
+    answer = sensevoice_child.recognise(recogniser, request)
+    spent = time.process_time() - began
+    if isinstance(answer, RecogniseFailed):
+        raise RuntimeError(answer.message)  # noqa: TRY004 - the model is wrong, not a type
+    audio_seconds = sum(map(len, clips)) / SAMPLE_RATE
+    marked = [
+        segment.language == utterance.language
+        for utterance, segment in zip(utterances, answer.segments, strict=True)
+        if utterance.language in ("zh", "en")
+    ]
+    return {
+        "speed": {
+            "audio_seconds": round(audio_seconds, 1),
+            "cpu_seconds_a_second": spent / audio_seconds,
+            "machine": f"{platform.system()} {platform.machine()}",
+        },
+        "language": document.counted(sum(marked), len(marked)),
+        "emotions": sorted({segment.emotion or "none" for segment in answer.segments}),
+        "events": sorted({segment.event or "none" for segment in answer.segments}),
+    }
+
+
+def review_frozen(session: Session) -> Found:
+    """Sentences and meetings of the frozen set, each with what is said there and with the meetings' absent terms."""
+    sentences, meetings = session.inputs.sentences(), session.inputs.meetings()
+    absent = _absent(meetings, session.inputs.work / "absent.json")
+    found: dict[str, Any] = {}
+    data: dict[str, str] = {}
+    for name, manifests in (("sentences", [sentences, absent]), ("meetings", meetings)):
+        arguments = ("--review-model", REVIEWER, "--arms", ",".join(ARMS))
+        result = session.bench("cer", manifests, *arguments, engine=True)
+        unreadable = result["settings"]["unreadable_answers"]
+        found[name] = {"unreadable": unreadable, "arms": document.cer_arms(result["arms"])}
+        data |= {file: digest for file, digest in result["manifests"].items() if file != absent.name}
+    return Found(found, data)
+
+
+def _absent(meetings: list[Path], target: Path) -> Path:
+    """A manifest with nothing but the absent terms of the meetings, for sentences that have none of their own."""
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in meetings]
+    terms = [term for meeting in read for term in meeting.get("glossary_absent", ())]
+    audio = str(meetings[0].parent.absolute() / read[0]["audio"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"audio": audio, "turns": [], "glossary_absent": list(dict.fromkeys(terms))}
+    target.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return target
+
+
+def review_bank(session: Session) -> Found:
+    """Held-out mistakes of the recogniser, lines for a summary, and questions about itself."""
+    from training.evaluate import review
+
+    bank = session.inputs.bank
+    if not any(bank.glob("*.jsonl")):
+        raise Unmeasured("needs --bank, the mistakes that training.review.bank wrote")
+    pairs, elsewhere = review.read(bank, REVIEW_PAIRS)
+    found = asyncio.run(review.evaluate(session.settings(), pairs, elsewhere, SEED))
+    found["chat"]["answers"] = {question: found["chat"]["answers"][question] for question in review.WHO}
+    return Found(found, {"bank": document.files_digest(sorted(bank.glob("*.jsonl")))})
+
+
+def speaker_frozen(session: Session) -> Found:
+    result = session.bench("der", session.inputs.meetings())
+    figures = {"collar_seconds": result["settings"]["collar_seconds"], "meetings": result["meetings"]}
+    return Found(figures, result["manifests"] | {"audio": result["audio"]})
+
+
+def embedding_paraphrases(session: Session) -> Found:
+    """In a process of its own, as MLX is in the product."""
+    figures = json.loads(session.python("training.evaluate.embedding"))
+    path = Path(__file__).parents[1] / "paraphrases.txt"
+    return Found(figures, {path.name: document.file_digest(path)})
+
+
+def vision_lines(session: Session) -> Found:
+    """Rendered lines, read through `/v1/chat/completions`."""
+    from training.vision import evaluate, rendering, texts
+
+    try:
+        rendering.require_fonts()
+        words = document.file_digest(texts.WORDS)
+    except FileNotFoundError as error:
+        raise Unmeasured(str(error)) from error
+    stack = session.stack()
+    with stack.client(stack.engine_url) as client:
+        readings = evaluate.evaluate(client, VISION_LINES, SEED)
+    groups: dict[str, dict[str, Any]] = {}
+    for fonts in ("all fonts", *evaluate.FONTS):
+        for kind in ("all", *evaluate.KINDS):
+            chosen = [one.exact for one in readings if fonts in (one.fonts, "all fonts") and kind in (one.kind, "all")]
+            groups.setdefault(fonts, {})[kind] = document.counted(sum(chosen), len(chosen))
+        each = [right for one in readings if fonts in (one.fonts, "all fonts") for right in one.words]
+        groups[fonts]["each word of all lines"] = document.counted(sum(each), len(each))
+    return Found({"seed": SEED, "exact": groups}, {texts.WORDS.name: words})
+
+
+MEASURES: Final = {
+    "recogniser/frozen": Measure(
+        (RECOGNISER,), "duet bench cer --embedded --manifest EVAL/sentences.jsonl --arms none", recogniser_frozen
+    ),
+    "recogniser/spoken": Measure(
+        (RECOGNISER,),
+        "python -m training.recogniser.spoken --out SPOKEN && "
+        "duet bench cer --embedded --manifest SPOKEN/spoken.jsonl --arms none",
+        recogniser_spoken,
+    ),
+    "review/frozen": Measure(
+        (RECOGNISER, REVIEWER),
+        "duet up --embedded & duet bench cer --embedded --manifest EVAL/sentences.jsonl (and each meeting's EVAL/….json)",
+        review_frozen,
+    ),
+    "review/bank": Measure(
+        (REVIEWER,), f"python -m training.evaluate.review --bank BANK --pairs {REVIEW_PAIRS}", review_bank
+    ),
+    "speaker/frozen": Measure(
+        (SPEAKER,), "duet bench der --embedded --manifest EVAL/….json (each meeting)", speaker_frozen
+    ),
+    "embedding/paraphrases": Measure(
+        (EMBEDDING,), "python -m training.evaluate.embedding", embedding_paraphrases
+    ),
+    "vision/lines": Measure(
+        (VISION,), f"python -m training.vision.evaluate --count {VISION_LINES}", vision_lines
+    ),
+}  # fmt: skip
+"""By group and data: `--only` takes either."""

@@ -1,0 +1,143 @@
+"""Synthetic people and their meetings, for the speaker models.
+
+    python -m training.people --out build/train/speaker/development
+
+writes meetings of the development voices as recordings with their truth, in the form that `duet bench der` reads.
+
+A person is an espeak-ng variant at one pitch, speed and size: played slower or faster, a voice is that of a longer or
+shorter vocal tract, so that a few dozen variants make many hundred people. Each speaks Chinese and English.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import soundfile
+from scipy.signal import fftconvolve, lfilter, resample_poly
+
+from training import voices
+from training.sentences import Language, Writer
+
+DEVELOPMENT_MEETINGS: Final = 32
+TRACTS: Final = ((9, 10), (1, 1), (11, 10))
+"""Length of the vocal tract against the variant's own."""
+LOUD: Final = 0.005
+"""Of a clean recording at full scale: less is silence."""
+
+
+@dataclass(frozen=True)
+class Person:
+    variant: str
+    pitch: int
+    words_a_minute: int
+    english: str
+
+    def say(self, text: str, rng: random.Random) -> voices.Samples:
+        """Clean, without silence around it, peak at 0.5."""
+        samples = voices.speak(
+            text, self.variant, rng, words_a_minute=self.words_a_minute, pitch=self.pitch, english=self.english
+        )
+        loud = np.flatnonzero(np.abs(samples) > LOUD)
+        samples = samples[loud[0] : loud[-1] + 1] if len(loud) else samples
+        return (samples / (np.abs(samples).max() + 1e-6) * 0.5).astype(np.float32)
+
+
+def draw(variant: str, rng: random.Random) -> Person:
+    return Person(variant, rng.randint(20, 80), rng.randint(140, 210), rng.choice(voices.ENGLISH))
+
+
+def resized(samples: voices.Samples, tract: tuple[int, int]) -> voices.Samples:
+    """The voice of somebody whose vocal tract is `tract` times as long: slower, and lower in pitch and formants."""
+    return samples if tract[0] == tract[1] else resample_poly(samples, *tract).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One person's stretch, in seconds."""
+
+    start: float
+    end: float
+    speaker: str
+
+
+@dataclass(frozen=True)
+class SyntheticMeeting:
+    name: str
+    samples: voices.Samples
+    turns: tuple[Spoken, ...]
+
+
+def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
+    """Two to five people, 30 to 180 s, who speak in turn with pauses: each at one loudness, in one room, over one noise.
+
+    Everything follows from `number`.
+    """
+    rng = random.Random(f"meeting {number}")
+    writer = Writer(rng)
+    people = [draw(variant, rng) for variant in rng.sample(list(variants), 2 + number % 4)]
+    loudness = [10 ** (rng.uniform(-8, 0) / 20) for _ in people]
+    language: tuple[Language | None, ...] = rng.choice((("zh",), ("en",), (None,), ("zh", "en")))
+    seconds = rng.uniform(max(30, 12 * len(people)), 180)
+    pieces: list[voices.Samples] = [np.zeros(int(rng.uniform(0.2, 1.5) * voices.RATE), np.float32)]
+    turns: list[Spoken] = []
+    spoken = len(pieces[0])
+    who = -1
+    while spoken < seconds * voices.RATE or len({turn.speaker for turn in turns}) < len(people):
+        unheard = len(turns) < len(people)
+        who = len(turns) if unheard else rng.choice([k for k in range(len(people)) if k != who])
+        text = " ".join(writer.sentence(rng.choice(language)).text for _ in range(rng.choice((1, 1, 2))))
+        said = people[who].say(text, rng) * np.float32(loudness[who])
+        turns.append(Spoken(spoken / voices.RATE, (spoken + len(said)) / voices.RATE, f"P{who}"))
+        pause = np.zeros(int(rng.uniform(0.2, 1.4) * voices.RATE), np.float32)
+        pieces += [said, pause]
+        spoken += len(said) + len(pause)
+    return SyntheticMeeting(f"meeting{number:02d}", surrounded(np.concatenate(pieces), rng), tuple(turns))
+
+
+def surrounded(samples: voices.Samples, rng: random.Random) -> voices.Samples:
+    """A room (40%) and steady noise at 12 to 45 dB below the speech, white to dark."""
+    noise = np.random.default_rng(rng.getrandbits(32))
+    if rng.random() < 0.4:
+        length = int(voices.RATE * rng.uniform(0.05, 0.2))
+        room = noise.standard_normal(length) * np.exp(-np.arange(length) / (length / 6)) * 0.2
+        room[0] = 1.0
+        samples = fftconvolve(samples, room)[: len(samples)].astype(np.float32)
+    added = lfilter([1.0], [1.0, -rng.uniform(0.0, 0.95)], noise.standard_normal(len(samples)))
+    speech = np.sqrt(np.mean(samples[np.abs(samples) > LOUD] ** 2) + 1e-12)
+    level = speech / np.sqrt(np.mean(added**2)) * 10 ** (-rng.uniform(12, 45) / 20)
+    samples = samples + (added * level).astype(np.float32)
+    return (samples / np.abs(samples).max() * rng.uniform(0.2, 0.9)).astype(np.float32)
+
+
+def write(number: int, variants: Sequence[str], folder: Path) -> Path:
+    """One meeting as FLAC, and its truth beside it; not made again if it is there. Returns the truth's path."""
+    truth = folder / f"meeting{number:02d}.json"
+    if not truth.exists():
+        made = meeting(number, variants)
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{made.name}.flac", made.samples, voices.RATE, subtype="PCM_16")
+        turns = [asdict(turn) for turn in made.turns]
+        truth.write_text(
+            json.dumps({"id": made.name, "audio": f"{made.name}.flac", "turns": turns}) + "\n", encoding="utf-8"
+        )
+    return truth
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=DEVELOPMENT_MEETINGS)
+    options = parser.parse_args()
+    for number in range(options.count):
+        print(write(number, voices.DEVELOPMENT_VARIANTS, options.out), flush=True)
+
+
+if __name__ == "__main__":
+    main()

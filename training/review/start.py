@@ -1,0 +1,139 @@
+"""The state in which training starts: alike sounds have alike embeddings, and heads that look up and copy.
+
+A small network learns to continue a word that it has seen before (an induction head, arXiv:2209.11895) only after some thousand
+steps, and here nearly every token of an answer is a copy. So that circuit is written into the first weights: a head of layer 0
+notes at every place the sound of the token before it; heads of layer 1 look for places where the token before sounded like
+the present one, and copy what stands there. Of 40 random characters that are written twice, the untrained network continues
+96% right the second time. Everything is trained from there.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from training import lexicon, voices
+from training.qwen3 import Qwen3
+
+EMBEDDING_SCALE: Final = 0.08
+"""Large enough for a copied token to win among all others from the start."""
+CONSTANT: Final = 0.5
+"""Share of one direction in all embeddings: what the head for the place before asks by."""
+OWN, TONE, VOWEL = 0.9, 0.4, 0.5
+"""Shares in an embedding, against 1 for an initial, a final or a consonant: what is the token's alone, its tone, a vowel."""
+SHARPNESS: Final = 2.0
+NOTE_SCALE, COPY_SCALE, OUTPUT_SCALE = 1.2 * EMBEDDING_SCALE, 0.4, 0.05
+NEAR_PAIRS, FAR_PAIRS = 4, 14
+"""Rotary pairs that turn fast enough to tell one place from the next, and those that hardly turn within a request."""
+
+
+def prepare(model: Qwen3, tokenizer: Tokenizer, *, seed: int = 5) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in model.layers:
+            attention = layer.self_attn
+            width = attention.v_proj.weight.shape[1]
+            for projection in (
+                attention.q_proj,
+                attention.k_proj,
+                attention.v_proj,
+                layer.mlp.gate_proj,
+                layer.mlp.up_proj,
+            ):
+                projection.weight.normal_(std=width**-0.5, generator=generator)
+            for projection in (attention.o_proj, layer.mlp.down_proj):
+                projection.weight.normal_(std=OUTPUT_SCALE * projection.weight.shape[1] ** -0.5, generator=generator)
+        head = model.layers[0].self_attn.head
+        used = width - head  # the last dimensions are left to the notes about the token before
+        basis, _ = torch.linalg.qr(torch.randn(used, used, generator=generator))
+        constant, sounds = basis[:, 0] * used**0.5, basis[:, 1 : head + 1].T
+        _embed(model.embed_tokens.weight, tokenizer, constant, generator)
+        _note_the_token_before(model.layers[0].self_attn, constant, sounds, model.cos, model.sin)
+        _look_up_and_copy(model.layers[1].self_attn, sounds, basis)
+
+
+def _note_the_token_before(attention: nn.Module, constant: Tensor, sounds: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Head 0: query and key are constant, the key turned by one place: they agree where the key stands one place earlier."""
+    head, half, used = attention.head, attention.head // 2, len(constant)
+    asked = constant / used
+    query, key = torch.zeros(head, len(attention.q_proj.weight[0])), torch.zeros(head, len(attention.q_proj.weight[0]))
+    for pair in range(NEAR_PAIRS):
+        query[pair, :used] = asked
+        key[pair, :used] = cos[1, pair] * asked
+        key[pair + half, :used] = sin[1, pair] * asked
+    attention.q_proj.weight[:head], attention.k_proj.weight[:head] = query, key
+    attention.v_proj.weight[:head].zero_()
+    attention.v_proj.weight[:head, :used] = sounds
+    attention.o_proj.weight[:, :head].zero_()
+    attention.o_proj.weight[used:, :head] = NOTE_SCALE * torch.eye(head)
+    attention.q_norm.weight.fill_(SHARPNESS)
+    attention.k_norm.weight.fill_(SHARPNESS)
+
+
+def _look_up_and_copy(attention: nn.Module, sounds: Tensor, basis: Tensor) -> None:
+    """All heads but the last: the present token's sound asks, the notes answer, and each copies a part of the embedding."""
+    head, half, used = attention.head, attention.head // 2, len(basis)
+    kept = torch.zeros(head, 1)
+    kept[half - FAR_PAIRS : half] = kept[-FAR_PAIRS:] = 1.0
+    for first in range(0, used, head):
+        rows = slice(first, first + head)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight[rows].zero_()
+        attention.q_proj.weight[rows, :used] = kept * sounds
+        attention.k_proj.weight[rows, used:] = kept * torch.eye(head)
+        attention.v_proj.weight[rows, :used] = basis[:, rows].T
+        attention.o_proj.weight[:, rows].zero_()
+        attention.o_proj.weight[:used, rows] = COPY_SCALE * basis[:, rows]
+    attention.q_norm.weight.fill_(SHARPNESS)
+    attention.k_norm.weight.fill_(SHARPNESS)
+
+
+def _embed(weight: Tensor, tokenizer: Tokenizer, constant: Tensor, generator: torch.Generator) -> None:
+    used = len(constant)
+
+    @cache
+    def direction(_part: str) -> Tensor:
+        return torch.randn(used, generator=generator)
+
+    sounds = torch.randn(len(weight), used, generator=generator)
+    for piece, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if re.fullmatch("[A-Za-z]{1,12}", piece):
+            _add(
+                sounds[i],
+                [(VOWEL if letter in "aeiouy" else 1.0, direction(_heard(letter))) for letter in piece.lower()],
+            )
+    for character in lexicon.characters():
+        initial, final, tone = syllable_parts(voices.pinyin(character))
+        [i] = tokenizer.encode(character, add_special_tokens=False).ids
+        _add(sounds[i], [(1.0, direction("i" + initial)), (1.0, direction("f" + final)), (TONE, direction("t" + tone))])
+    weight.zero_()
+    weight[:, :used] = EMBEDDING_SCALE * (sounds + CONSTANT * constant) / (1 + CONSTANT**2) ** 0.5
+
+
+def _add(row: Tensor, parts: list[tuple[float, Tensor]]) -> None:
+    """`row`, the token's own direction, becomes the sum with its sounds, at unit variance."""
+    variance = OWN**2 + sum(share**2 for share, _ in parts)
+    row.mul_(OWN)
+    for share, part in parts:
+        row.add_(share * part)
+    row.div_(variance**0.5)
+
+
+def _heard(letter: str) -> str:
+    """Letters that are heard alike share a direction."""
+    return {"c": "k", "q": "k", "z": "s", "y": "i", "j": "g"}.get(letter, letter)
+
+
+def syllable_parts(syllable: str) -> tuple[str, str, str]:
+    """Initial, final and tone of pinyin with a tone's digit: zhong1 has zh, ong and 1. Without a digit the tone is 5."""
+    letters = syllable.rstrip("12345")
+    tone = syllable[len(letters) :] or "5"
+    initial = next((start for start in ("zh", "ch", "sh") if letters.startswith(start)), letters[:1])
+    if initial in tuple("aoe"):
+        initial = ""
+    return initial, letters[len(initial) :], tone

@@ -1,0 +1,3 @@
+from training.vision.train import main
+
+main()
