@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 from fastapi import FastAPI
 
 from asr_router.backends.qwen3_asr import Qwen3AsrBackend
@@ -16,6 +15,7 @@ from asr_router.backends.sensevoice import SenseVoiceBackend
 from asr_router.routes import meetings, models, transcriptions
 from asr_router.service import TranscriptionService
 from asr_router.spool import Spool
+from duet.client import Client
 from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
@@ -70,12 +70,7 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
 def create_service(settings: Settings, *, key: str) -> TranscriptionService:
     """The two recognisers as the settings name them."""
     model_dir = find_sensevoice(settings) or settings.home / "models" / "sensevoice"
-    engine = httpx.AsyncClient(
-        base_url=settings.engine_url,
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=httpx.Timeout(settings.router.engine_timeout_seconds, connect=2.0),
-        trust_env=False,
-    )
+    engine = Client(settings.engine_url, key, timeout_seconds=settings.router.engine_timeout_seconds)
     return TranscriptionService(
         {
             "sensevoice": SenseVoiceBackend(model_dir),

@@ -110,6 +110,14 @@ class DeadlineExceeded(DuetError):
     status, kind, code = 504, "server_error", "deadline_exceeded"
 
 
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a task group: the other tasks were cancelled because of it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:
     """Classes by their code. A subclass without a code of its own is for our eyes: on the wire it is its parent."""
     found = {root.code: root} if "code" in vars(root) else {}

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
-import httpx
 import msgspec
 import numpy as np
 
+from duet.client import Client, Refused, Unreachable
 from duet.errors import DuetError, Unavailable
 from duet.keys import api_key
 from duet.settings import Settings
@@ -39,8 +39,8 @@ class EngineUnavailable(Unavailable):
     """The engine is not there, or has no such model, or failed. Review and summary go on without it."""
 
 
-class _Refused(DuetError):
-    """The engine answered 400 or 422, and says with `param` because of what, if it says so."""
+class _NotTaken(DuetError):
+    """The engine answered 400 or 422; `param` is the parameter that it blames, if it says so."""
 
 
 class Engine:
@@ -48,19 +48,15 @@ class Engine:
     schemas is asked without from then on."""
 
     def __init__(self, settings: Settings, *, timeout_seconds: float) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=settings.engine_url,
-            headers={"Authorization": f"Bearer {api_key(settings.home)}", "X-Duet-Priority": "batch"},
-            timeout=httpx.Timeout(timeout_seconds, connect=2.0),
-            trust_env=False,
-        )
+        key = api_key(settings.home)
+        self._client = Client(settings.engine_url, key, timeout_seconds=timeout_seconds, priority="batch")
         self._follows_schemas = True
 
     async def __aenter__(self) -> Engine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
     async def reviewer(self, model: str) -> Reviewer:
         """Raises `EngineUnavailable` when the model is not on the engine's machine."""
@@ -92,7 +88,7 @@ class Engine:
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         try:
             return await self._answer({**body, "response_format": form})
-        except _Refused as error:
+        except _NotTaken as error:
             if error.param is not None and not error.param.startswith("response_format"):
                 raise
         answer = await self._answer(body)
@@ -125,22 +121,13 @@ class Engine:
     async def _send(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             answer = await self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise EngineUnavailable(f"the engine is out of reach ({type(error).__name__})") from error
-        if answer.status_code == 200:
-            found: dict[str, Any] = answer.json()
-            return found
-        message, param = _error(answer)
-        if answer.status_code in (404, 429) or answer.status_code >= 500:
-            raise EngineUnavailable(f"the engine answered {answer.status_code}: {message}")
-        kind = _Refused if answer.status_code in (400, 422) else DuetError
-        raise kind(f"the engine refused the request ({answer.status_code}): {message}", param=param)
-
-
-def _error(answer: httpx.Response) -> tuple[str, str | None]:
-    """Message and parameter of OpenAI's envelope, as far as they are there."""
-    try:
-        error = answer.json()["error"]
-        return str(error["message"]), error.get("param")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "no further word", None
+        except Unreachable as error:
+            raise EngineUnavailable(f"the engine is out of reach ({error.cause})") from error
+        except Refused as error:
+            status, said = error.answered, error.said or "no further word"
+            if status in (404, 429) or status >= 500:
+                raise EngineUnavailable(f"the engine answered {status}: {said}") from error
+            kind = _NotTaken if status in (400, 422) else DuetError
+            raise kind(f"the engine refused the request ({status}): {said}", param=error.param) from error
+        found: dict[str, Any] = answer.json()
+        return found

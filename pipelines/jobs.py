@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions, run_dbos_database_migrations
 
-from duet.errors import Busy, Conflict, DuetError, InvalidRequest, NotFound
+from duet.errors import Busy, Conflict, DuetError, InvalidRequest, NotFound, first_error
 from duet.settings import Settings
 from pipelines.meeting.job import STAGES, JobFolder, Progress, Request, Status, sweep
 
@@ -321,8 +321,8 @@ def _register(settings: Settings) -> None:
                     _note_error(folder, name, error.message)
                     raise
                 except BaseExceptionGroup as group:
-                    _note_error(folder, name, str(_first(group)))
-                    raise _first(group) from group
+                    _note_error(folder, name, str(first_error(group)))
+                    raise first_error(group) from group
                 except Exception as error:
                     _note_error(folder, name, f"{type(error).__name__}: {error}")
                     logger.exception("stage failed", extra={"action": "stage_failed", "stage": name, "job": job_id})
@@ -348,13 +348,6 @@ def _register(settings: Settings) -> None:
         return done
 
     DBOS.workflow(name=WORKFLOW)(meeting)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _note_error(folder: JobFolder, stage: str, message: str) -> None:

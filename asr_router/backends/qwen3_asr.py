@@ -7,11 +7,10 @@ import logging
 import time
 from typing import Any
 
-import httpx
-
 from asr_router.backends.port import Options, Pcm
 from asr_router.backends.sensevoice import spoken_language
-from duet.errors import DuetError, InvalidRequest, Unavailable
+from duet.client import Client, Refused, Unreachable
+from duet.errors import InvalidRequest, Unavailable, first_error
 from duet.wire import Segment, Transcript
 from speech import vad
 from speech.splitter import SAMPLE_RATE, Span, split
@@ -31,7 +30,7 @@ ASK_SECONDS = 2.0
 class Qwen3AsrBackend:
     """`model` is what the engine is asked for: an id, an alias or the role `asr`."""
 
-    def __init__(self, client: httpx.AsyncClient, model: str) -> None:
+    def __init__(self, client: Client, model: str) -> None:
         self._client, self._model = client, model
         self._state = "unknown"
         self._checked_at = float("-inf")
@@ -50,16 +49,13 @@ class Qwen3AsrBackend:
 
     async def _ask(self) -> str:
         try:
-            answer = await self._client.get(f"/v1/models/{self._model}", timeout=ASK_SECONDS)
-        except httpx.HTTPError as error:
-            logger.debug("the engine is out of reach: %r", error)
-            return "unreachable"
-        if answer.status_code != 200:
-            return "missing"
-        try:
+            answer = await self._client.request("GET", f"/v1/models/{self._model}", timeout=ASK_SECONDS)
             model = answer.json()
-        except ValueError:
-            return "missing"  # something else listens there
+        except Unreachable as error:
+            logger.debug("%s", error)
+            return "unreachable"
+        except (Refused, ValueError):  # no such model there, or something else listens there
+            return "missing"
         # Another OpenAI-compatible engine says nothing of states: it has the model, and that is all we ask.
         ours = model.get("duet") if isinstance(model, dict) else None
         return str(ours.get("state", "unloaded")) if isinstance(ours, dict) else "unloaded"
@@ -77,7 +73,7 @@ class Qwen3AsrBackend:
                 tasks = [group.create_task(one(span)) for span in spans]
         except BaseExceptionGroup as failures:
             self._checked_at = float("-inf")  # whatever was known of the engine may have changed
-            raise _first_error(failures) from failures
+            raise first_error(failures) from failures
         segments = [segment for task in tasks for segment in task.result()]
         return Transcript(
             join(segment.text for segment in segments),
@@ -101,20 +97,22 @@ class Qwen3AsrBackend:
             fields["keywords[]"] = list(options.keywords)
         clip = as_wav(pcm[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)])
         try:
-            answer = await self._client.post(
-                "/v1/audio/transcriptions", data=fields, files={"file": ("piece.wav", clip, "audio/wav")}
+            answer = await self._client.request(
+                "POST", "/v1/audio/transcriptions", data=fields, files={"file": ("piece.wav", clip, "audio/wav")}
             )
-        except httpx.HTTPError as error:
-            raise Unavailable(f"the engine failed: {type(error).__name__}") from error
-        if answer.status_code != 200:
-            raise _error(answer)
+        except Unreachable as error:
+            raise Unavailable(f"the engine failed: {error.cause}") from error
+        except Refused as error:
+            if error.answered in (400, 413, 422):
+                raise InvalidRequest(error.message, param=error.param) from error
+            raise Unavailable(f"the engine failed: {error.message}") from error
         try:
             return _parsed(answer.json(), span)
         except (ValueError, KeyError, TypeError) as error:
             raise Unavailable("the engine's answer is no transcription") from error
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
 
 def _parsed(answer: Any, span: Span) -> list[Segment]:
@@ -133,25 +131,6 @@ def _parsed(answer: Any, span: Span) -> list[Segment]:
     if not segments and (text := str(answer["text"]).strip()):  # an engine without segments: the piece is one
         segments.append(Segment(span.start, span.end, text, language=answer.get("language")))
     return segments
-
-
-def _first_error(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended a task group: the others were cancelled because of it."""
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _error(answer: httpx.Response) -> DuetError:
-    try:
-        said = answer.json()["error"]
-        message, param = str(said["message"]), said.get("param")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        message, param = f"status {answer.status_code}", None
-    if answer.status_code in (400, 413, 422):
-        return InvalidRequest(message, param=param)
-    return Unavailable(f"the engine failed: {message}")
 
 
 def _pieces(pcm: Pcm) -> list[Span]:

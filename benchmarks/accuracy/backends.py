@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
 import numpy as np
+from httpx import Response
 
 from benchmarks.accuracy.manifest import Utterance
+from duet.client import Client, Refused, Unreachable
 from duet.errors import DuetError
 from duet.keys import api_key
 from duet.settings import Settings
@@ -27,7 +28,7 @@ from speech.wav import as_wav
 MAX_AUDIO_SECONDS = 4 * 3600.0
 AT_ONCE = 4
 RECORDINGS_KEPT = 2
-HTTP_TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
+ANSWER_SECONDS, CONNECT_SECONDS = 3600.0, 5.0
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -90,8 +91,9 @@ class HttpBackend:
     def __init__(self, settings: Settings, url: str, name: str, shown: str, fields: dict[str, str]) -> None:
         """`shown` is the path where the service says which models it has."""
         self._name, self._shown, self._fields = name, shown, fields
-        key = {"Authorization": f"Bearer {api_key(settings.home)}"}
-        self._client = httpx.AsyncClient(base_url=url, headers=key, timeout=HTTP_TIMEOUT, trust_env=False)
+        self._client = Client(
+            url, api_key(settings.home), timeout_seconds=ANSWER_SECONDS, connect_seconds=CONNECT_SECONDS
+        )
 
     async def identify(self) -> str:
         answer = (await self._answered("GET", self._shown)).json()
@@ -113,16 +115,15 @@ class HttpBackend:
         )
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
-    async def _answered(self, method: str, path: str, *, about: str = "", **options: Any) -> httpx.Response:
+    async def _answered(self, method: str, path: str, *, about: str = "", **options: Any) -> Response:
         try:
-            answer = await self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise BackendError(f"{self._client.base_url}: {type(error).__name__}: is it running?") from error
-        if answer.status_code != 200:
-            raise BackendError(f"{about}HTTP {answer.status_code}: {answer.text[:300]}")
-        return answer
+            return await self._client.request(method, path, **options)
+        except Unreachable as error:
+            raise BackendError(f"{self._client.url}: {error.cause}: is it running?") from error
+        except Refused as error:
+            raise BackendError(f"{about}HTTP {error.answered}: {error.said or 'no further word'}") from error
 
 
 class Ready:

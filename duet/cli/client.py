@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from duet.cli.failures import failed, key_or_exit, reason
+from duet.client import sync_client
 from duet.settings import Settings
 
 FILES = {"transcript": "transcript.md", "reviewed": "reviewed.md", "timeline": "timeline.json", "srt": "subtitles.srt",
@@ -93,8 +94,7 @@ def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:
 @contextmanager
 def _router(settings: Settings) -> Iterator[httpx.Client]:
     """A client of the router. A request that fails inside ends the command with the cause."""
-    headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"}
-    with httpx.Client(base_url=settings.router_url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
+    with sync_client(key_or_exit(settings.home), url=settings.router_url, timeout=TIMEOUT) as client:
         try:
             yield client
         except httpx.HTTPStatusError as error:

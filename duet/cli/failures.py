@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import typer
 
+from duet.client import Refused
 from duet.errors import DuetError
 from duet.keys import KEY_FILE, api_key
 
@@ -29,7 +30,5 @@ def key_or_exit(home: Path) -> str:
 
 def reason(response: httpx.Response) -> str:
     """Why a request failed, in the service's words; the status where something else than a service of ours answered."""
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.url} answers with HTTP status {response.status_code}: is it another program's port?"
+    elsewhere = f"{response.url} answers with HTTP status {response.status_code}: is it another program's port?"
+    return Refused(response).said or elsewhere

@@ -9,6 +9,7 @@ import httpx
 import typer
 
 from duet.cli.failures import key_or_exit, reason
+from duet.client import sync_client
 from duet.keys import KEY_FILE
 from duet.settings import Settings
 from engine.kvstore.directory import clear as clear_directories
@@ -75,10 +76,9 @@ def _ask(settings: Settings, method: str, **query: str) -> dict[str, Any] | None
     """The engine's answer; None when no engine answers."""
     if not (settings.home / KEY_FILE).exists():
         return None
-    headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"}
     try:
-        with httpx.Client(headers=headers, timeout=30.0, trust_env=False) as client:
-            answer = client.request(method, f"{settings.engine_url}/v1/admin/kv", params=query)
+        with sync_client(key_or_exit(settings.home), url=settings.engine_url, timeout=30.0) as client:
+            answer = client.request(method, "/v1/admin/kv", params=query)
     except httpx.HTTPError:
         return None
     found: dict[str, Any] = answer.json() if answer.status_code == 200 else {"problem": reason(answer)}

@@ -10,6 +10,7 @@ import httpx
 import typer
 
 from duet.cli.failures import failed, key_or_exit, reason
+from duet.client import sync_client
 from duet.settings import Settings
 
 PATIENCE = httpx.Timeout(10.0, read=None)
@@ -75,11 +76,10 @@ def gigabytes(size: int) -> str:
 
 def _ask(settings: Settings, method: str, path: str, **query: str) -> Any:
     """The engine's answer. Ends the command with the cause when there is none."""
-    headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"}
-    url = f"{settings.engine_url}/v1/admin/models{path}"
     timeout = LOOK if method == "GET" else PATIENCE
     try:
-        answer = httpx.request(method, url, params=query, headers=headers, timeout=timeout, trust_env=False)
+        with sync_client(key_or_exit(settings.home), url=settings.engine_url, timeout=timeout) as client:
+            answer = client.request(method, f"/v1/admin/models{path}", params=query)
     except httpx.HTTPError as error:
         cause = f"the engine does not answer at {settings.engine_url} ({type(error).__name__})"
         raise failed(f"{cause}: is `duet up` running?") from error

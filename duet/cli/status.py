@@ -10,6 +10,7 @@ import typer
 
 from duet.cli.failures import key_or_exit, reason
 from duet.cli.models import described, memory_line
+from duet.client import sync_client
 from duet.keys import KEY_FILE
 from duet.settings import Settings
 
@@ -18,8 +19,7 @@ def run(settings: Settings, *, as_json: bool) -> int:
     """Returns 0 when both services are up and ready, else 1."""
     # To look makes nothing: without a key nothing of ours has run here yet.
     known = (settings.home / KEY_FILE).exists()
-    headers = {"Authorization": f"Bearer {key_or_exit(settings.home)}"} if known else {}
-    with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
+    with sync_client(key_or_exit(settings.home) if known else None, timeout=5.0) as client:
         found = {
             name: ask(client, url) for name, url in (("engine", settings.engine_url), ("router", settings.router_url))
         }

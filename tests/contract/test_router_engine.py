@@ -244,7 +244,7 @@ async def test_httpx_errors_are_the_engines(engine: FakeEngine, router: RouterSe
     """The engine goes away between its health and the request."""
     backend = router.service._backends["qwen3_asr"]
     assert await backend.ready()
-    client: httpx.AsyncClient = backend._client  # type: ignore[attr-defined]
-    client.base_url = httpx.URL(NOWHERE)
+    http: httpx.AsyncClient = backend._client._http  # type: ignore[attr-defined]
+    http.base_url = httpx.URL(NOWHERE)
     answer = await router.send(clip("en"), quality="high")
     assert answer.headers["x-duet-route-reason"] == "quality=high, but the engine failed"
