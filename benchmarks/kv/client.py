@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
-from benchmarks.kv.servers import Budget, Server
+from benchmarks.kv.servers import Budget, Server, label
 
 WORDS = (
     "return", "value", "index", "string", "object", "module", "method", "class", "file", "name", "path", "error", "write",
@@ -127,7 +127,7 @@ def side_by_side(
         root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="duet-kv-", ignore_cleanup_errors=True)))
         found = {}
         for name in names:
-            server = cleanup.enter_context(Server(name, root / name, checkpoint, budget, peers, core))
+            server = cleanup.enter_context(Server(name, root / label(name), checkpoint, budget, peers, core))
             found[name] = cleanup.enter_context(contextlib.closing(Client(server)))
             found[name].warm_up()
         yield found

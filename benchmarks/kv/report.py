@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kv.servers import MAKERS, PEERS, pinning
+from benchmarks.kv.servers import MAKERS, PEERS, label, pinning
 
 RESULTS = Path("benchmarks/results")
 
@@ -20,7 +20,12 @@ def parser(description: str | None, result: str, checkpoints: str) -> argparse.A
     """The arguments of every benchmark here. `result` names its file, `checkpoints` are measured by default."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--checkpoints", type=_names, default=checkpoints, help="names, separated by commas")
-    found.add_argument("--servers", type=_names, default=",".join(MAKERS), help="names, separated by commas")
+    found.add_argument(
+        "--servers",
+        type=_names,
+        default=",".join(MAKERS),
+        help="names, separated by commas; duet@CHECKOUT is our engine of another checkout",
+    )
     found.add_argument("--peers", type=Path, default=PEERS, help="the environment of the other servers")
     found.add_argument("--core", type=int, default=0, help="the core that all servers share, where there is taskset")
     found.add_argument("--json", type=Path, default=RESULTS / result, help="write the figures to this file")
@@ -36,6 +41,8 @@ def write(file: Path, arguments: argparse.Namespace, begun: float, found: Mappin
     settings = {
         name: value for name, value in vars(arguments).items() if not isinstance(value, Path) and name != "core"
     }
+    if "servers" in settings:
+        settings["servers"] = [label(name) for name in settings["servers"]]
     record = {
         "machine": platform.machine(),
         "system": platform.system(),

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -63,7 +64,7 @@ Maker = Callable[[Path, Path, Budget, Path], Recipe]
 """(home, checkpoint, budget, environment of the peers) -> recipe."""
 
 
-def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
+def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path, *, python: str | Path = sys.executable) -> Recipe:
     (port,) = free_ports(1)
     options = {
         "DUET_ENGINE__KV_RAM_BYTES": str(budget.ram_bytes),
@@ -76,7 +77,7 @@ def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
         "DUET_ENGINE__HUB": "false",
         "DUET_ENGINE__MODEL_DIRS": str(checkpoint.parent),
     }
-    arguments = [sys.executable, "-P", "-m", "engine"]
+    arguments = [str(python), "-P", "-m", "engine"]
     cache = home / "kv"
     return Recipe(arguments, environment, port, checkpoint.name, "/ready", cache, options, api_key(home))
 
@@ -122,6 +123,26 @@ def _mlx_lm(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe
 MAKERS: dict[str, Maker] = {"duet": _duet, "mlx_vlm": _mlx_vlm, "mlx_lm": _mlx_lm}
 
 
+def maker(name: str) -> Maker:
+    """By name; `duet@CHECKOUT` is our engine in another checkout, whose environment is made: before and after in one run."""
+    kind, _, checkout = name.partition("@")
+    if not checkout:
+        return MAKERS[kind]
+    python = Path(checkout).absolute() / ".venv" / "bin" / "python"
+    if kind != "duet" or not python.exists():
+        raise ServerFailed(f"{name}: {python} is not there: run `make .venv/.ready` in that checkout")
+    return partial(_duet, python=python)
+
+
+def label(name: str) -> str:
+    """How a record names a server: another checkout by its commit, not by a path of this machine."""
+    kind, _, checkout = name.partition("@")
+    if not checkout:
+        return kind
+    asked = ["git", "-C", checkout, "rev-parse", "--short", "HEAD"]
+    return f"{kind}@{subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()}"
+
+
 class ServerFailed(Exception):
     """It did not come up. The message ends with the log's last lines."""
 
@@ -141,7 +162,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.recipe = MAKERS[self.name](self.home, self.checkpoint, self.budget, self.peers)
+        self.recipe = maker(self.name)(self.home, self.checkpoint, self.budget, self.peers)
 
     @property
     def url(self) -> str:

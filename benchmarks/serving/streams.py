@@ -26,7 +26,7 @@ from benchmarks.kv.checkpoints import checkpoint
 from benchmarks.kv.client import Client, Texts, message, side_by_side
 from benchmarks.kv.prefix import rotated
 from benchmarks.kv.report import parser, table, write
-from benchmarks.kv.servers import ROOMY, pinning
+from benchmarks.kv.servers import ROOMY, label, pinning
 from benchmarks.serving.client import cpu_seconds, stream
 
 PROMPT_TOKENS, TOKENS, CLIENTS = 32, 128, 8
@@ -80,7 +80,7 @@ def measure(name: str, arguments: Any) -> dict[str, dict[str, dict[str, float]]]
                     taken[server][case].append({**one, "of_bare": bare / step, "of_laid_out": laid_out / step})
                     print(f"round {number} {case:10} {server:8} {taken[server][case][-1]}", file=sys.stderr)
     return {
-        server: {
+        label(server): {
             case: {key: round(statistics.median(one[key] for one in rounds), 4) for key in rounds[0]}
             for case, rounds in cases.items()
         }
