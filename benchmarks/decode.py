@@ -30,6 +30,7 @@ from engine.worker.loop import Loop
 from engine.worker.model import Loaded
 from engine.worker.prompts.template import render
 from engine.worker.runtime.loader import load
+from engine.worker_config import BatchLimits, WorkerConfig
 
 TOKENS, ROUNDS = 128, 5
 CASES = {
@@ -90,7 +91,8 @@ def worker_seconds(loaded: Loaded, rows: int, sampling: SamplingParams) -> float
     """From the first to the last decode step of the worker's loop; prefill is not counted."""
     counter, mailbox = _Counter(), queue.SimpleQueue[Any]()
     channel: Any = counter
-    loop = Loop(loaded, channel, mailbox, max_rows=rows, chunk_tokens=4096)
+    batch = BatchLimits(max_rows=rows, chunk_tokens=4096)
+    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
     for number in range(rows):
         mailbox.put(_request(number, sampling))
     while counter.tokens < rows:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -22,8 +22,9 @@ from duet.settings import Settings
 from engine.downloads import Downloads
 from engine.presets import PRESETS, preset_for
 from engine.types import ReviewLimits, Role, SamplingParams
+from engine.worker_config import ModelOptions, WorkerRole
 
-WorkerRole = Literal["chat", "embedding", "asr"]
+Struct = TypeVar("Struct")
 ROLE_NAMES = (*get_args(Role), "completions", "reviewer")
 _ENCODERS = frozenset({"bert", "modernbert", "xlm-roberta", "roberta", "distilbert", "nomic_bert", "gte", "new"})
 _SPEECH = frozenset({"qwen3_asr", "whisper"})
@@ -41,7 +42,7 @@ class Card:
     """One model. `path` is its folder when it is here, `repo` where it can be fetched from when it is not.
 
     `memory_bytes` is an estimate from the card or the size of the weights. `defaults` are sampling parameters for
-    requests that name none. With `kv_bits` (4 or 8) its KV is quantised.
+    requests that name none. `options` are for its worker.
     `presets` are the roles that each preset gives to this model. `ttl_seconds` is how long it stays loaded without being
     used; 0: for good; None: as long as the settings say.
     """
@@ -63,7 +64,7 @@ class Card:
     ocr_prompt: str | None = None
     stops: tuple[str, ...] = ()
     max_tokens: int | None = None
-    kv_bits: int | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
     ttl_seconds: float | None = None
 
     @property
@@ -79,8 +80,8 @@ def read_card(path: Path) -> Card:
     """A card from its TOML file. Raises `CardError` naming file and key."""
     known = {
         "id", "aliases", "roles", "repo", "revision", "memory_bytes", "context", "demonstration", "description",
-        "sampling", "review", "presets", "ocr", "kv_bits",
-        "ttl_seconds",
+        "sampling", "review", "presets", "ocr", "ttl_seconds",
+        *ModelOptions.__struct_fields__,
     }  # fmt: skip
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -97,8 +98,6 @@ def read_card(path: Path) -> Card:
     ):
         if bad := set(table) - allowed:
             raise CardError(f"{path}: unknown {', '.join(sorted(bad))}; known: {', '.join(sorted(allowed))}")
-    if values.get("kv_bits") not in (None, 4, 8):
-        raise CardError(f"{path}: kv_bits is 4 or 8")
     ttl = values.get("ttl_seconds")
     if ttl is not None and not (isinstance(ttl, int | float) and ttl >= 0):
         raise CardError(f"{path}: ttl_seconds is a number of seconds, 0 for never")
@@ -117,21 +116,24 @@ def read_card(path: Path) -> Card:
         demonstration=values.get("demonstration", False),
         description=values.get("description", ""),
         defaults=dict(values.get("sampling", {})),
-        review=_review_limits(path, values["review"]) if "review" in values else None,
+        review=_struct(path, values["review"], ReviewLimits, "review: ") if "review" in values else None,
         presets={name: tuple(roles) for name, roles in values.get("presets", {}).items()},
         ocr_prompt=ocr.get("prompt"),
         stops=tuple(ocr.get("stops", ())),
         max_tokens=ocr.get("max_tokens"),
-        kv_bits=values.get("kv_bits"),
+        options=_struct(
+            path, {name: values[name] for name in ModelOptions.__struct_fields__ if name in values}, ModelOptions
+        ),
         ttl_seconds=ttl,
     )
 
 
-def _review_limits(path: Path, values: Any) -> ReviewLimits:
+def _struct(path: Path, values: Any, kind: type[Struct], where: str = "") -> Struct:
+    """A part of a card that is a struct of its own. Raises `CardError`."""
     try:
-        return msgspec.convert(values, ReviewLimits)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        raise CardError(f"{path}: review: {error}") from error
+        raise CardError(f"{path}: {where}{error}") from error
 
 
 def classify(folder: Path) -> tuple[Role, ...]:

@@ -36,6 +36,7 @@ from engine.worker.forms.structured import Mask, compiled, wrapped_tokenizer
 from engine.worker.loop import Loop
 from engine.worker.model import Loaded
 from engine.worker.runtime.loader import load
+from engine.worker_config import BatchLimits, WorkerConfig
 
 ROWS, FREE_ROWS = 12, 4
 MOST_TOKENS = 1000
@@ -139,7 +140,8 @@ def answered(loaded: Loaded, forms: Sequence[Structure]) -> Iterator[Said]:
     """Answers to all forms in order, `ROWS` at a time; as one ends the next joins, beside free rows without end."""
     recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
     channel: Any = recorder
-    loop = Loop(loaded, channel, mailbox, max_rows=ROWS + FREE_ROWS, chunk_tokens=4096)
+    batch = BatchLimits(max_rows=ROWS + FREE_ROWS, chunk_tokens=4096)
+    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
     sent = free = over = 0
     while over < len(forms):
         said = recorder.answers
@@ -224,7 +226,8 @@ def step_milliseconds(loaded: Loaded, rows: int) -> dict[str, float]:
 def seconds_a_step(loaded: Loaded, rows: int, structure: Structure | None) -> float:
     recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
     channel: Any = recorder
-    loop = Loop(loaded, channel, mailbox, max_rows=rows, chunk_tokens=4096)
+    batch = BatchLimits(max_rows=rows, chunk_tokens=4096)
+    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
     for i in range(rows):
         mailbox.put(request(str(i), loaded, structure, seed=i, tokens=TIMED_TOKENS + 50))
     while len(recorder.answers) < rows or min(said.tokens for said in recorder.answers.values()) < 5:

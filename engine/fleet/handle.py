@@ -7,13 +7,11 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from duet.channel import ChannelClosed
-from duet.errors import Busy, DuetError, PayloadTooLarge, Unavailable, WorkerLost, from_code
+from duet.errors import Busy, DuetError, PayloadTooLarge, WorkerLost, from_code
 from duet.supervise import Child
 from engine.fleet.protocol import (
-    Assign,
     Cancel,
     ClearKv,
     Events,
@@ -43,9 +41,6 @@ from engine.types import (
 
 logger = logging.getLogger(__name__)
 
-# Models are fetched by the gateway; a worker's libraries must not look for anything on a network.
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
 MAX_QUEUED_EVENTS = 4096
 """Events that a slow client may leave unread before its request is cancelled: memory stays bounded."""
 
@@ -54,12 +49,8 @@ STOP_SECONDS = 5.0
 Answer = Event | Embedded | Transcribed
 
 
-class EndedWhileLoading(Unavailable):
-    """The process ended by itself before its model was loaded."""
-
-
 class WorkerHandle:
-    """One loaded model in a process of its own. Its reader task owns `_queues`."""
+    """One loaded model in a process of its own, made by `start_worker`. Its reader task owns `_queues`."""
 
     def __init__(
         self, child: Child[FromWorker], ready: Ready, lease: Lease | None = None, *, silence_seconds: float = 0.0
@@ -81,45 +72,6 @@ class WorkerHandle:
         self._stopping = self._lost = False
         self.started_at = time.monotonic()
         self._reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
-
-    @classmethod
-    async def start(
-        cls,
-        module: str,
-        *,
-        model: str,
-        path: Path,
-        role: str,
-        max_rows: int,
-        chunk_tokens: int,
-        log_level: str,
-        timeout_seconds: float,
-        silence_seconds: float = 0.0,
-        lease: Lease | None = None,
-        kv_bits: int | None = None,
-        active_kv_bytes: int = 0,
-        wired_limit_bytes: int = 0,
-        spare: Child[FromWorker] | None = None,
-        on_process: Callable[[int], None] = lambda pid: None,
-    ) -> WorkerHandle:
-        """Start `python -m module`, or use the `spare` process, and wait until its model is loaded, `timeout_seconds` in all.
-        `on_process` gets the process id as soon as there is one; another when the spare ended before its model was loaded and
-        a new process takes its place. Raises `Unavailable` with the loader's words."""
-        arguments = [
-            *("--path", str(path), "--model", model, "--role", role, "--max-rows", str(max_rows)),
-            *("--prefill-chunk", str(chunk_tokens), "--log-level", log_level),
-            *(lease.arguments() if lease is not None else ()),
-            *(("--kv-bits", str(kv_bits)) if kv_bits is not None else ()),
-            *(("--active-kv-bytes", str(active_kv_bytes)) if active_kv_bytes else ()),
-            *(("--wired-limit", str(wired_limit_bytes)) if wired_limit_bytes else ()),
-        ]
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                child, ready = await _loaded(module, model, arguments, spare, on_process)
-        except TimeoutError as error:
-            message = f"{model} did not load in {timeout_seconds:.0f} s; the engine's log says more"
-            raise Unavailable(message, param="model") from error
-        return cls(child, ready, lease, silence_seconds=silence_seconds)
 
     @property
     def alive(self) -> bool:
@@ -291,61 +243,6 @@ class WorkerHandle:
             await self._child.channel.send(Cancel(request_id))
         except ChannelClosed:
             logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
-
-
-async def _loaded(
-    module: str, model: str, arguments: list[str], spare: Child[FromWorker] | None, on_process: Callable[[int], None]
-) -> tuple[Child[FromWorker], Ready]:
-    """A process with the model loaded: the `spare`, or a new one. What ended a spare, its model or something before, cannot be
-    told: a new process decides."""
-    if spare is not None:
-        spare.name = f"worker:{model}"
-        on_process(spare.pid)
-        try:
-            return spare, await _ready(spare, model, Assign(tuple(arguments)))
-        except EndedWhileLoading as error:
-            logger.warning("the spare worker was lost: %s", error.message, extra={"action": "spare_lost"})
-    try:
-        child: Child[FromWorker] = await Child.start(
-            module, arguments, FromWorker, name=f"worker:{model}", environment=OFFLINE
-        )
-    except OSError as error:
-        raise Unavailable(f"no process could be started for {model}: {error}", param="model") from error
-    on_process(child.pid)
-    return child, await _ready(child, model)
-
-
-async def _ready(child: Child[FromWorker], model: str, assign: Assign | None = None) -> Ready:
-    """What a process says once its model is loaded; a spare is told first what to be. Raises `EndedWhileLoading`, and
-    `Unavailable` with the loader's words. Whatever is raised, the process has ended."""
-    try:
-        if assign is not None:
-            with contextlib.suppress(ChannelClosed):  # then there is no first word either
-                await child.channel.send(assign)
-        first = await _first_word(child, model)
-        if isinstance(first, Ready):
-            return first
-        await child.stop()
-    except EndedWhileLoading:
-        raise
-    except BaseException:
-        child.kill()
-        await child.stop()
-        raise
-    said = first.message if isinstance(first, LoadFailed) else f"said {type(first).__name__} instead of Ready"
-    raise Unavailable(f"{model} cannot be loaded: {said}", param="model")
-
-
-async def _first_word(child: Child[FromWorker], model: str) -> FromWorker:
-    try:
-        return await child.channel.receive()
-    except ChannelClosed as error:
-        with contextlib.suppress(TimeoutError):  # one that ends by itself keeps its exit code
-            async with asyncio.timeout(STOP_SECONDS):
-                await child.wait()
-        code = await child.stop()
-        message = f"{model} ended while it loaded (exit code {code}); the engine's log says more"
-        raise EndedWhileLoading(message, param="model") from error
 
 
 def as_error(failed: Failed) -> DuetError:

@@ -1,7 +1,7 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
-gateway → worker: `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
-FreeMemory | Hold | Ping | Shutdown`; to a spare process first `Assign`
+gateway → worker: `WorkerConfig` first, then `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
+FreeMemory | Hold | Ping | Shutdown`
 worker → gateway: `Ready | LoadFailed`, then `Events | Embedded | Transcribed | KvReport | MemoryReport |
 BatchReport | Pong`
 """
@@ -38,12 +38,6 @@ class ClearKv(msgspec.Struct, frozen=True, tag="clear_kv"):
 
 class FreeMemory(msgspec.Struct, frozen=True, tag="free_memory"):
     """The machine is short of memory: give up what can be had again. KV that earned its place goes to SSD."""
-
-
-class Assign(msgspec.Struct, frozen=True, tag="assign"):
-    """To a process that was started with `--spare`: be this worker, as if these had been its command line."""
-
-    arguments: tuple[str, ...]
 
 
 class Hold(msgspec.Struct, frozen=True, tag="hold"):

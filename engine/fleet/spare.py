@@ -1,4 +1,4 @@
-"""A worker process that waits without a model, with everything imported: a load then begins with the weights."""
+"""A worker process that was not told yet what to be, with everything imported: a load then begins with the weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 from duet.supervise import HEALTHY_SECONDS, Child, restart_delay_seconds
-from engine.fleet.handle import OFFLINE
-from engine.fleet.protocol import FromWorker
+from engine.fleet.starting import new_process
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +15,8 @@ logger = logging.getLogger(__name__)
 class Spare:
     """At most one such process. Owned by the pool."""
 
-    def __init__(self, module: str, *, log_level: str) -> None:
-        self._module, self._log_level = module, log_level
+    def __init__(self, module: str) -> None:
+        self._module = module
         self._child: Child[Any] | None = None
         self._started_at = self._rests_until = 0.0
         self._failures = 0
@@ -33,8 +32,7 @@ class Spare:
         if self.ready or time.monotonic() < self._rests_until:
             return
         self._started_at = time.monotonic()
-        arguments = ("--spare", "--log-level", self._log_level)
-        self._child = await Child.start(self._module, arguments, FromWorker, name="worker:spare", environment=OFFLINE)
+        self._child = await new_process(self._module, "spare")
 
     async def _note_death(self) -> None:
         now = time.monotonic()

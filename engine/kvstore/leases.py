@@ -16,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from engine.kvstore.directory import (
     Contents,
@@ -40,31 +42,28 @@ LEAST_SHARE: Final = 4
 """Directories without a worker give way until a newcomer can have a fourth of the cap, if there is that much."""
 TRIMMED_AT_ONCE: Final = 16
 
+Size = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 
-@dataclass(frozen=True)
-class Lease:
-    """What one worker may do with KV: bytes in memory, bytes in its `directory`, bytes written a day. None: memory only."""
 
-    memory_bytes: int
-    directory: Path | None = None
-    disk_bytes: int = 0
-    write_bytes: int = 0
-    free_bytes: int = 0
-    age_seconds: float = 0.0
-    flush_seconds: float = 0.0
+class Lease(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What one worker may do with KV, sent to it as a part of its `WorkerConfig`.
+
+    It may keep `memory_bytes` in memory (0: it keeps nothing anywhere) and `disk_bytes` in its `directory`. It may write
+    `write_bytes` a day, and leaves `free_bytes` free on that disk. Entries unused for `age_seconds` go. At its end it has
+    `flush_seconds` to write what is only in memory. `fingerprint` says which weights these are. Without a directory KV stays in
+    memory, and `off` says why.
+    """
+
+    memory_bytes: Size
+    directory: str | None = None
+    disk_bytes: Size = 0
+    write_bytes: Size = 0
+    free_bytes: Size = 0
+    age_seconds: Seconds = 0.0
+    flush_seconds: Seconds = 0.0
     fingerprint: str = ""
     off: str = "memory only"
-    """Why there is no directory."""
-
-    def arguments(self) -> list[str]:
-        """For the command line of `engine.worker`."""
-        found = ["--kv-memory-bytes", str(self.memory_bytes), "--kv-flush-seconds", str(self.flush_seconds)]
-        found += ["--kv-fingerprint", self.fingerprint, "--kv-off", self.off]
-        if self.directory is not None:
-            found += ["--kv-directory", str(self.directory), "--kv-disk-bytes", str(self.disk_bytes)]
-            found += ["--kv-write-bytes", str(self.write_bytes), "--kv-free-bytes", str(self.free_bytes)]
-            found += ["--kv-age-seconds", str(self.age_seconds)]
-        return found
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,13 @@ class Leases:
         caps = self.caps
         return Lease(
             self._memory_bytes,
-            path,
-            share,
-            writes // 2,
-            caps.free_bytes,
-            caps.age_seconds,
-            self._flush_seconds,
-            fingerprint,
+            directory=str(path),
+            disk_bytes=share,
+            write_bytes=writes // 2,
+            free_bytes=caps.free_bytes,
+            age_seconds=caps.age_seconds,
+            flush_seconds=self._flush_seconds,
+            fingerprint=fingerprint,
         )
 
     def memory_only(self, fingerprint: str, cause: str) -> Lease:
@@ -127,11 +126,12 @@ class Leases:
         """Its worker has ended."""
         if lease.directory is not None:
             with self._turn:
-                granted = self._granted.get(lease.directory, [])
+                path = Path(lease.directory)
+                granted = self._granted.get(path, [])
                 if (size := (lease.disk_bytes, lease.write_bytes)) in granted:
                     granted.remove(size)
                 if not granted:
-                    self._granted.pop(lease.directory, None)
+                    self._granted.pop(path, None)
 
     def trim(self, size: int = 0, *, spare: Path | None = None) -> int:
         """Free `size` bytes of directories without a worker, the longest unused entries first, besides what does not fit the cap

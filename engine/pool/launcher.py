@@ -7,16 +7,19 @@ import logging
 import secrets
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from duet.settings import Settings
 from engine.cards import Card
 from engine.fleet.handle import WorkerHandle
 from engine.fleet.spare import Spare
+from engine.fleet.starting import start_worker
 from engine.kvstore.fingerprint import fingerprint
 from engine.kvstore.leases import FOLDER, Caps, Lease, Leases
+from engine.worker_config import BatchLimits, WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,31 +36,21 @@ class Launcher:
         self.kv_memory_bytes = min(4 << 30, total_bytes // 16) if engine.kv_ram_bytes is None else engine.kv_ram_bytes
         """What a chat model may keep of KV in memory."""
         self.leases = _leases(settings, self.kv_memory_bytes)
-        self.spare = Spare(module, log_level=settings.log_level)
+        self.spare = Spare(module)
 
     async def start(
         self, card: Card, path: Path, kv_memory_bytes: int, *, left_bytes: int, on_process: Callable[[int], None]
     ) -> WorkerHandle:
         """A worker with the card's model loaded from `path`; `on_process` gets its process id before. `left_bytes` is what the
         limit of all models leaves beside it. Raises `Unavailable`."""
-        role = card.worker_role
-        lease = await self._lease(path, kv_memory_bytes) if role == "chat" else None
+        lease = await self._lease(path, kv_memory_bytes) if card.worker_role == "chat" else None
         engine = self._settings.engine
         try:
-            return await WorkerHandle.start(
+            return await start_worker(
                 self._module,
-                model=card.id,
-                path=path,
-                role=role,
-                max_rows=engine.max_rows,
-                chunk_tokens=engine.prefill_chunk_tokens,
-                log_level=self._settings.log_level,
+                worker_config(card, path, lease, self._settings, total_bytes=self._total_bytes, left_bytes=left_bytes),
                 timeout_seconds=engine.load_timeout_seconds,
                 silence_seconds=engine.worker_silence_seconds,
-                lease=lease,
-                kv_bits=card.kv_bits,
-                active_kv_bytes=active_kv_bytes(engine.kv_active_bytes or self._total_bytes // 4, left_bytes),
-                wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
                 spare=self.spare.take(),
                 on_process=on_process,
             )
@@ -84,7 +77,7 @@ class Launcher:
         """The thread cannot be stopped: what it grants to a load that was, comes back."""
         granting = asyncio.create_task(asyncio.to_thread(self._granted, path))
         try:
-            return replace(await asyncio.shield(granting), memory_bytes=memory_bytes)
+            return msgspec.structs.replace(await asyncio.shield(granting), memory_bytes=memory_bytes)
         except asyncio.CancelledError:
             granting.add_done_callback(lambda task: self._give_back(task.result()))
             raise
@@ -98,6 +91,25 @@ class Launcher:
                 "%s has no fingerprint, its KV stays in memory: %s", path.name, error, extra={"action": "kv_disk_off"}
             )
             return self.leases.memory_only(secrets.token_hex(16), f"its weights have no fingerprint: {error}")
+
+
+def worker_config(
+    card: Card, path: Path, lease: Lease | None, settings: Settings, *, total_bytes: int, left_bytes: int
+) -> WorkerConfig:
+    """What the worker of a card's model is told: the model lies in `path`, the machine has `total_bytes` of memory, and the limit
+    of all models leaves `left_bytes` beside this one."""
+    engine = settings.engine
+    return WorkerConfig(
+        model=card.id,
+        path=str(path),
+        role=card.worker_role,
+        options=card.options,
+        batch=BatchLimits(max_rows=engine.max_rows, chunk_tokens=engine.prefill_chunk_tokens),
+        kv=lease,
+        active_kv_bytes=active_kv_bytes(engine.kv_active_bytes or total_bytes // 4, left_bytes),
+        wired_limit_bytes=wired_limit_bytes(engine.wired_limit, card.bytes_on_disk),
+        log_level=settings.log_level,
+    )
 
 
 def wired_limit_bytes(wished: str | int, weight_bytes: int) -> int:

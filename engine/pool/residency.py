@@ -13,7 +13,8 @@ from duet.errors import Busy, Conflict, DuetError, MemoryFull, ModelTooLarge, Un
 from duet.settings import Settings
 from engine.cards import Card, Catalogue
 from engine.downloads import Downloads
-from engine.fleet.handle import EndedWhileLoading, WorkerHandle
+from engine.fleet.handle import WorkerHandle
+from engine.fleet.starting import EndedWhileLoading
 from engine.pool import ledger
 from engine.pool.fetch import fetch
 from engine.pool.launcher import Launcher

@@ -50,6 +50,7 @@ from engine.worker.scheduler.jobs import Job, Jobs, Queued
 from engine.worker.scheduler.pace import Ticks
 from engine.worker.scheduler.policy import Plan, Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority
+from engine.worker_config import WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -85,22 +86,20 @@ class Loop:
         loaded: Loaded,
         channel: BlockingChannel[ToWorker],
         mailbox: Mailbox,
+        config: WorkerConfig,
         *,
-        max_rows: int,
-        chunk_tokens: int,
-        kv_bits: int | None = None,
-        active_kv_bytes: int | None = None,
         make_cache: MakeCache | None = None,
-        flush_seconds: float = 10.0,
     ) -> None:
         self._loaded, self._channel, self._mailbox = loaded, channel, mailbox
-        self._flush_seconds, self._active_kv_bytes = flush_seconds, active_kv_bytes
-        self._runner = Runner(loaded, kv_bits=kv_bits) if "chat" in loaded.capabilities else None
+        self._flush_seconds = config.kv.flush_seconds if config.kv is not None else 0.0
+        self._active_kv_bytes = config.active_kv_bytes
+        max_rows = config.batch.max_rows
+        self._runner = Runner(loaded, kv_bits=config.options.kv_bits) if "chat" in loaded.capabilities else None
         self._kv = self._made(make_cache)
         if self._runner is not None and not self._runner.batches and max_rows > 1:
             logger.warning("this model's requests run one after another", extra={"action": "batching_off"})
             max_rows = 1
-        self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=chunk_tokens)
+        self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=config.batch.chunk_tokens)
         self._tokens = TokenText(loaded.tokenizer) if self._runner else None
         self._grammars = Grammars(loaded, mailbox.put)
         self._outputs: dict[str, Output] = {}

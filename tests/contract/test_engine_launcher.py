@@ -26,7 +26,7 @@ async def test_a_load_that_is_stopped_while_it_gets_its_lease_gives_it_back(
     card = Catalogue(settings, Downloads(tmp_path, "http://127.0.0.1:9"), memory_bytes=64 << 30).resolve("a")
     launcher = Launcher(settings, WORKER, total_bytes=64 << 30)
     begun, stopped = threading.Event(), threading.Event()
-    granted = Lease(1, directory=tmp_path / "kv")
+    granted = Lease(1, directory=str(tmp_path / "kv"))
     came_back: asyncio.Queue[Lease] = asyncio.Queue()
 
     def grant(fingerprint: str) -> Lease:
@@ -57,7 +57,7 @@ async def test_a_spare_that_dies_at_once_is_followed_by_another_later_and_later(
         return 0.0 if failures_in_a_row < 3 else 1000.0
 
     monkeypatch.setattr(spare_module, "restart_delay_seconds", delay)
-    spare = Spare("tests.fakes.no_such_module", log_level="error")
+    spare = Spare("tests.fakes.no_such_module")
     for _ in range(3):
         await spare.keep()
         assert spare.ready

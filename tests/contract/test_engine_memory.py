@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -24,9 +25,11 @@ from duet.supervise import Child
 from engine.pool import residency
 from engine.pool.ledger import WORKER_BYTES
 from engine.pressure import Reading, footprint_bytes
+from engine.worker_config import WorkerConfig
 from tests.contract.test_engine_pool import is_alive, until_dead
 from tests.fakes.engine_service import (
     KEY,
+    WORKER,
     EngineService,
     FakeHub,
     FakeMachine,
@@ -237,7 +240,6 @@ async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None
         assert (await admin(engine))["held_bytes"] == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(("limit_bytes", "kv_bytes"), [(6 * GB, 2 * GB), (2 * GB, 2 * GB - MODEL_BYTES)])
 async def test_a_worker_is_told_how_much_kv_its_requests_may_take_of_what_there_is(
     tmp_path: Path, limit_bytes: int, kv_bytes: int
@@ -245,9 +247,26 @@ async def test_a_worker_is_told_how_much_kv_its_requests_may_take_of_what_there_
     """A quarter of what this process may have of the machine, or what the model leaves of the limit."""
     machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=8 * GB))
     async with engine_for(tmp_path, "a", memory_limit_bytes=limit_bytes, machine=machine) as engine:
-        pid = (await engine.status("a"))["pid"]
-        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        assert abs(int(arguments[arguments.index("--active-kv-bytes") + 1]) - kv_bytes) < 1000
+        answer = (await engine.chat("told", "a")).json()["choices"][0]["message"]["content"]
+        told = msgspec.json.decode(answer.removesuffix("!"), type=WorkerConfig)
+        assert told.active_kv_bytes is not None
+        assert abs(told.active_kv_bytes - kv_bytes) < 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+async def test_nothing_is_on_a_workers_command_line_but_its_channel(tmp_path: Path) -> None:
+    """New or spare: what it is to be comes as its first message."""
+    async with engine_for(tmp_path, "a", "b", warm_spare=True) as engine:
+        fresh = (await engine.status("a"))["pid"]
+        await until_spare(engine)
+        spares = processes_of(os.getpid())
+        spare = (await engine.status("b"))["pid"]
+        assert spare in spares - {fresh}
+        for pid in (fresh, spare):
+            *_, module, option, fd, end = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            assert (module, option, fd.isdecimal(), end) == (WORKER, "--fd", True, "")
+            before = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-4]
+            assert before == [sys.executable, "-P", "-m"]
 
 
 async def test_other_programs_count(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker process that speaks the real protocol and has no model: `python -m tests.fakes.engine_worker --fd N …`.
+"""A worker process that speaks the real protocol and has no model: `python -m tests.fakes.engine_worker --fd N`.
 
 What it does is decided by the last message of a request (`SAY…` below), and how it loads by `fake.json` in the model
 folder: `{"load_error": "…"}`, `{"exit_code": 3}`, `{"wait_for": "go"}` (a file in the folder), `{"capabilities": [...]}`,
@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import ContextTooLong
 from duet.wire import Segment, Transcript, Usage
 from engine.fleet.protocol import (
-    Assign,
     Cancel,
     Events,
     FreeMemory,
@@ -51,6 +51,7 @@ from engine.types import (
     Transcribed,
     TranscriptionRequest,
 )
+from engine.worker_config import WorkerConfig
 
 SAY_FOREVER = "forever"
 """Tokens without end."""
@@ -71,12 +72,14 @@ SAY_NOTHING = "nothing"
 """Accepted, and then silence until cancelled."""
 SAY_HANG = "hang"
 """Accepted, and then the loop stands still for ever, whatever comes."""
+SAY_TOLD = "told"
+"""One token: the `WorkerConfig` as JSON."""
 DIMENSIONS = 8
 
 
 class Worker:
-    def __init__(self, channel: BlockingChannel[ToWorker]) -> None:
-        self._channel = channel
+    def __init__(self, channel: BlockingChannel[Any], config: WorkerConfig) -> None:
+        self._channel, self._config = channel, config
         self._mailbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
         self._live: dict[str, Iterator[Event | None]] = {}
         self._cancelled = self._freed = 0
@@ -139,6 +142,8 @@ class Worker:
         if said == SAY_HOW:
             left = None if request.deadline is None else int(request.deadline - time.monotonic())
             tokens = iter([f"priority={request.priority} left={left}"])
+        if said == SAY_TOLD:
+            tokens = iter([msgspec.json.encode(self._config).decode()])
         limit = request.max_tokens or 10**9
         count = 0
         for count, text in enumerate(tokens, 1):
@@ -189,29 +194,26 @@ def _transcribe(request: TranscriptionRequest) -> Transcribed:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--path", type=Path)
-    parser.add_argument("--spare", action="store_true")
-    arguments, _ = parser.parse_known_args()
-    channel: BlockingChannel[Any] = BlockingChannel.from_fd(arguments.fd, ToWorker | Assign)
-    if arguments.spare:
-        try:
-            assigned = channel.receive()
-        except ChannelClosed:
-            return 0
-        arguments, _ = parser.parse_known_args(["--fd", str(arguments.fd), *assigned.arguments])
+    channel: BlockingChannel[Any] = BlockingChannel.from_fd(parser.parse_args().fd, WorkerConfig | ToWorker)
+    try:
+        config = channel.receive()
+    except ChannelClosed:
+        return 0
+    assert isinstance(config, WorkerConfig)
+    folder = Path(config.path)
     plan: dict[str, Any] = {}
-    if (arguments.path / "fake.json").exists():
-        plan = json.loads((arguments.path / "fake.json").read_text())
-    with (arguments.path / "starts.log").open("a") as log:
+    if (folder / "fake.json").exists():
+        plan = json.loads((folder / "fake.json").read_text())
+    with (folder / "starts.log").open("a") as log:
         log.write(f"{os.getpid()}\n")
     if "exit_code" in plan:
         return int(plan["exit_code"])
     if "load_error" in plan:
         channel.send(LoadFailed(plan["load_error"]))
         return 1
-    while "wait_for" in plan and not (arguments.path / plan["wait_for"]).exists():
+    while "wait_for" in plan and not (folder / plan["wait_for"]).exists():
         time.sleep(0.005)
-    worker = Worker(channel)
+    worker = Worker(channel, config)
     channel.send(Ready(tuple(plan.get("capabilities", ["chat"])), 4096, 123, 1000))
     if "memory_bytes" in plan:
         channel.send(MemoryReport(footprint_bytes=plan["memory_bytes"]))

@@ -11,6 +11,7 @@ import msgspec
 from duet.channel import ChannelClosed
 from engine.fleet.protocol import Cancel, LoadFailed, Ping, Pong, Ready
 from engine.types import EmbeddingRequest, GenerationRequest, MemoryReport
+from engine.worker_config import WorkerConfig
 
 NO_PROCESS = 1 << 23
 """Ids from here on belong to no process of any system."""
@@ -18,18 +19,25 @@ STOP_SECONDS = 1.0
 
 
 class FakeChild:
-    """One process. `live` are the requests that it has and has neither answered nor been told to cancel."""
+    """One process. `config` is what it was told to be. `live` are the requests that it has and has neither answered nor been told
+    to cancel."""
 
-    def __init__(self, model: str, pid: int) -> None:
-        self.model, self.pid, self.name = model, pid, f"worker:{model}"
+    def __init__(self, name: str, pid: int) -> None:
+        self.name, self.pid = name, pid
+        self.config: WorkerConfig | None = None
         self.channel = self
         self.live: dict[str, GenerationRequest | EmbeddingRequest] = {}
         self.loaded = self.deaf = self.stopping = self.reported = False
         self.held_bytes = 0
+        self.on_told: Callable[[FakeChild], None] = lambda child: None
         self.before_stop: Callable[[FakeChild], None] = lambda child: None
         self.returncode: int | None = None
         self._ended = asyncio.Event()
         self._said: asyncio.Queue[msgspec.Struct | None] = asyncio.Queue()
+
+    @property
+    def model(self) -> str:
+        return self.config.model if self.config is not None else ""
 
     # What the test has it do -----------------------------------------------------------------------------------------
 
@@ -65,7 +73,11 @@ class FakeChild:
     async def send(self, message: msgspec.Struct) -> None:
         if self.returncode is not None:
             raise ChannelClosed
-        if isinstance(message, GenerationRequest | EmbeddingRequest):
+        if isinstance(message, WorkerConfig):
+            assert self.config is None
+            self.config = message
+            self.on_told(self)
+        elif isinstance(message, GenerationRequest | EmbeddingRequest):
             assert message.id not in self.live
             self.live[message.id] = message
         elif isinstance(message, Cancel):
@@ -110,17 +122,17 @@ class FakeChild:
 
 
 class FakeChildren:
-    """In the place of the class `Child`: everyone that was ever started. `on_start` sees each before it is told anything."""
+    """In the place of the class `Child`: everyone that was ever started. `on_told` sees each when it is told what to be."""
 
-    def __init__(self, on_start: Callable[[FakeChild], None]) -> None:
+    def __init__(self, on_told: Callable[[FakeChild], None]) -> None:
         self.all: list[FakeChild] = []
-        self._on_start = on_start
+        self._on_told = on_told
 
     async def start(self, module: str, arguments: Sequence[str], incoming: Any, **named: Any) -> FakeChild:
-        given = [*arguments]
-        child = FakeChild(given[given.index("--model") + 1], NO_PROCESS + len(self.all))
+        assert not arguments
+        child = FakeChild(named["name"], NO_PROCESS + len(self.all))
+        child.on_told = self._on_told
         self.all.append(child)
-        self._on_start(child)
         return child
 
     @property

@@ -32,6 +32,7 @@ from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import load
 from engine.worker.runtime.runner import Runner
 from engine.worker.scheduler.policy import Plan, PrefillChunk
+from engine.worker_config import BatchLimits, ModelOptions, WorkerConfig
 from tests import checkpoints
 
 
@@ -98,13 +99,14 @@ class Driver:
         active_kv_bytes: int | None = None,
     ) -> None:
         self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
-        sizes = {
-            "max_rows": max_rows,
-            "chunk_tokens": chunk_tokens,
-            "kv_bits": kv_bits,
-            "active_kv_bytes": active_kv_bytes,
-        }
-        self.loop = Loop(loaded, self.recorder, self.mailbox, **sizes)  # type: ignore[arg-type]
+        config = WorkerConfig(
+            model="m",
+            path="m",
+            options=ModelOptions(kv_bits=kv_bits),  # type: ignore[arg-type]
+            batch=BatchLimits(max_rows=max_rows, chunk_tokens=chunk_tokens),
+            active_kv_bytes=active_kv_bytes,
+        )
+        self.loop = Loop(loaded, self.recorder, self.mailbox, config)  # type: ignore[arg-type]
         self.ticks = 0
 
     def post(self, message: Any) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.kvstore.directory import Directory, Limits
+from engine.kvstore.leases import Lease
 from engine.types import CacheNote, Failed, Finished, GenerationRequest
 from engine.worker.kvcache.cache import Identity, PrefixCache
 from engine.worker.loop import Loop
 from engine.worker.model import Loaded
+from engine.worker_config import BatchLimits, ModelOptions, WorkerConfig
 from tests.mlx.conftest import Driver, Recorder
 
 LIMITS = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)
@@ -39,14 +41,19 @@ class KvDriver(Driver):
         opener: Callable[[], Directory] | None = None
         if folder is not None:
             opener = partial(Directory, folder, limits, {"model": "m"})
+        config = WorkerConfig(
+            model="m",
+            path="m",
+            options=ModelOptions(kv_bits=kv_bits),  # type: ignore[arg-type]
+            batch=BatchLimits(max_rows=max_rows, chunk_tokens=chunk_tokens),
+            kv=Lease(memory_bytes, flush_seconds=10.0),
+            active_kv_bytes=active_kv_bytes,
+        )
         self.loop = Loop(
             loaded,
             self.recorder,  # type: ignore[arg-type]
             self.mailbox,
-            max_rows=max_rows,
-            chunk_tokens=chunk_tokens,
-            kv_bits=kv_bits,
-            active_kv_bytes=active_kv_bytes,
+            config,
             make_cache=partial(
                 PrefixCache, identity=Identity(fingerprint, "none"), memory_bytes=memory_bytes, open_directory=opener
             ),

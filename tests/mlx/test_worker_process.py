@@ -16,16 +16,24 @@ import msgspec
 import pytest
 
 from duet.supervise import Child
-from engine.fleet.protocol import Assign, Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
-from engine.pressure import resident_bytes
+from engine.fleet.protocol import Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
+from engine.pressure import footprint_bytes, resident_bytes
 from engine.types import Accepted, BatchReport, Failed, Finished, MemoryReport, TextDelta
+from engine.worker_config import BatchLimits, WorkerConfig
 from tests.mlx.conftest import ask, words
 
 
 @asynccontextmanager
-async def worker(folder: Path, *arguments: str) -> AsyncIterator[Child[Any]]:
-    options = ("--path", str(folder), "--model", "tiny", *arguments)
-    child: Child[Any] = await Child.start("engine.worker", options, FromWorker, name="worker")
+async def worker(folder: Path) -> AsyncIterator[Child[Any]]:
+    async with process() as child:
+        await child.channel.send(WorkerConfig(model="tiny", path=str(folder)))
+        yield child
+
+
+@asynccontextmanager
+async def process() -> AsyncIterator[Child[Any]]:
+    """A worker that was not told yet what to be: a spare."""
+    child: Child[Any] = await Child.start("engine.worker", (), FromWorker, name="worker")
     try:
         yield child
     finally:
@@ -89,26 +97,47 @@ async def test_a_worker_says_what_it_holds_once_it_is_loaded(checkpoint: Callabl
             assert abs(report.footprint_bytes - resident_bytes(child.pid)) < 64 << 20
 
 
-async def test_a_spare_becomes_the_worker_that_it_is_assigned_to_be(checkpoint: Callable[..., Path]) -> None:
-    child: Child[Any] = await Child.start("engine.worker", ("--spare",), FromWorker, name="spare")
-    try:
-        await child.channel.send(Assign(("--path", str(checkpoint("plain")), "--model", "tiny")))
+async def test_a_spare_that_waited_becomes_the_worker_that_it_is_told_to_be(checkpoint: Callable[..., Path]) -> None:
+    async with process() as child:
+        async with asyncio.timeout(60):
+            while footprint_bytes(child.pid) < 64 << 20:  # Python alone takes less: the libraries come in
+                await asyncio.sleep(0.05)
+        await child.channel.send(WorkerConfig(model="tiny", path=str(checkpoint("plain"))))
         assert isinstance(await child.channel.receive(), Ready)
         await child.channel.send(ask("a", "hello", tokens=5))
         assert [type(event) for event in await events_of(child, "a")] == [Accepted, *[TextDelta] * 5, Finished]
         await child.channel.close()
         assert await asyncio.wait_for(child.wait(), 60) == 0
-    finally:
-        await child.stop()
 
 
 async def test_a_spare_ends_with_its_gateway() -> None:
-    child: Child[Any] = await Child.start("engine.worker", ("--spare",), FromWorker, name="spare")
-    try:
+    async with process() as child:
         await child.channel.close()
         assert await asyncio.wait_for(child.wait(), 60) == 0
-    finally:
-        await child.stop()
+
+
+async def test_a_worker_ends_when_its_gateway_goes_while_it_loads(checkpoint: Callable[..., Path]) -> None:
+    async with process() as child:
+        await child.channel.send(WorkerConfig(model="tiny", path=str(checkpoint("plain"))))
+        await child.channel.close()
+        assert await asyncio.wait_for(child.wait(), 60) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "cause"),
+    [
+        (WorkerConfig(model="tiny", path="m", batch=BatchLimits(max_rows=0)), "$.batch.max_rows"),
+        (WorkerConfig(model="tiny", path="m", role="king"), "$.role"),  # type: ignore[arg-type]
+        (Shutdown(), "Shutdown came first"),
+    ],
+)
+async def test_a_worker_that_cannot_read_what_to_be_says_so_and_ends(first: msgspec.Struct, cause: str) -> None:
+    async with process() as child:
+        await child.channel.send(first)
+        failed = await child.channel.receive()
+        assert isinstance(failed, LoadFailed)
+        assert cause in failed.message
+        assert await asyncio.wait_for(child.wait(), 60) == 1
 
 
 @pytest.mark.parametrize("content", ["no folder", "no weights"])

@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         shelf: Any = Shelf()
         hub: Any = Hub()
         self.patches = [
-            mock.patch("engine.fleet.handle.Child", self.children),
+            mock.patch("engine.fleet.starting.Child", self.children),
             mock.patch("engine.pool.fetch.classify", lambda folder: ("embedding",)),
             mock.patch("engine.pool.fetch.weights_size", lambda folder: 2 * GB),
         ]
@@ -293,7 +293,7 @@ class Machine(RuleBasedStateMachine):
     # What must be so -------------------------------------------------------------------------------------------------
 
     def check_admission(self, child: FakeChild) -> None:
-        """Called when a process is started: its model has just been booked."""
+        """Called when a process is told what to be: its model has just been booked."""
         child.before_stop = self.check_stop
         if self.next_load != "hang":
             asyncio.get_running_loop().call_later(1.0, getattr(child, self.next_load))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -13,9 +12,11 @@ import pytest
 
 from duet.channel import ChannelClosed
 from duet.errors import PayloadTooLarge, WorkerLost
-from engine.fleet.handle import EndedWhileLoading, WorkerHandle
+from engine.fleet.handle import WorkerHandle
 from engine.fleet.protocol import Ping, Ready
+from engine.fleet.starting import EndedWhileLoading, start_worker
 from engine.types import EmbeddingRequest
+from engine.worker_config import WorkerConfig
 from tests.fakes.virtual_time import VirtualTime
 from tests.fakes.worker_children import FakeChild, FakeChildren
 
@@ -90,10 +91,8 @@ def test_a_process_that_takes_its_time_to_end_by_itself_keeps_its_exit_code(monk
         child.hang_up()
         machine.loop.call_later(4.0, child.crash)
 
-    monkeypatch.setattr("engine.fleet.handle.Child", FakeChildren(begin))
-    start = WorkerHandle.start(
-        "none", model="m", path=Path(), role="chat", max_rows=1, chunk_tokens=1, log_level="info", timeout_seconds=60.0
-    )
+    monkeypatch.setattr("engine.fleet.starting.Child", FakeChildren(begin))
+    start = start_worker("none", WorkerConfig(model="m", path="m"), timeout_seconds=60.0)
     with contextlib.closing(VirtualTime()) as machine, pytest.raises(EndedWhileLoading, match="exit code 3"):
         machine.run(start)
 

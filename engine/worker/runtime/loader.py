@@ -24,11 +24,6 @@ class LoadError(Exception):
     """The folder cannot be served. The message says why and what to do."""
 
 
-def import_libraries() -> None:
-    """Import now what loading a chat model imports, which takes about a second."""
-    import mlx_vlm.utils  # noqa: F401
-
-
 def load(path: Path, role: str) -> Loaded:
     """Load `path` as `role`: "chat" (text and vision), "embedding" or "asr". Raises `LoadError`."""
     config = _read_json(path / "config.json")
