@@ -94,7 +94,7 @@ class Loop:
         self._flush_seconds = config.kv.flush_seconds if config.kv is not None else 0.0
         self._active_kv_bytes = config.active_kv_bytes
         max_rows = config.batch.max_rows
-        self._runner = Runner(loaded, kv_bits=config.options.kv_bits) if "chat" in loaded.capabilities else None
+        self._runner = Runner(loaded, config.options) if "chat" in loaded.capabilities else None
         self._kv = self._made(make_cache)
         if self._runner is not None and not self._runner.batches and max_rows > 1:
             logger.warning("this model's requests run one after another", extra={"action": "batching_off"})

@@ -14,6 +14,7 @@ from engine.worker.runtime.batch import Batch, Drawn, Row, can_batch
 from engine.worker.runtime.loader import LoadError
 from engine.worker.runtime.vision import uses_mrope
 from engine.worker.scheduler.policy import Plan, PrefillChunk
+from engine.worker_config import ModelOptions
 
 MEASURABLE_TOKENS = 256
 """Caches grow in steps of this many tokens: shorter prompts tell little about what a token takes."""
@@ -62,8 +63,8 @@ class Runner:
     KV is quantised, which the libraries cannot batch.
     """
 
-    def __init__(self, loaded: Loaded, *, kv_bits: int | None = None) -> None:
-        self._kv_bits = kv_bits
+    def __init__(self, loaded: Loaded, options: ModelOptions) -> None:
+        self._kv_bits = options.kv_bits
         self.keeper: Keeper = KeepsNothing()
         self._model = loaded.model.language_model
         self._mrope = uses_mrope(self._model)
