@@ -24,7 +24,7 @@ import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
 
 import models
-from engine.fleet.protocol import Events
+from engine.fleet.protocol import EventFrame
 from engine.types import Failed, GenerationRequest, Message, Part, SamplingParams, TextDelta
 from engine.worker.loop import Loop
 from engine.worker.model import Loaded
@@ -82,7 +82,7 @@ class _Counter:
         self.tokens = 0
 
     def send(self, message: Any) -> None:
-        for event in message.events if isinstance(message, Events) else ():
+        for event in message.events if isinstance(message, EventFrame) else ():
             assert not isinstance(event, Failed), event
             self.tokens += isinstance(event, TextDelta)
 

@@ -38,7 +38,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.backend = Metered(backend)
+    app.state.models = app.state.operators = backend
+    app.state.work = Metered(backend, backend)
     app.state.max_audio_seconds = settings.engine.max_audio_seconds
     app.state.max_waiting_requests = settings.engine.max_waiting_requests
     app.state.decoding = 0

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.kv.checkpoints import checkpoint
 from benchmarks.structured.forms import random_expressions, random_schemas
-from engine.fleet.protocol import Events
+from engine.fleet.protocol import EventFrame
 from engine.types import Failed, Finished, GenerationRequest, Message, Part, SamplingParams, Structure, TextDelta
 from engine.worker.forms.structured import Mask, compiled, wrapped_tokenizer
 from engine.worker.loop import Loop
@@ -65,7 +65,7 @@ class Recorder:
     answers: dict[str, Said] = field(default_factory=dict)
 
     def send(self, message: Any) -> None:
-        for event in message.events if isinstance(message, Events) else ():
+        for event in message.events if isinstance(message, EventFrame) else ():
             said = self.answers.setdefault(event.id, Said())
             match event:
                 case TextDelta():

@@ -7,48 +7,48 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter
 
-from engine.api.dependencies import BackendDep
+from engine.api.dependencies import OperatorsDep
 from engine.types import Placement
 
 router = APIRouter()
 
 
 @router.get("/v1/admin/models")
-async def list_placements(backend: BackendDep) -> dict[str, Any]:
+async def list_placements(operators: OperatorsDep) -> dict[str, Any]:
     """Memory, and every model that is here or was asked for: state, what it holds, who uses it, how long it stays."""
-    found = msgspec.to_builtins(backend.pool())
+    found = msgspec.to_builtins(operators.pool())
     assert isinstance(found, dict)
     return found
 
 
 @router.get("/v1/admin/models/{model_id:path}/stats")
-async def model_stats(model_id: str, backend: BackendDep) -> dict[str, Any]:
+async def model_stats(model_id: str, operators: OperatorsDep) -> dict[str, Any]:
     """One model's place in the pool."""
-    return _shown(backend.placement(model_id))
+    return _shown(operators.placement(model_id))
 
 
 @router.post("/v1/admin/models/{model_id:path}/load")
-async def load_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+async def load_model(model_id: str, operators: OperatorsDep) -> dict[str, Any]:
     """Load it, as a request for it would. Answers when it is loaded."""
-    return _shown(await backend.load(model_id))
+    return _shown(await operators.load(model_id))
 
 
 @router.post("/v1/admin/models/{model_id:path}/unload")
-async def unload_model(model_id: str, backend: BackendDep, force: bool = False) -> dict[str, Any]:
+async def unload_model(model_id: str, operators: OperatorsDep, force: bool = False) -> dict[str, Any]:
     """Unload it, pinned or not. Answers when its memory is back. 409 while it has requests, unless `force`: they fail."""
-    return _shown(await backend.unload(model_id, force=force))
+    return _shown(await operators.unload(model_id, force=force))
 
 
 @router.post("/v1/admin/models/{model_id:path}/pin")
-async def pin_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+async def pin_model(model_id: str, operators: OperatorsDep) -> dict[str, Any]:
     """Let it stay once it is loaded."""
-    return _shown(backend.pin(model_id, True))
+    return _shown(operators.pin(model_id, True))
 
 
 @router.post("/v1/admin/models/{model_id:path}/unpin")
-async def unpin_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+async def unpin_model(model_id: str, operators: OperatorsDep) -> dict[str, Any]:
     """Let it go like any other."""
-    return _shown(backend.pin(model_id, False))
+    return _shown(operators.pin(model_id, False))
 
 
 def _shown(placement: Placement) -> dict[str, Any]:
@@ -58,14 +58,14 @@ def _shown(placement: Placement) -> dict[str, Any]:
 
 
 @router.get("/v1/admin/kv")
-async def kv_status(backend: BackendDep) -> dict[str, Any]:
+async def kv_status(operators: OperatorsDep) -> dict[str, Any]:
     """KV on this machine: the caps, a directory for each model, and what each loaded model reports."""
-    found = msgspec.to_builtins(await backend.kv())
+    found = msgspec.to_builtins(await operators.kv())
     assert isinstance(found, dict)
     return found
 
 
 @router.delete("/v1/admin/kv")
-async def clear_kv(backend: BackendDep, model: str | None = None) -> dict[str, Any]:
+async def clear_kv(operators: OperatorsDep, model: str | None = None) -> dict[str, Any]:
     """Forget the KV of `model`, or of all models. Loaded models forget theirs in the course of their work."""
-    return {"cleared_entries": await backend.clear_kv(model)}
+    return {"cleared_entries": await operators.clear_kv(model)}

@@ -18,8 +18,8 @@ from duet.errors import Busy, InvalidRequest
 from duet.http.disconnect import unless_gone
 from duet.wire import Transcript
 from engine.api.deadlines import deadline_of
-from engine.api.dependencies import BackendDep, answer_headers, priority_of, tenant_of
-from engine.types import Backend, TranscriptionRequest
+from engine.api.dependencies import ModelsDep, OperatorsDep, WorkDep, answer_headers, priority_of, tenant_of
+from engine.types import Operators, Transcribed, TranscriptionRequest, only
 from speech import formats
 from speech.decode import decode
 
@@ -37,7 +37,9 @@ MAX_HOTWORDS, MAX_PROMPT_CHARACTERS = 500, 8000
 @router.post("/v1/audio/transcriptions")
 async def transcriptions(
     request: Request,
-    backend: BackendDep,
+    work: WorkDep,
+    models: ModelsDep,
+    operators: OperatorsDep,
     file: Annotated[UploadFile, File()],
     model: Annotated[str, Form(min_length=1, max_length=512)],
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
@@ -57,9 +59,9 @@ async def transcriptions(
             "segments have times, single words have none: timestamp_granularities[] can only be segment",
             param="timestamp_granularities[]",
         )
-    info = backend.resolve(model)
+    info = models.resolve(model)
     priority, deadline = priority_of(request), deadline_of(request)
-    with _place(request, backend):
+    with _place(request, operators):
         audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
     asked = TranscriptionRequest(
         id=secrets.token_hex(8),
@@ -73,17 +75,17 @@ async def transcriptions(
         priority=priority,
         deadline=deadline,
     )
-    result = await unless_gone(request, backend.transcribe(asked))
+    result = await unless_gone(request, only(work.run(asked), Transcribed))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
     return _rendered(result.transcript, response_format, answer_headers(info, ignored))
 
 
 @contextlib.contextmanager
-def _place(request: Request, backend: Backend) -> Iterator[None]:
-    """One of the engine's places for requests while a recording is decoded, which costs time and memory before the backend
+def _place(request: Request, operators: Operators) -> Iterator[None]:
+    """One of the engine's places for requests while a recording is decoded, which costs time and memory before the pool
     could refuse it. Raises `Busy`."""
     state = request.app.state
-    under_way = state.decoding + sum(model.running + model.waiting for model in backend.pool().models)
+    under_way = state.decoding + sum(model.running + model.waiting for model in operators.pool().models)
     if under_way >= state.max_waiting_requests:
         raise Busy(f"{under_way} requests are under way already")
     state.decoding += 1

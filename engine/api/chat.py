@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from duet.errors import DuetError, Internal, InvalidRequest, from_code
+from duet.errors import DuetError, InvalidRequest
 from duet.http.disconnect import unless_gone
 from duet.wire import Usage
 from engine.api.deadlines import deadline_of
 from engine.api.dependencies import (
-    BackendDep,
+    ModelsDep,
+    WorkDep,
     answer_headers,
     cache_header,
     priority_of,
@@ -31,21 +31,22 @@ from engine.api.schemas.structure import structure_of
 from engine.api.sse import DONE, EventStream, error_frame
 from engine.types import (
     Accepted,
-    Backend,
     CacheNote,
     Event,
+    Events,
     Failed,
     Finished,
     GenerationRequest,
     Message,
     ModelInfo,
     Part,
+    Result,
     SamplingParams,
     TextDelta,
     TokenLogprob,
+    Work,
 )
 
-logger = logging.getLogger(__name__)
 router = APIRouter()
 
 PROMISE_AFTER_SECONDS = 3.0
@@ -56,9 +57,9 @@ _encode = msgspec.json.encode
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(body: ChatCompletionRequest, request: Request, backend: BackendDep) -> Response:
+async def chat_completions(body: ChatCompletionRequest, request: Request, work: WorkDep, models: ModelsDep) -> Response:
     """Chat with text and images, whole or streamed. Fields without effect are named in the header X-Duet-Ignored."""
-    model = backend.resolve(body.model)
+    model = models.resolve(body.model)
     priority, deadline = priority_of(request), deadline_of(request)
     asked = [
         msgspec.structs.replace(one, priority=body.priority or priority, deadline=deadline)
@@ -67,17 +68,17 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, backen
     answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model.id)
     headers = answer_headers(model, ignored_fields(body))
     if not body.stream:
-        choices = await unless_gone(request, _collect_all(backend, asked))
+        choices = await unless_gone(request, _collect_all(work, asked))
         headers |= cache_header(choices[0].cache)
         return Response(answer.complete(choices), media_type="application/json", headers=headers)
-    events = fan_in(backend, asked)
+    events = fan_in(work, asked)
     first = await _first_event(events)
-    if first.done() and isinstance(event := first.result()[1], Accepted):
+    if first.done() and isinstance(event := first.result(), Accepted):
         headers |= cache_header(event.cache)
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    frames = answer.frames(first, events, len(asked), include_usage=include_usage)
+    frames = answer.frames(first, events, [one.id for one in asked], include_usage=include_usage)
     return EventStream(
-        frames, waiting=lambda: backend.progress(model.id), close=lambda: _closed(first, events), headers=headers
+        frames, waiting=lambda: models.progress(model.id), close=lambda: _closed(first, events), headers=headers
     )
 
 
@@ -174,33 +175,24 @@ def with_ocr_prompt(messages: tuple[Message, ...], prompt: str | None) -> tuple[
 
 # Events -----------------------------------------------------------------------------------------------------------
 
-Indexed = tuple[int, Event | DuetError]
+
+def fan_in(work: Work, asked: list[GenerationRequest]) -> Events:
+    """Events of all choices as they come; `id` says which choice one belongs to. `Failed` ends its choice alone. Closing the
+    generator cancels every choice."""
+    # One choice is the usual case. It needs no tasks and no queue, which would cost more than all else that an event costs.
+    return work.run(asked[0]) if len(asked) == 1 else _merged(work, asked)
 
 
-async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncIterator[Indexed]:
-    """Events of all choices as they come, each with its choice's index. An error ends its choice. Closing the iterator cancels
-    every choice."""
-    # As nearly always: without tasks and a queue, which would cost more than all else that an event costs.
-    if len(asked) == 1:
-        events = _safely(backend, asked[0])
-        try:
+async def _merged(work: Work, asked: list[GenerationRequest]) -> Events:
+    queue: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=64)
+
+    async def pump(request: GenerationRequest) -> None:
+        async with contextlib.aclosing(work.run(request)) as events:
             async for event in events:
-                yield 0, event
-        finally:
-            await events.aclose()
-        return
-    queue: asyncio.Queue[Indexed | None] = asyncio.Queue(maxsize=64)
-
-    async def pump(index: int, request: GenerationRequest) -> None:
-        events = _safely(backend, request)
-        try:
-            async for event in events:
-                await queue.put((index, event))
-        finally:
-            await events.aclose()
+                await queue.put(event)
         await queue.put(None)
 
-    tasks = [asyncio.create_task(pump(i, request), name=request.id) for i, request in enumerate(asked)]
+    tasks = [asyncio.create_task(pump(request), name=request.id) for request in asked]
     try:
         for _ in tasks:
             while (item := await queue.get()) is not None:
@@ -211,46 +203,29 @@ async def fan_in(backend: Backend, asked: list[GenerationRequest]) -> AsyncItera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _safely(backend: Backend, request: GenerationRequest) -> AsyncGenerator[Event | DuetError]:
-    """Events of one choice; whatever is raised is its last."""
-    events = backend.generate(request)
-    try:
-        async for event in events:
-            yield event
-    except DuetError as error:
-        yield error
-    except Exception:
-        logger.exception("a generation failed", extra={"action": "generation_failed"})
-        yield Internal("an unexpected error ended the answer; the engine's log says more")
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]
-
-
-async def _first_event(events: AsyncIterator[Indexed]) -> asyncio.Task[Indexed]:
+async def _first_event(events: Events) -> asyncio.Task[Event]:
     """The first word of the worker, which decides the HTTP status; still under way when it takes too long (a model loads)."""
     first = asyncio.ensure_future(anext(events))
     try:
         await asyncio.wait([first], timeout=PROMISE_AFTER_SECONDS)
         if first.done():
-            raise_failure(first.result()[1])
+            raise_failure(first.result())
     except BaseException:
         await _closed(first, events)
         raise
     return first
 
 
-async def _closed(first: asyncio.Task[Indexed], events: AsyncIterator[Indexed]) -> None:
+async def _closed(first: asyncio.Task[Event], events: Events) -> None:
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
 
 
-def raise_failure(event: Event | DuetError) -> None:
+def raise_failure(event: Event) -> None:
     """Raise if this is how a request failed."""
-    if isinstance(event, DuetError):
-        raise event
     if isinstance(event, Failed):
-        raise from_code(event.code, event.message, param=event.param, retry_after_seconds=event.retry_after_seconds)
+        raise event.as_error()
 
 
 @dataclass
@@ -265,19 +240,16 @@ class Choice:
     cache: CacheNote = field(default_factory=CacheNote)
 
 
-async def _collect_all(backend: Backend, asked: list[GenerationRequest]) -> list[Choice]:
-    choices = [Choice() for _ in asked]
-    events = fan_in(backend, asked)
-    try:
-        async for index, event in events:
+async def _collect_all(work: Work, asked: list[GenerationRequest]) -> list[Choice]:
+    choices = {request.id: Choice() for request in asked}
+    async with contextlib.aclosing(fan_in(work, asked)) as events:
+        async for event in events:
             raise_failure(event)
-            _book(choices[index], event)
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]
-    return choices
+            _book(choices[event.id], event)
+    return list(choices.values())
 
 
-def _book(choice: Choice, event: Event | DuetError) -> None:
+def _book(choice: Choice, event: Event) -> None:
     match event:
         case TextDelta():
             choice.text.append(event.text)
@@ -288,7 +260,7 @@ def _book(choice: Choice, event: Event | DuetError) -> None:
             choice.reason, choice.usage, choice.repetition = event.reason, event.usage, event.repetition
         case Accepted():
             choice.cache = event.cache
-        case Failed() | DuetError():
+        case Failed() | Result():
             pass
         case _:
             assert_never(event)
@@ -321,21 +293,23 @@ class Answer:
 
     async def frames(
         self,
-        first: asyncio.Task[Indexed],
-        events: AsyncIterator[Indexed],
-        count: int,
+        first: asyncio.Task[Event],
+        events: Events,
+        ids: list[str],
         *,
         include_usage: bool,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """SSE frames: per choice the role, its tokens, its end; then the usage if asked for; then [DONE]."""
         usages: list[Usage] = []
+        indexes = {name: i for i, name in enumerate(ids)}
         tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         try:
-            for i in range(count):
+            for i in range(len(ids)):
                 yield self._frame({"role": "assistant", "content": "", "refusal": None}, i, tail)
             async with contextlib.aclosing(_chain(first, events)) as chained:
-                async for index, event in chained:
+                async for event in chained:
                     raise_failure(event)
+                    index = indexes[event.id]
                     match event:
                         case TextDelta() if event.text or event.logprob is not None:
                             yield self._token(event, index, tail)
@@ -371,7 +345,7 @@ def stop_reason(*, repetition: bool) -> dict[str, str]:
     return {"stop_reason": "repetition"} if repetition else {}
 
 
-async def _chain(first: asyncio.Task[Indexed], events: AsyncIterator[Indexed]) -> AsyncGenerator[Indexed]:
+async def _chain(first: asyncio.Task[Event], events: Events) -> Events:
     yield await first
     async for item in events:
         yield item

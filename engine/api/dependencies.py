@@ -1,4 +1,4 @@
-"""What the routes share: the backend, and the headers of an answer."""
+"""What the routes share: the three ports, and the headers of an answer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ from typing import Annotated, get_args
 from fastapi import Depends, Request
 
 from duet.errors import InvalidRequest
-from engine.types import Backend, CacheNote, ModelInfo, Priority
+from engine.types import CacheNote, ModelInfo, Models, Operators, Priority, Work
 
 
-def _backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
-    return backend
+def _work(request: Request) -> Work:
+    work: Work = request.app.state.work
+    return work
 
 
-BackendDep = Annotated[Backend, Depends(_backend)]
+def _models(request: Request) -> Models:
+    models: Models = request.app.state.models
+    return models
+
+
+def _operators(request: Request) -> Operators:
+    operators: Operators = request.app.state.operators
+    return operators
+
+
+WorkDep = Annotated[Work, Depends(_work)]
+ModelsDep = Annotated[Models, Depends(_models)]
+OperatorsDep = Annotated[Operators, Depends(_operators)]
 
 
 def answer_headers(model: ModelInfo, ignored: Iterable[str] = ()) -> dict[str, str]:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_v
 
 from duet.http.disconnect import unless_gone
 from engine.api.deadlines import deadline_of
-from engine.api.dependencies import BackendDep, answer_headers, priority_of, tenant_of
-from engine.types import EmbeddingRequest
+from engine.api.dependencies import ModelsDep, WorkDep, answer_headers, priority_of, tenant_of
+from engine.types import Embedded, EmbeddingRequest, only
 
 router = APIRouter()
 
@@ -40,9 +40,9 @@ class EmbeddingsBody(BaseModel):
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep) -> Response:
+async def embeddings(body: EmbeddingsBody, request: Request, work: WorkDep, models: ModelsDep) -> Response:
     """One normalised vector an input, in order."""
-    model = backend.resolve(body.model)
+    model = models.resolve(body.model)
     asked = EmbeddingRequest(
         id=secrets.token_hex(8),
         model=model.id,
@@ -52,7 +52,7 @@ async def embeddings(body: EmbeddingsBody, request: Request, backend: BackendDep
         priority=priority_of(request),
         deadline=deadline_of(request),
     )
-    result = await unless_gone(request, backend.embed(asked))
+    result = await unless_gone(request, only(work.run(asked), Embedded))
     vectors = np.frombuffer(result.vectors, dtype="<f4").reshape(-1, result.dimensions)
     rows: list[str] | list[list[float]]
     if body.encoding_format == "base64":

@@ -7,39 +7,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final, assert_never
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from duet.errors import DuetError, Internal, ModelNotFound
+from duet.errors import DeadlineExceeded, DuetError, Internal, ModelNotFound
 from duet.logs import request_id
 from duet.wire import Usage
-from engine.api.deadlines import punctual, within
 from engine.types import (
     Accepted,
-    Backend,
     CacheNote,
-    Embedded,
-    EmbeddingRequest,
     Event,
+    Events,
     Failed,
     Finished,
-    GenerationRequest,
-    KvStatus,
-    ModelInfo,
-    Placement,
-    PoolStatus,
+    Models,
     Request,
+    Result,
     TextDelta,
-    Transcribed,
-    TranscriptionRequest,
+    Work,
 )
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 REGISTRY = CollectorRegistry()
 CANCELLED: Final = "abort"
@@ -87,22 +80,23 @@ _LOOKUPS = Counter(
 class _Meter:
     """One request from its beginning to its end, whichever it is."""
 
-    def __init__(self, request: Request, kind: str, label: Callable[[str], str]) -> None:
-        """`label` names a model for Prometheus. It is asked late: a model may be fetched for this request."""
-        self._request, self._kind, self._label = request, kind, label
+    def __init__(self, request: Request, label: Callable[[str], str]) -> None:
+        """`label` names a model for Prometheus. It is called late, because a model may be fetched for this request."""
+        self._request, self._kind, self._label = request, str(request.__struct_config__.tag), label
         self._began = self._last = time.perf_counter()
         self._between: Histogram | None = None
         self._first_seconds: float | None = None
         self._tokens = 0
         self._usage = Usage()
         self._cache = CacheNote()
-        self.outcome = "ok"
+        self._outcome = CANCELLED
+        """Unless an event ends it."""
 
     def note(self, event: Event) -> None:
         now = time.perf_counter()
         match event:
             case TextDelta():
-                self._tokens += 1
+                self._tokens += event.tokens
                 if self._between is None:
                     label = self._label(self._request.model)
                     self._first_seconds, self._between = now - self._began, _BETWEEN_TOKENS.labels(label)
@@ -114,22 +108,26 @@ class _Meter:
                 self._cache = event.cache
                 self._usage = Usage(event.prompt_tokens, 0, 0)
             case Finished():
-                self._usage, self.outcome = event.usage, event.reason
+                self._usage, self._outcome = event.usage, event.reason
             case Failed():
-                self.outcome = event.code
+                self._outcome = event.code
+            case Result():
+                self._outcome = "ok"
+            case _:
+                assert_never(event)
 
     def end(self) -> None:
         """Count it, and say it in one line."""
         seconds, label = time.perf_counter() - self._began, self._label(self._request.model)
         _WHOLE.labels(label).observe(seconds)
-        _REQUESTS.labels(label, self._kind, self.outcome).inc()
+        _REQUESTS.labels(label, self._kind, self._outcome).inc()
         extra: dict[str, object] = {
             "action": "answered",
             "request_id": request_id.get(),
             "id": self._request.id,
             "kind": self._kind,
             "model": self._request.model,
-            "outcome": self.outcome,
+            "outcome": self._outcome,
             "milliseconds": round(1000 * seconds),
         }
         if self._kind == "generate":
@@ -137,11 +135,11 @@ class _Meter:
         logger.info("request", extra=extra)
 
     def _generation(self, label: str) -> dict[str, object]:
-        usage, completed = self._usage, self.outcome in ("stop", "length")
+        usage, completed = self._usage, self._outcome in ("stop", "length")
         generated = usage.completion_tokens if completed else self._tokens
         _GENERATED.labels(label).inc(generated)
-        if completed or self.outcome == CANCELLED:
-            _SUCCESS.labels(label, self.outcome).inc()
+        if completed or self._outcome == CANCELLED:
+            _SUCCESS.labels(label, self._outcome).inc()
         if completed:
             _PROMPT_TOKENS.labels(label).inc(usage.prompt_tokens)
             _LOOKUPS.labels(label, self._cache.reason.partition("(")[0] or "none").inc()
@@ -157,89 +155,48 @@ class _Meter:
 
 
 class Metered:
-    """A `Backend` that measures another one's requests, ends them at their deadlines, and passes everything else on."""
+    """`Work` that measures another one's requests and ends them at their deadlines. Every failure is a `Failed` event."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, work: Work, models: Models) -> None:
+        self._work, self._models = work, models
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        meter = _Meter(request, "generate", self._label)
-        meter.outcome = CANCELLED  # unless something else ends it
-        events = self._backend.generate(request)
-        if request.deadline is not None:
-            events = punctual(events, request.deadline)
+    async def run(self, request: Request) -> Events:
+        meter = _Meter(request, self._label)
         try:
-            async for event in events:
-                meter.note(event)
-                yield event
+            async with contextlib.aclosing(self._work.run(request)) as events:
+                while (event := await _next(events, request.deadline)) is not None:
+                    meter.note(event)
+                    yield event
         except DuetError as error:
-            meter.outcome = error.code
-            raise
+            failed = Failed.of(request.id, error)
+            meter.note(failed)
+            yield failed
         except Exception:
-            meter.outcome = Internal.code
-            raise
+            logger.exception("a request failed", extra={"action": "request_failed"})
+            failed = Failed.of(request.id, Internal("an unexpected error ended the answer; the engine's log says more"))
+            meter.note(failed)
+            yield failed
         finally:
             meter.end()
-            await events.aclose()  # type: ignore[attr-defined]
-
-    async def embed(self, request: EmbeddingRequest) -> Embedded:
-        return await _measured(_Meter(request, "embed", self._label), self._backend.embed(request), request.deadline)
-
-    async def transcribe(self, request: TranscriptionRequest) -> Transcribed:
-        return await _measured(
-            _Meter(request, "transcribe", self._label), self._backend.transcribe(request), request.deadline
-        )
 
     def _label(self, model: str) -> str:
         try:
-            found = self._backend.resolve(model)
+            found = self._models.resolve(model)
             return found.id if found.bytes_on_disk else UNKNOWN
         except ModelNotFound:
             return UNKNOWN
 
-    def models(self) -> list[ModelInfo]:
-        return self._backend.models()
 
-    def resolve(self, name: str) -> ModelInfo:
-        return self._backend.resolve(name)
-
-    def progress(self, model: str) -> str:
-        return self._backend.progress(model)
-
-    async def kv(self) -> KvStatus:
-        return await self._backend.kv()
-
-    async def clear_kv(self, model: str | None) -> int:
-        return await self._backend.clear_kv(model)
-
-    def pool(self) -> PoolStatus:
-        return self._backend.pool()
-
-    def placement(self, name: str) -> Placement:
-        return self._backend.placement(name)
-
-    async def load(self, name: str) -> Placement:
-        return await self._backend.load(name)
-
-    async def unload(self, name: str, *, force: bool = False) -> Placement:
-        return await self._backend.unload(name, force=force)
-
-    def pin(self, name: str, pinned: bool) -> Placement:
-        return self._backend.pin(name, pinned)
-
-
-async def _measured(meter: _Meter, work: Awaitable[T], deadline: float | None) -> T:
+async def _next(events: Events, deadline: float | None) -> Event | None:
+    """The next event, None after the last. Raises `DeadlineExceeded` at the deadline. Only waiting is bounded: nothing is
+    cancelled while the caller deals with an event."""
+    if deadline is None:
+        return await anext(events, None)
+    limit = asyncio.timeout(deadline - time.monotonic())
     try:
-        async with within(deadline):
-            return await work
-    except DuetError as error:
-        meter.outcome = error.code
-        raise
-    except asyncio.CancelledError:
-        meter.outcome = CANCELLED
-        raise
-    except Exception:
-        meter.outcome = Internal.code
-        raise
-    finally:
-        meter.end()
+        async with limit:
+            return await anext(events, None)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("the answer was not complete by its deadline") from error

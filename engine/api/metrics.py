@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.api.dependencies import BackendDep
+from engine.api.dependencies import OperatorsDep
 from engine.api.metered import REGISTRY
 from engine.types import KvReport, KvStatus, ModelState, Placement, PoolStatus
 
@@ -31,11 +31,11 @@ _PRESSURES: Final = {"normal": 0, "warning": 1, "critical": 2}
 
 
 @router.get("/metrics")
-async def metrics(backend: BackendDep) -> Response:
+async def metrics(operators: OperatorsDep) -> Response:
     """For Prometheus: counters since the start, and the pool and the KV cache of every loaded model as they are now."""
     registry = CollectorRegistry()
-    registry.register(_Kv(await backend.kv()))
-    registry.register(_Pool(backend.pool()))
+    registry.register(_Kv(await operators.kv()))
+    registry.register(_Pool(operators.pool()))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -8,22 +8,22 @@ import msgspec
 from fastapi import APIRouter
 
 from duet.errors import Unavailable
-from engine.api.dependencies import BackendDep
+from engine.api.dependencies import ModelsDep
 from engine.types import ModelInfo
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(backend: BackendDep) -> dict[str, Any]:
+async def list_models(models: ModelsDep) -> dict[str, Any]:
     """Models on this machine, then those that can be fetched (state absent)."""
-    return {"object": "list", "data": [_shown(model) for model in backend.models()]}
+    return {"object": "list", "data": [_shown(model) for model in models.list()]}
 
 
 @router.get("/v1/models/{model_id:path}")
-async def get_model(model_id: str, backend: BackendDep) -> dict[str, Any]:
+async def get_model(model_id: str, models: ModelsDep) -> dict[str, Any]:
     """One model by id, alias, role or repo id."""
-    return _shown(backend.resolve(model_id))
+    return _shown(models.resolve(model_id))
 
 
 @router.get("/health")
@@ -33,9 +33,9 @@ async def health() -> dict[str, str]:
 
 
 @router.get("/ready")
-async def ready(backend: BackendDep) -> dict[str, Any]:
+async def ready(models: ModelsDep) -> dict[str, Any]:
     """The engine can serve at least one model: here already, or fetched when first asked for. Else 503 and what to do."""
-    known = backend.models()
+    known = models.list()
     if not known:
         raise Unavailable("no model is on this machine and downloads are off: set engine.model_dirs or engine.hub")
     return {"status": "ready", "models": sum(model.state != "absent" for model in known)}

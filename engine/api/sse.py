@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -29,7 +29,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        frames: AsyncIterator[bytes],
+        frames: AsyncGenerator[bytes, None],
         *,
         waiting: Callable[[], str],
         close: Callable[[], Awaitable[None]],
@@ -59,7 +59,7 @@ class EventStream(Response):
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
-                await self._frames.aclose()  # type: ignore[attr-defined]
+                await self._frames.aclose()
                 await self._close()
         for task in ended:
             task.result()

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import assert_never
 
 from duet.channel import ChannelClosed
-from duet.errors import Busy, DuetError, PayloadTooLarge, WorkerLost, from_code
+from duet.errors import Busy, PayloadTooLarge, WorkerLost
 from duet.supervise import Child
 from engine.fleet.protocol import (
     Cancel,
     ClearKv,
-    Events,
+    EventFrame,
     FreeMemory,
     FromWorker,
     Hold,
@@ -27,16 +28,13 @@ from engine.fleet.watchdog import Watchdog
 from engine.kvstore.leases import Lease
 from engine.types import (
     BatchReport,
-    Embedded,
-    EmbeddingRequest,
     Event,
+    Events,
     Failed,
-    Finished,
-    GenerationRequest,
     KvReport,
     MemoryReport,
-    Transcribed,
-    TranscriptionRequest,
+    Request,
+    is_last,
 )
 
 logger = logging.getLogger(__name__)
@@ -45,8 +43,6 @@ MAX_QUEUED_EVENTS = 4096
 """Events that a slow client may leave unread before its request is cancelled: memory stays bounded."""
 
 STOP_SECONDS = 5.0
-
-Answer = Event | Embedded | Transcribed
 
 
 class WorkerHandle:
@@ -65,7 +61,7 @@ class WorkerHandle:
         self.memory: MemoryReport | None = None
         self.batch: BatchReport | None = None
         """What it last said that it holds; None before it said anything."""
-        self._queues: dict[str, asyncio.Queue[Answer]] = {}
+        self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
         self._held = False
@@ -90,30 +86,17 @@ class WorkerHandle:
         """Requests under way."""
         return len(self._queues)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        """Events up to `Finished` or `Failed`. Closing the iterator early cancels the request."""
+    async def run(self, request: Request) -> Events:
+        """Events up to the last. Closing the generator early cancels the request."""
         queue = await self._send(request)
         try:
             while True:
                 event = await queue.get()
-                assert not isinstance(event, Embedded | Transcribed)
                 yield event
-                if isinstance(event, Finished | Failed):
+                if is_last(event):
                     return
         finally:
             await self._forget(request.id)
-
-    async def call(self, request: EmbeddingRequest | TranscriptionRequest) -> Embedded | Transcribed:
-        """The one answer. Raises the `DuetError` that the worker named. Cancelled when the caller is."""
-        queue = await self._send(request)
-        try:
-            answer = await queue.get()
-        finally:
-            await self._forget(request.id)
-        if isinstance(answer, Failed):
-            raise as_error(answer)
-        assert isinstance(answer, Embedded | Transcribed)
-        return answer
 
     async def clear_kv(self) -> None:
         """Ask it to forget all KV. Raises `WorkerLost`."""
@@ -162,12 +145,10 @@ class WorkerHandle:
         await self._child.stop(STOP_SECONDS + (self.lease.flush_seconds if self.lease is not None else 0.0))
         await asyncio.wait([self._reader])
 
-    async def _send(
-        self, request: GenerationRequest | EmbeddingRequest | TranscriptionRequest
-    ) -> asyncio.Queue[Answer]:
+    async def _send(self, request: Request) -> asyncio.Queue[Event]:
         if self._lost:
             raise WorkerLost(f"the worker of {request.model} is being ended; send the request again")
-        queue: asyncio.Queue[Answer] = asyncio.Queue()
+        queue: asyncio.Queue[Event] = asyncio.Queue()
         self._queues[request.id] = queue
         try:
             await self._child.channel.send(request)
@@ -212,38 +193,37 @@ class WorkerHandle:
 
     def _deliver(self, message: FromWorker) -> None:
         self._watchdog.note_word()
-        for answer in message.events if isinstance(message, Events) else [message]:
-            if isinstance(answer, Ready | LoadFailed | Pong):
-                continue
-            if isinstance(answer, KvReport):
-                self.kv = answer
-                continue
-            if isinstance(answer, BatchReport):
-                self.batch = answer
-                continue
-            if isinstance(answer, MemoryReport):
-                self.memory = answer
-                continue
-            assert not isinstance(answer, Events)
-            queue = self._queues.get(answer.id)
-            if queue is None:
-                continue  # cancelled a moment ago
-            queue.put_nowait(answer)
-            if isinstance(answer, Finished | Failed | Embedded | Transcribed):
-                self._queues.pop(answer.id)
-            elif queue.qsize() > MAX_QUEUED_EVENTS:
-                self._queues.pop(answer.id)
-                queue.put_nowait(Failed(answer.id, Busy.code, "the client reads too slowly; the answer was stopped"))
-                task = asyncio.create_task(self._cancel(answer.id), name=f"cancel {answer.id}")
-                self._cancelling.add(task)
-                task.add_done_callback(self._cancelling.discard)
+        match message:
+            case EventFrame():
+                for event in message.events:
+                    self._pass_on(event)
+            case KvReport():
+                self.kv = message
+            case BatchReport():
+                self.batch = message
+            case MemoryReport():
+                self.memory = message
+            case Ready() | LoadFailed() | Pong():
+                pass
+            case _:
+                assert_never(message)
+
+    def _pass_on(self, event: Event) -> None:
+        queue = self._queues.get(event.id)
+        if queue is None:
+            return  # cancelled a moment ago
+        queue.put_nowait(event)
+        if is_last(event):
+            self._queues.pop(event.id)
+        elif queue.qsize() > MAX_QUEUED_EVENTS:
+            self._queues.pop(event.id)
+            queue.put_nowait(Failed(event.id, Busy.code, "the client reads too slowly; the answer was stopped"))
+            task = asyncio.create_task(self._cancel(event.id), name=f"cancel {event.id}")
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
 
     async def _cancel(self, request_id: str) -> None:
         try:
             await self._child.channel.send(Cancel(request_id))
         except ChannelClosed:
             logger.debug("the worker ended before the cancel", extra={"action": "cancel_late"})
-
-
-def as_error(failed: Failed) -> DuetError:
-    return from_code(failed.code, failed.message, param=failed.param, retry_after_seconds=failed.retry_after_seconds)

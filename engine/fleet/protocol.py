@@ -1,29 +1,14 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
-gateway → worker: `WorkerConfig` first, then `GenerationRequest | EmbeddingRequest | TranscriptionRequest | Cancel | ClearKv |
-FreeMemory | Hold | Ping | Shutdown`
-worker → gateway: `Ready | LoadFailed`, then `Events | Embedded | Transcribed | KvReport | MemoryReport |
-BatchReport | Pong`
+gateway → worker: `WorkerConfig` first, then `Request | Cancel | ClearKv | FreeMemory | Hold | Ping | Shutdown`
+worker → gateway: `Ready | LoadFailed`, then `EventFrame | KvReport | MemoryReport | BatchReport | Pong`
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from engine.types import (
-    Accepted,
-    BatchReport,
-    Embedded,
-    EmbeddingRequest,
-    Failed,
-    Finished,
-    GenerationRequest,
-    KvReport,
-    MemoryReport,
-    TextDelta,
-    Transcribed,
-    TranscriptionRequest,
-)
+from engine.types import BatchReport, Event, KvReport, MemoryReport, Request
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -72,13 +57,13 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     message: str
 
 
-class Events(msgspec.Struct, frozen=True, tag="events"):
+class EventFrame(msgspec.Struct, frozen=True, tag="events"):
     """All events of one tick, of all requests, in order: one frame a tick, not one a token."""
 
-    events: list[Accepted | TextDelta | Finished | Failed]
+    events: list[Event]
 
 
 Order = Cancel | ClearKv | FreeMemory | Hold | Ping | Shutdown
-ToWorker = GenerationRequest | EmbeddingRequest | TranscriptionRequest | Order
+ToWorker = Request | Order
 Report = KvReport | MemoryReport | BatchReport
-FromWorker = Ready | LoadFailed | Events | Embedded | Transcribed | Report | Pong | Failed
+FromWorker = Ready | LoadFailed | EventFrame | Report | Pong

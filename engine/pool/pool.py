@@ -1,10 +1,10 @@
-"""The API's `Backend` over worker processes: a request finds its model's worker, which is loaded if need be."""
+"""The API's ports over worker processes: a request finds its model's worker, which is loaded if need be."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from duet.errors import WorkerLost
@@ -18,25 +18,20 @@ from engine.pool.residency import Residency
 from engine.pool.room import Probe
 from engine.pressure import read_memory
 from engine.types import (
-    Embedded,
-    EmbeddingRequest,
-    Event,
-    GenerationRequest,
+    Events,
     KvDirectory,
     KvStatus,
     ModelInfo,
     Placement,
     PoolStatus,
     Request,
-    Transcribed,
-    TranscriptionRequest,
 )
 
 WORKER_MODULE: Final = "engine.worker"
 
 
 class Pool:
-    """Implements `engine.types.Backend`. Owned by the gateway; `open` and `close` bracket its life."""
+    """Implements `engine.types.Backend`. The gateway owns it; `open` and `close` bracket its life."""
 
     def __init__(
         self,
@@ -61,26 +56,10 @@ class Pool:
 
     # Requests --------------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        async with self._working(request) as worker:
-            events = worker.generate(request)
-            try:
-                async for event in events:
-                    yield event
-            finally:
-                await events.aclose()  # type: ignore[attr-defined]
-
-    async def embed(self, request: EmbeddingRequest) -> Embedded:
-        async with self._working(request) as worker:
-            result = await worker.call(request)
-            assert isinstance(result, Embedded)
-            return result
-
-    async def transcribe(self, request: TranscriptionRequest) -> Transcribed:
-        async with self._working(request) as worker:
-            result = await worker.call(request)
-            assert isinstance(result, Transcribed)
-            return result
+    async def run(self, request: Request) -> Events:
+        async with self._working(request) as worker, contextlib.aclosing(worker.run(request)) as events:
+            async for event in events:
+                yield event
 
     @contextlib.asynccontextmanager
     async def _working(self, request: Request) -> AsyncIterator[WorkerHandle]:
@@ -101,7 +80,7 @@ class Pool:
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def models(self) -> list[ModelInfo]:
+    def list(self) -> Sequence[ModelInfo]:
         return [self._info(card) for card in self._catalogue.known()]
 
     def resolve(self, name: str) -> ModelInfo:

@@ -17,19 +17,18 @@ import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest, PayloadTooLarge
-from engine.fleet.protocol import Cancel, ClearKv, Events, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
+from engine.fleet.protocol import Cancel, ClearKv, EventFrame, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
 from engine.types import (
     Accepted,
     BatchReport,
     CacheNote,
     Embedded,
     EmbeddingRequest,
+    Event,
     Failed,
-    Finished,
     GenerationRequest,
     KvReport,
     Request,
-    TextDelta,
     Transcribed,
     TranscriptionRequest,
 )
@@ -112,7 +111,7 @@ class Loop:
         self._ticks = Ticks(self._scheduler.pace)
         self._quiet_since: float | None = None
         self._released = True  # nothing to give back yet
-        self._events: list[Accepted | TextDelta | Finished | Failed] = []
+        self._events: list[Event] = []
         self._reporters: list[memory.Reporter | Reporter[Any]] = [memory.Reporter(channel.send)]
         if self._runner is not None:
             self._reporters.append(Reporter(channel.send, self._batch_report, BatchReport()))
@@ -330,13 +329,7 @@ class Loop:
             return
         if result is not None:
             self._end(job.id)
-            self._answer(result)
-
-    def _answer(self, result: Embedded | Transcribed) -> None:
-        try:
-            self._channel.send(result)
-        except PayloadTooLarge as error:
-            self._fail(result.id, error)
+            self._events.append(result)
 
     def _end(self, request_id: str) -> None:
         """Forget a request, wherever it is. Unknown ids are ended already."""
@@ -442,7 +435,7 @@ class Loop:
             logger.error("a request failed", exc_info=error, extra={"action": "request_failed"})
             error = Internal(f"the model failed on this request: {type(error).__name__}")
         self._end(request_id)
-        self._events.append(Failed(request_id, error.code, error.message, error.param, error.retry_after_seconds))
+        self._events.append(Failed.of(request_id, error))
 
     def _fail_all(self, message: str) -> None:
         for request_id in self._live:
@@ -453,22 +446,22 @@ class Loop:
         events, self._events = self._events, []
         try:
             if events:
-                self._channel.send(Events(events))
+                self._channel.send(EventFrame(events))
         except PayloadTooLarge:
             self._emit_singly(events)
 
-    def _emit_singly(self, events: list[Accepted | TextDelta | Finished | Failed]) -> None:
+    def _emit_singly(self, events: list[Event]) -> None:
         """All together they are too large for a message: a request whose event is so alone fails, its neighbours do not."""
         ended: set[str] = set()
         for event in events:
             if event.id in ended:
                 continue
             try:
-                self._channel.send(Events([event]))
+                self._channel.send(EventFrame([event]))
             except PayloadTooLarge as error:
                 ended.add(event.id)
                 self._end(event.id)
-                self._channel.send(Events([Failed(event.id, error.code, error.message)]))
+                self._channel.send(EventFrame([Failed.of(event.id, error)]))
 
 
 def _check_able(loaded: Loaded, request: Request) -> None:

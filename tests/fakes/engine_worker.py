@@ -27,7 +27,7 @@ from duet.errors import ContextTooLong
 from duet.wire import Segment, Transcript, Usage
 from engine.fleet.protocol import (
     Cancel,
-    Events,
+    EventFrame,
     FreeMemory,
     Hold,
     LoadFailed,
@@ -50,6 +50,7 @@ from engine.types import (
     TokenLogprob,
     Transcribed,
     TranscriptionRequest,
+    is_last,
 )
 from engine.worker_config import WorkerConfig
 
@@ -102,13 +103,13 @@ class Worker:
                 self._handle(message)
             events = [event for event in map(self._next, list(self._live)) if event is not None]
             if events:
-                self._channel.send(Events(events))
+                self._channel.send(EventFrame(events))
             if not self._fast:
                 time.sleep(0.002)
 
     def _next(self, request_id: str) -> Event | None:
         event = next(self._live[request_id])
-        if isinstance(event, Finished | Failed):
+        if event is not None and is_last(event):
             del self._live[request_id]
         return event
 
@@ -126,9 +127,9 @@ class Worker:
             case Ping():
                 self._channel.send(Pong())
             case EmbeddingRequest():
-                self._channel.send(_embed(message))
+                self._live[message.id] = iter([_embed(message)])
             case TranscriptionRequest():
-                self._channel.send(_transcribe(message))
+                self._live[message.id] = iter([_transcribe(message)])
 
     def _say(self, request: GenerationRequest) -> Iterator[Event | None]:
         said = "".join(part.text for part in request.messages[-1].parts)

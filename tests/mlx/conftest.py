@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.fleet.protocol import Events
+from engine.fleet.protocol import EventFrame
 from engine.types import (
     Accepted,
     BatchReport,
@@ -83,7 +83,7 @@ class Recorder:
         if isinstance(message, BatchReport):
             self.batch.append(message)
             return
-        self.sent += message.events if isinstance(message, Events) else [message]
+        self.sent += message.events if isinstance(message, EventFrame) else [message]
 
 
 class Driver:

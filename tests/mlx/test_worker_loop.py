@@ -426,7 +426,13 @@ def test_a_result_that_is_too_large_fails_its_request_alone(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(model("embedding"))
-    limit_messages(driver, lambda message: isinstance(message, Embedded) and len(message.vectors) > 1000, monkeypatch)
+    limit_messages(
+        driver,
+        lambda message: any(
+            isinstance(event, Embedded) and len(event.vectors) > 1000 for event in getattr(message, "events", ())
+        ),
+        monkeypatch,
+    )
     driver.post(EmbeddingRequest(id="big", model="m", inputs=("x",) * 40))
     driver.post(EmbeddingRequest(id="small", model="m", inputs=("x",), dimensions=4))
     driver.drain()

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from duet.supervise import Child
-from engine.fleet.protocol import Cancel, Events, FromWorker, LoadFailed, Ready, Shutdown
+from engine.fleet.protocol import Cancel, EventFrame, FromWorker, LoadFailed, Ready, Shutdown
 from engine.pressure import footprint_bytes, resident_bytes
 from engine.types import Accepted, BatchReport, Failed, Finished, MemoryReport, TextDelta
 from engine.worker_config import BatchLimits, WorkerConfig
@@ -52,7 +52,7 @@ async def events_of(child: Child[Any], request_id: str) -> list[Any]:
     found: list[Any] = []
     while not (found and isinstance(found[-1], Finished | Failed)):
         message = await said(child)
-        assert isinstance(message, Events)
+        assert isinstance(message, EventFrame)
         found += [event for event in message.events if event.id == request_id]
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ class Connection:
     async def close(self) -> None:
         self.closed += 1
 
-    async def run(self, frames: AsyncIterator[bytes]) -> None:
+    async def run(self, frames: AsyncGenerator[bytes, None]) -> None:
         stream = EventStream(frames, waiting=lambda: "loading", close=self.close)
         await stream({"type": "http"}, self.receive, self.send)  # type: ignore[arg-type]
 
@@ -38,12 +38,12 @@ class Connection:
         return [(message["body"], message["more_body"]) for message in self.sent[1:]]
 
 
-async def two_frames() -> AsyncIterator[bytes]:
+async def two_frames() -> AsyncGenerator[bytes, None]:
     yield b"one"
     yield b"two"
 
 
-async def nothing() -> AsyncIterator[bytes]:
+async def nothing() -> AsyncGenerator[bytes, None]:
     await asyncio.Event().wait()
     yield b"never"
 
@@ -72,7 +72,7 @@ async def test_silence_is_filled_with_comments_that_say_what_is_waited_for(monke
 async def test_a_client_that_leaves_ends_the_stream_without_a_word_more() -> None:
     connection, closed = Connection(), asyncio.Event()
 
-    async def frames() -> AsyncIterator[bytes]:
+    async def frames() -> AsyncGenerator[bytes, None]:
         try:
             yield b"one"
             connection.left.set()
@@ -99,7 +99,7 @@ async def test_a_stopping_server_says_so_even_before_the_first_frame() -> None:
 
 
 async def test_a_fault_is_raised_after_everything_is_closed() -> None:
-    async def frames() -> AsyncIterator[bytes]:
+    async def frames() -> AsyncGenerator[bytes, None]:
         yield b"one"
         raise ZeroDivisionError
 

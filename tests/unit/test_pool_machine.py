@@ -18,7 +18,7 @@ from duet.errors import DuetError, ModelNotFound
 from duet.settings import EngineSettings, Settings
 from duet.wire import Usage
 from engine.cards import Card
-from engine.fleet.protocol import Events
+from engine.fleet.protocol import EventFrame
 from engine.pool.ledger import estimate
 from engine.pool.pool import Pool
 from engine.pressure import Pressure, Reading
@@ -26,12 +26,14 @@ from engine.types import (
     Accepted,
     Embedded,
     EmbeddingRequest,
+    Event,
     Failed,
     Finished,
     GenerationRequest,
     Message,
     Part,
     TextDelta,
+    only,
 )
 from tests.fakes.virtual_time import Inline, VirtualTime
 from tests.fakes.worker_children import FakeChild, FakeChildren
@@ -146,13 +148,13 @@ class Machine(RuleBasedStateMachine):
 
         async def generate(ends: list[str]) -> None:
             messages = (Message("user", (Part("text", "hello"),)),)
-            async for event in self.pool.generate(GenerationRequest(id=name, model=model, messages=messages)):
+            async for event in self.pool.run(GenerationRequest(id=name, model=model, messages=messages)):
                 assert not ends, "an event after the end"
                 if isinstance(event, Finished | Failed):
                     ends.append(type(event).__name__)
 
         async def embed(ends: list[str]) -> None:
-            await self.pool.embed(EmbeddingRequest(id=name, model=model, inputs=("hello",)))
+            await only(self.pool.run(EmbeddingRequest(id=name, model=model, inputs=("hello",))), Embedded)
             ends.append("result")
 
         async def load(ends: list[str]) -> None:
@@ -193,15 +195,14 @@ class Machine(RuleBasedStateMachine):
     def answer(self, child: FakeChild, name: str, what: str) -> None:
         failed = Failed(name, "internal_error", "the model failed on this request")
         if isinstance(child.live[name], EmbeddingRequest):
-            messages: dict[str, Any] = {"finish": Embedded(name, b"", 0, 1), "fail": failed}
+            events: dict[str, Event] = {"finish": Embedded(name, b"", 0, 1), "fail": failed}
         else:
             done = Finished(name, "stop", Usage(1, 1, 0))
             events = {"accept": Accepted(name, 1), "token": TextDelta(name, "x"), "finish": done, "fail": failed}
-            messages = {kind: Events([event]) for kind, event in events.items()}
         if what in ("finish", "fail"):
             del child.live[name]
-        if what in messages:
-            self.do(lambda: child.say(messages[what]))
+        if what in events:
+            self.do(lambda: child.say(EventFrame([events[what]])))
 
     @precondition(lambda self: self.settled())
     @rule(pick=PICK, gigabytes=st.integers(0, 12), seconds=st.sampled_from([0.0, 80.0]))

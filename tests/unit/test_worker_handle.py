@@ -15,7 +15,7 @@ from duet.errors import PayloadTooLarge, WorkerLost
 from engine.fleet.handle import WorkerHandle
 from engine.fleet.protocol import Ping, Ready
 from engine.fleet.starting import EndedWhileLoading, start_worker
-from engine.types import EmbeddingRequest
+from engine.types import Embedded, EmbeddingRequest, only
 from engine.worker_config import WorkerConfig
 from tests.fakes.virtual_time import VirtualTime
 from tests.fakes.worker_children import FakeChild, FakeChildren
@@ -56,7 +56,7 @@ class DyingChild:
 async def test_a_death_reaches_every_caller_whatever_the_channel_does(close_fails: bool) -> None:
     child = DyingChild(close_fails=close_fails)
     handle = WorkerHandle(child, Ready(("embedding",), None, 1, 1))  # type: ignore[arg-type]
-    calling = asyncio.create_task(handle.call(EmbeddingRequest(id="1", model="dying", inputs=("x",))))
+    calling = asyncio.create_task(only(handle.run(EmbeddingRequest(id="1", model="dying", inputs=("x",))), Embedded))
     await child.told.wait()
     child.died.set()
     with pytest.raises(WorkerLost):
@@ -73,7 +73,7 @@ async def test_callers_of_a_silent_worker_are_told_before_the_system_has_ended_i
     child.kill = lambda: None  # type: ignore[method-assign]
     monkeypatch.setattr("engine.fleet.handle.time.monotonic", lambda: now)
     handle = WorkerHandle(child, Ready(("embedding",), None, 1, 1), silence_seconds=20.0)  # type: ignore[arg-type]
-    calling = asyncio.create_task(handle.call(EmbeddingRequest(id="1", model="wedged", inputs=("x",))))
+    calling = asyncio.create_task(only(handle.run(EmbeddingRequest(id="1", model="wedged", inputs=("x",))), Embedded))
     await child.told.wait()
     while now < 100 and handle.active:
         now += 5.0
@@ -108,7 +108,7 @@ async def test_a_request_that_is_too_large_leaves_nothing_at_the_worker(monkeypa
     handle = WorkerHandle(child, Ready(("embedding",), None, 1, 1))  # type: ignore[arg-type]
     request = EmbeddingRequest(id="1", model="m", inputs=("x",))
     with pytest.raises(PayloadTooLarge):
-        await handle.call(request)
+        await only(handle.run(request), Embedded)
     assert child.sent == [request], "no cancel of what it never got"
     assert (handle.active, handle.alive) == (0, True)
     handle._reader.cancel()

@@ -1,0 +1,85 @@
+"""What crosses the border to a worker, and between the API and whatever does its work. No MLX, no HTTP, no process.
+
+What goes over the Unix socket is a `msgspec.Struct`. Everybody imports from here, not from the modules.
+"""
+
+from engine.types.events import (
+    Accepted,
+    CacheNote,
+    Embedded,
+    Event,
+    Events,
+    Failed,
+    Finished,
+    FinishReason,
+    Result,
+    TextDelta,
+    TokenLogprob,
+    Transcribed,
+    is_last,
+    only,
+)
+from engine.types.models import (
+    ModelInfo,
+    ModelState,
+    Placement,
+    PoolStatus,
+    ReviewLimits,
+    Role,
+    Unloading,
+)
+from engine.types.port import Backend, Models, Operators, Work
+from engine.types.reports import BatchReport, KvDirectory, KvReport, KvStatus, MemoryReport
+from engine.types.requests import (
+    EmbeddingRequest,
+    GenerationRequest,
+    Message,
+    Part,
+    Priority,
+    Request,
+    SamplingParams,
+    Structure,
+    TranscriptionRequest,
+)
+
+__all__ = [
+    "Accepted",
+    "Backend",
+    "BatchReport",
+    "CacheNote",
+    "Embedded",
+    "EmbeddingRequest",
+    "Event",
+    "Events",
+    "Failed",
+    "FinishReason",
+    "Finished",
+    "GenerationRequest",
+    "KvDirectory",
+    "KvReport",
+    "KvStatus",
+    "MemoryReport",
+    "Message",
+    "ModelInfo",
+    "ModelState",
+    "Models",
+    "Operators",
+    "Part",
+    "Placement",
+    "PoolStatus",
+    "Priority",
+    "Request",
+    "Result",
+    "ReviewLimits",
+    "Role",
+    "SamplingParams",
+    "Structure",
+    "TextDelta",
+    "TokenLogprob",
+    "Transcribed",
+    "TranscriptionRequest",
+    "Unloading",
+    "Work",
+    "is_last",
+    "only",
+]
