@@ -32,7 +32,9 @@ from benchmarks.kv.checkpoints import checkpoint
 from benchmarks.structured.forms import random_expressions, random_schemas
 from engine.fleet.protocol import EventFrame
 from engine.types import Failed, Finished, GenerationRequest, Message, Part, SamplingParams, Structure, TextDelta
-from engine.worker.forms.structured import Mask, compiled, wrapped_tokenizer
+from engine.worker.forms.form import Mask
+from engine.worker.forms.grammar import compile_structure
+from engine.worker.forms.vocabulary import wrapped_tokenizer
 from engine.worker.loop import Loop
 from engine.worker.model import Loaded
 from engine.worker.runtime.loader import load
@@ -201,7 +203,7 @@ def compile_milliseconds(loaded: Loaded, forms: Sequence[Structure]) -> list[flo
     tokenizer, found = wrapped_tokenizer(loaded), []
     for form in forms:
         begun = time.perf_counter()
-        compiled(tokenizer, form)
+        compile_structure(tokenizer, form)
         found.append((time.perf_counter() - begun) * 1000)
     return found
 

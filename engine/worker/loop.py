@@ -32,11 +32,13 @@ from engine.types import (
     Transcribed,
     TranscriptionRequest,
 )
-from engine.worker.answers.output import Output, TokenText
+from engine.worker.answers.detokenise import TokenText
+from engine.worker.answers.output import Output
 from engine.worker.families.embedding import start_embedding
 from engine.worker.families.text import Preparation, Prepared, lookup
 from engine.worker.families.transcription import start_transcription
-from engine.worker.forms.structured import Compiled, Form, Grammars
+from engine.worker.forms.compiling import Compiled, FormQueue
+from engine.worker.forms.form import Form
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Read, Saved, Seen
 from engine.worker.kvcache.records import Unsupported
@@ -100,7 +102,7 @@ class Loop:
             max_rows = 1
         self._scheduler = Scheduler(max_rows=max_rows, chunk_tokens=config.batch.chunk_tokens)
         self._tokens = TokenText(loaded.tokenizer) if self._runner else None
-        self._grammars = Grammars(loaded, mailbox.put)
+        self._forms = FormQueue(loaded, mailbox.put)
         self._outputs: dict[str, Output] = {}
         self._lookups: dict[str, Callable[[tuple[int, ...]], bool]] = {}
         self._looking_up: dict[str, int] = {}
@@ -235,7 +237,7 @@ class Loop:
             case Read() | Found() | Seen() | Saved() | Cleared():
                 self._take_in(message)
             case Compiled():
-                for request in self._grammars.back(message):
+                for request in self._forms.back(message):
                     self._start(request, message.form)
             case Hold(on):
                 self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
@@ -273,7 +275,7 @@ class Loop:
     def _start_generation(self, request: GenerationRequest, form: Form | None) -> None:
         assert self._tokens is not None
         if request.structure is not None and form is None:
-            form = self._grammars.form(request, request.structure)
+            form = self._forms.form(request, request.structure)
             if form is None:
                 return  # it comes back with `Compiled`
         preparation = Preparation(self._loaded, self._tokens, request, form)
@@ -304,14 +306,12 @@ class Loop:
             if output is None:
                 continue  # ended by the token before, or cancelled
             try:
-                delta, finished = output.take(drawn.token, drawn.logprob, drawn.top)
+                events = output.take(drawn.token, drawn.logprob, drawn.top)
             except Exception as error:  # noqa: BLE001 - its neighbours run on
                 self._fail(drawn.id, error)
                 continue
-            if delta is not None:
-                self._events.append(delta)
-            if finished is not None:
-                self._events.append(finished)
+            self._events += events
+            if any(isinstance(event, Finished) for event in events):
                 self._end(drawn.id)
         for request_id, cause in result.failed.items():
             if request_id in self._outputs:  # what was drawn before may have been its end
@@ -338,7 +338,7 @@ class Loop:
         self._outputs.pop(request_id, None)
         self._looking_up.pop(request_id, None)
         self._lookups.pop(request_id, None)
-        self._grammars.forget(request_id)
+        self._forms.forget(request_id)
         leaves_by_plan = self._scheduler.end(request_id)
         if self._runner is not None:
             self._runner.drop(request_id)

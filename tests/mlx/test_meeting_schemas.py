@@ -11,7 +11,8 @@ import pytest
 from llguidance import LLTokenizer
 
 from engine.types import Finished, Structure
-from engine.worker.forms.structured import compiled, wrapped_tokenizer
+from engine.worker.forms.grammar import compile_structure
+from engine.worker.forms.vocabulary import wrapped_tokenizer
 from engine.worker.model import Loaded
 from pipelines.meeting.prompts import json_object, read_review, review_schema, summary_schema
 from pipelines.meeting.summarize import _RawSummary
@@ -55,7 +56,7 @@ def tokenizer(model: Callable[..., Loaded]) -> LLTokenizer:
 
 
 def accepts(tokenizer: LLTokenizer, schema: dict[str, Any], text: str) -> bool:
-    matcher, problem = compiled(tokenizer, Structure("json_schema", json.dumps(schema), "response_format"))
+    matcher, problem = compile_structure(tokenizer, Structure("json_schema", json.dumps(schema), "response_format"))
     assert matcher is not None, problem
     tokens = list(text.encode())
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()

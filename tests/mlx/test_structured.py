@@ -19,7 +19,12 @@ from llguidance import LLMatcher
 
 from engine.fleet.protocol import Cancel
 from engine.types import Accepted, Failed, Finished, Structure, TextDelta
-from engine.worker.forms.structured import Mask, compiled, wrapped_tokenizer
+from engine.worker.answers.formats import derive
+from engine.worker.answers.formats.spec import AnswerFormat, Marks
+from engine.worker.forms import compiling
+from engine.worker.forms.form import Mask
+from engine.worker.forms.grammar import compile_structure
+from engine.worker.forms.vocabulary import wrapped_tokenizer
 from engine.worker.model import Loaded
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, words
@@ -277,13 +282,13 @@ class Compiler:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Structure] = []
         self.begun, self.may = threading.Semaphore(0), threading.Event()
-        monkeypatch.setattr("engine.worker.forms.structured.compiled", self)
+        monkeypatch.setattr("engine.worker.forms.compiling.compile_structure", self)
 
     def __call__(self, tokenizer: Any, structure: Structure) -> Any:
         self.asked.append(structure)
         self.begun.release()
         assert self.may.wait(60)
-        return compiled(tokenizer, structure)
+        return compile_structure(tokenizer, structure)
 
 
 def test_a_form_that_nobody_waits_for_any_more_is_not_compiled(
@@ -326,7 +331,7 @@ def test_a_form_is_tried_again_after_a_fault_of_ours(
 
     driver = Driver(model("plain"))
     with monkeypatch.context() as patched:
-        patched.setattr("engine.worker.forms.structured.compiled", panic)
+        patched.setattr("engine.worker.forms.compiling.compile_structure", panic)
         driver.run_all([ask("a", "x", structure=choice("one")), ask("b", "x", structure=choice("one"))])
     assert [refusal(driver, name).code for name in "ab"] == ["internal_error"] * 2
     driver.run_all([ask("again", "x", structure=choice("one"))])
@@ -339,7 +344,7 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
     driver = Driver(model("plain"))
     driver.post(ask("a", "x", structure=choice("a")))
     driver.post(ask("b", "x"))
-    monkeypatch.setattr(driver.loop._grammars, "back", lambda message: [])
+    monkeypatch.setattr(driver.loop._forms, "back", lambda message: [])
     driver.break_loop(monkeypatch)
     with pytest.raises(RuntimeError):
         driver.loop.run()
@@ -347,11 +352,14 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
 
 
 def test_forms_are_compiled_once(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.worker.forms import structured
-
     asked: list[Structure] = []
-    monkeypatch.setattr(structured, "KEPT_FORMS", 2)
-    monkeypatch.setattr(structured, "compiled", lambda tokenizer, form: asked.append(form) or compiled(tokenizer, form))
+    monkeypatch.setattr(compiling, "KEPT_FORMS", 2)
+
+    def compiled(tokenizer: Any, structure: Structure) -> Any:
+        asked.append(structure)
+        return compile_structure(tokenizer, structure)
+
+    monkeypatch.setattr(compiling, "compile_structure", compiled)
     driver = Driver(model("plain"))
     one, two, three = choice("one"), choice("two"), choice("three")
     for i, form in enumerate([one, two, one, three, one, two]):
@@ -359,7 +367,7 @@ def test_forms_are_compiled_once(model: Callable[..., Loaded], monkeypatch: pyte
         assert ended(driver, f"r{i}") == json.loads(form.text)[0]
     # Not those that a thread of an earlier driver still compiles.
     assert [form for form in asked if form in (one, two, three)] == [one, two, three, two]
-    assert len(driver.loop._grammars._forms) == 2
+    assert len(driver.loop._forms._forms) == 2
 
 
 # Thoughts ---------------------------------------------------------------------------------------------------------------
@@ -374,9 +382,8 @@ def thinking(loaded: Loaded, text: str, *, tokens: int, **sampling: Any) -> Any:
 def test_the_form_begins_behind_a_thought_that_the_prompt_opened(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.worker.answers import reasoning
-
-    monkeypatch.setattr(reasoning, "_CLOSE", b"k")  # what a random model will say some time
+    closed_by_chance = AnswerFormat("test", thought=Marks("<think>", "k"))  # a random model says "k" some time
+    monkeypatch.setattr(derive, "FORMATS", (closed_by_chance,))
     driver = Driver(model("plain"))
     driver.run([thinking(model("plain"), "x\n<think>\n", tokens=200, **HOT)])
     assert re.fullmatch("[a-c]{5}", ended(driver, "a"))
@@ -402,7 +409,7 @@ def test_a_message_that_ends_like_an_open_thought_frees_nothing(model: Callable[
 
 
 def matcher_of(loaded: Loaded, pattern: str) -> LLMatcher:
-    found, problem = compiled(wrapped_tokenizer(loaded), regex(pattern))
+    found, problem = compile_structure(wrapped_tokenizer(loaded), regex(pattern))
     assert found is not None, problem
     return found
 

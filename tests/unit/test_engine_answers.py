@@ -9,7 +9,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from engine.types import Finished, TextDelta
-from engine.worker.answers.output import Detokeniser, Output, TokenText
+from engine.worker.answers.channels import Channel
+from engine.worker.answers.cursor import AnswerCursor
+from engine.worker.answers.detokenise import Detokeniser, TokenText
+from engine.worker.answers.formats.qwen import QWEN
+from engine.worker.answers.output import Output
 from engine.worker.answers.stops import StopMatcher
 
 END = 300
@@ -30,11 +34,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 TOKENIZER = byte_tokenizer()
 
 
-def output(*, stops: tuple[str, ...] = (), max_tokens: int = 1000) -> Output:
+def output(*, stops: tuple[str, ...] = (), max_tokens: int = 1000, begins_in: Channel = Channel.CONTENT) -> Output:
+    tokens = TokenText(TOKENIZER)
     return Output(
         "r",
         text=Detokeniser(TOKENIZER),
-        tokens=TokenText(TOKENIZER),
+        tokens=tokens,
+        cursor=AnswerCursor(QWEN, begins_in, tokens),
         stops=stops,
         eos_ids=frozenset({END}),
         prompt_tokens=3,
@@ -44,13 +50,12 @@ def output(*, stops: tuple[str, ...] = (), max_tokens: int = 1000) -> Output:
 
 def take_all(answer: Output, tokens: list[int]) -> tuple[list[TextDelta], Finished | None]:
     """Events of `tokens` until the answer ends."""
-    deltas = []
+    deltas: list[TextDelta] = []
     for token in tokens:
-        delta, finished = answer.take(token, None, ())
-        if delta is not None:
-            deltas.append(delta)
-        if finished is not None:
-            return deltas, finished
+        for event in answer.take(token, None, ()):
+            if isinstance(event, Finished):
+                return deltas, event
+            deltas.append(event)
     return deltas, None
 
 
@@ -134,6 +139,28 @@ def test_the_last_allowed_token_ends_with_length_and_the_end_token_with_stop() -
     deltas, by_end = take_all(output(max_tokens=3), [*b"ab", END])
     assert by_end is not None
     assert (by_end.reason, by_end.usage.completion_tokens, len(deltas)) == ("stop", 3, 2)
+
+
+def test_a_thought_is_counted_and_not_shown() -> None:
+    deltas, finished = take_all(output(begins_in=Channel.THOUGHT), [*b"a plan</think>Hi", END])
+    assert "".join(delta.text for delta in deltas) == "Hi"
+    assert finished is not None
+    assert (finished.reason, finished.usage.completion_tokens) == ("stop", len(b"a plan</think>Hi") + 1)
+
+
+@pytest.mark.parametrize(("tokens", "reason"), [([*b"a plan</thi"], "length"), ([*b"a plan</th", END], "stop")])
+def test_a_thought_that_is_not_closed_shows_nothing(tokens: list[int], reason: str) -> None:
+    deltas, finished = take_all(output(begins_in=Channel.THOUGHT, max_tokens=11), tokens)
+    assert deltas == []
+    assert finished is not None
+    assert (finished.reason, finished.text, finished.usage.completion_tokens) == (reason, "", 11)
+
+
+def test_stop_strings_in_a_thought_do_not_end_the_answer() -> None:
+    deltas, finished = take_all(output(begins_in=Channel.THOUGHT, stops=("STOP",)), list(b"STOP</think>a STOP"))
+    assert "".join(delta.text for delta in deltas) == "a "
+    assert finished is not None
+    assert finished.reason == "stop"
 
 
 def test_bytes_of_a_token_are_exact_in_a_byte_level_vocabulary() -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from engine.worker.answers.output import Detokeniser
+from engine.worker.answers.detokenise import Detokeniser
 
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 LETTERS = {letter: 256 + i for i, letter in enumerate("abc")}

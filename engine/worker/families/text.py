@@ -12,10 +12,13 @@ from typing import Any
 from duet.errors import InvalidRequest
 from engine.kvstore.index import Media
 from engine.types import GenerationRequest
-from engine.worker.answers.output import Detokeniser, Output, TokenText
-from engine.worker.answers.reasoning import Thought, opens_thought
+from engine.worker.answers.channels import Channel
+from engine.worker.answers.cursor import AnswerCursor
+from engine.worker.answers.detokenise import Detokeniser, TokenText
+from engine.worker.answers.formats.derive import derive
+from engine.worker.answers.output import Output
 from engine.worker.families.vision import open_image, prepare
-from engine.worker.forms.structured import Constraint, Form
+from engine.worker.forms.form import Form, FormConstraint
 from engine.worker.kvcache.cache import PrefixCache
 from engine.worker.model import Loaded
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
@@ -55,12 +58,13 @@ class Preparation:
             raise InvalidRequest(f"token {outside[0]} is not in {vocabulary}", param="logit_bias")
         self._text = render(loaded, request)
         self.images = images_of(request)
-        self._constraint: Constraint | None = None
-        self._thinks = False
+        self._constraint: FormConstraint | None = None
+        self._format, self._begins_in = derive(self._text), Channel.CONTENT
         if form is not None and request.structure is not None:
-            # The form is that of the answer, so it begins behind a thought, and the thought is not shown.
-            self._thinks = opens_thought(self._text)
-            self._constraint = form.constraint(request.structure.param, self._thought())
+            if self._format.opens_thought(self._text):
+                # The form is that of the answer: it begins behind the thought. Without a form thoughts are shown as content.
+                self._begins_in = Channel.THOUGHT
+            self._constraint = form.constraint(request.structure.param, self._cursor())
 
     def step(self) -> Prepared:
         loaded, request, text = self._loaded, self._request, self._text
@@ -85,18 +89,18 @@ class Preparation:
             request.id,
             text=Detokeniser(loaded.tokenizer),
             tokens=self._tokens,
+            cursor=self._cursor(),
             stops=request.stop,
             eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
-            thought=self._thought(),
             stop_on_repetition=request.stop_on_repetition,
         )
         row = Row(request.id, prompt, request.sampling, vision=vision, constraint=self._constraint)
         return Prepared(request, sequence, row, output, text, encoded)
 
-    def _thought(self) -> Thought | None:
-        return Thought(self._tokens) if self._thinks else None
+    def _cursor(self) -> AnswerCursor:
+        return AnswerCursor(self._format, self._begins_in, self._tokens)
 
 
 def images_of(request: GenerationRequest) -> list[bytes]:

@@ -19,7 +19,7 @@ from engine.worker.runtime.vision import VisionInputs
 
 
 class Constraint(Protocol):
-    """Which tokens a row may draw next (`engine.worker.forms.structured.Constraint`)."""
+    """Which tokens a row may draw next (`engine.worker.forms.form.FormConstraint`)."""
 
     def observe(self, token: int) -> None: ...
     def addends(self, width: int) -> Any: ...

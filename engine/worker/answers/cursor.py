@@ -1,0 +1,28 @@
+"""Where one reader of an answer stands: in the thought, or behind it."""
+
+from __future__ import annotations
+
+from engine.worker.answers.channels import Channel, Channels, Piece
+from engine.worker.answers.detokenise import RawText, TokenText
+from engine.worker.answers.formats.spec import AnswerFormat
+
+
+class AnswerCursor:
+    """Reads an answer token by token. The mask and the text are a step apart, so each has a cursor of its own; both are made
+    from the same format and see the thought end with the same token."""
+
+    def __init__(self, answer_format: AnswerFormat, begins_in: Channel, tokens: TokenText) -> None:
+        self._channels = Channels(answer_format, begins_in)
+        self._text = RawText(tokens)
+
+    @property
+    def in_thought(self) -> bool:
+        return self._channels.channel is Channel.THOUGHT
+
+    def take(self, token: int) -> list[Piece]:
+        """One more token, and the text that is certain because of it."""
+        return self._channels.feed(self._text.step(token))
+
+    def flush(self) -> list[Piece]:
+        """The answer is over: what was held back."""
+        return self._channels.flush()
