@@ -31,6 +31,7 @@ from engine.types import (
     Request,
     Transcribed,
     TranscriptionRequest,
+    is_last,
 )
 from engine.worker.answers.detokenise import TokenText
 from engine.worker.answers.output import Output
@@ -311,7 +312,7 @@ class Loop:
                 self._fail(drawn.id, error)
                 continue
             self._events += events
-            if any(isinstance(event, Finished) for event in events):
+            if any(map(is_last, events)):
                 self._end(drawn.id)
         for request_id, cause in result.failed.items():
             if request_id in self._outputs:  # what was drawn before may have been its end
