@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fix bench bench-kv bench-serving bench-structured stress-pool stress-kv serve footprint train evaluate wheel lock clean
+.PHONY: help demo unit test test-unit test-contract test-mlx test-e2e prove check hooks fix bench bench-kv bench-serving bench-structured stress-pool stress-kv serve footprint train evaluate wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,16 +19,22 @@ export PYTHONDONTWRITEBYTECODE = 1
 export UV_SYSTEM_CERTS ?= 1
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9 -]+):[^#]*## /  make \1|/' | column -t -s '|'
 
 demo: $(READY) ## start everything with the embedded models and show it: chat, embeddings, a transcription, a meeting
 	$(RUN) -m duet.demo
 
-test: $(READY) ## everything that the lock alone can run
-	$(BIN)/python -m pytest -m "not recordings and not debian and not wheel and not metal"
+unit: $(READY) ## the inner loop: tests that need no process and no model, state machines with a quarter of their examples
+	$(BIN)/python tests/rings.py unit
 
-prove: $(READY) ## all rings: also real recordings, Debian's tools, the wheel
-	$(BIN)/python tests/rings.py --audio "$(DUET_TEST_AUDIO)" --eval "$(DUET_TEST_EVAL)"
+test: $(READY) ## everything that the lock alone can run, ring by ring
+	$(BIN)/python tests/rings.py test
+
+test-unit test-contract test-mlx test-e2e: test-%: $(READY) ## one ring of `make test`
+	$(BIN)/python tests/rings.py test $*
+
+prove: $(READY) ## what needs more than the lock: real recordings, Debian's tools, uv for the wheel; and the long tests
+	$(BIN)/python tests/rings.py prove --audio "$(DUET_TEST_AUDIO)" --eval "$(DUET_TEST_EVAL)"
 
 check: $(READY) ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
@@ -36,6 +42,9 @@ check: $(READY) ## format, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/duet --help > /dev/null
+
+hooks: $(READY) ## format, lint and import directions before each commit of this clone
+	$(BIN)/pre-commit install
 
 fix: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .

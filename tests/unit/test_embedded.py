@@ -95,6 +95,7 @@ def test_a_sentence_or_term_of_the_evaluation_is_never_allowed() -> None:
     assert held_out.allowed("我们明天再讨论。")
 
 
+@pytest.mark.recordings
 def test_nothing_of_the_frozen_evaluation_set_is_in_the_data() -> None:
     """Its sentences and terms may enter neither training data nor the demo."""
     folder = os.environ.get("DUET_TEST_EVAL")

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.worker.scheduler.policy import Scheduler
 from engine.worker.scheduler.sequence import Phase, Priority, Sequence
+from tests.examples import examples
 
 MAX_ROWS, CHUNK_TOKENS, KV_TOKENS = 4, 7, 120
 
@@ -120,5 +121,5 @@ class Machine(RuleBasedStateMachine):
                 assert self.drawn[name] == one.max_tokens, f"{name} never ended"
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+Machine.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40)
 test_whatever_happens_every_sequence_ends_in_order = Machine.TestCase

@@ -33,6 +33,7 @@ from engine.pool.ledger import (
     surplus,
     victims,
 )
+from tests.examples import examples
 
 GB = 10**9
 LIMIT = Limit(10 * GB, "its preset's share", 10 * GB)
@@ -328,4 +329,4 @@ class Pool(RuleBasedStateMachine):
 
 
 TestPool = Pool.TestCase
-TestPool.settings = settings(max_examples=60, stateful_step_count=40)
+TestPool.settings = settings(max_examples=examples(60), stateful_step_count=40)

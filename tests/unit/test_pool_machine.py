@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -35,6 +36,7 @@ from engine.types import (
     TextDelta,
     only,
 )
+from tests.examples import examples
 from tests.fakes.virtual_time import Inline, VirtualTime
 from tests.fakes.worker_children import FakeChild, FakeChildren
 
@@ -352,5 +354,6 @@ class Machine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=50)
-test_whatever_happens_the_pool_keeps_its_promises = Machine.TestCase
+Machine.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=50)
+# 80 examples of up to 50 steps, each with a pool of its own.
+test_whatever_happens_the_pool_keeps_its_promises = pytest.mark.cpu_seconds(20)(Machine.TestCase)
