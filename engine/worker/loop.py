@@ -26,6 +26,7 @@ from engine.types import (
     EmbeddingRequest,
     Event,
     Failed,
+    Finished,
     GenerationRequest,
     KvReport,
     Request,
