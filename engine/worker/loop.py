@@ -26,7 +26,6 @@ from engine.types import (
     EmbeddingRequest,
     Event,
     Failed,
-    Finished,
     GenerationRequest,
     KvReport,
     Request,
