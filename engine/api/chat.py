@@ -43,6 +43,7 @@ from engine.types import (
     Result,
     SamplingParams,
     TextDelta,
+    ThoughtDelta,
     TokenLogprob,
     Work,
 )
@@ -260,7 +261,7 @@ def _book(choice: Choice, event: Event) -> None:
             choice.reason, choice.usage, choice.repetition = event.reason, event.usage, event.repetition
         case Accepted():
             choice.cache = event.cache
-        case Failed() | Result():
+        case ThoughtDelta() | Failed() | Result():
             pass
         case _:
             assert_never(event)

@@ -29,6 +29,7 @@ from engine.types import (
     Request,
     Result,
     TextDelta,
+    ThoughtDelta,
     Work,
 )
 
@@ -104,6 +105,8 @@ class _Meter:
                 else:
                     self._between.observe(now - self._last)
                 self._last = now
+            case ThoughtDelta():
+                pass  # no client sees it: the first token is the first of the answer, as the usage counts thoughts at the end
             case Accepted():
                 self._cache = event.cache
                 self._usage = Usage(event.prompt_tokens, 0, 0)

@@ -53,6 +53,15 @@ class TextDelta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
     tokens: int = 1
 
 
+class ThoughtDelta(msgspec.Struct, frozen=True, omit_defaults=True, tag="thought"):
+    """`tokens` more generated tokens of what the model thinks before its answer, and their text: "" while it may be the marker
+    that closes the thought."""
+
+    id: str
+    text: str
+    tokens: int = 1
+
+
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The answer is complete. `text` was held back until now as a possible stop string. `repetition`: the answer repeated one
     piece without end and was cut off."""
@@ -99,7 +108,7 @@ class Transcribed(Result, frozen=True, tag="transcribed"):
     transcript: Transcript
 
 
-Event = Accepted | TextDelta | Finished | Failed | Embedded | Transcribed
+Event = Accepted | ThoughtDelta | TextDelta | Finished | Failed | Embedded | Transcribed
 Events = AsyncGenerator[Event, None]
 """The events of one request. Closing it cancels the request."""
 

@@ -100,6 +100,26 @@ async def test_every_request_is_counted_once_however_it_ends(
     assert found["duet_worker_crashes_total"] == 1
 
 
+async def test_hidden_thoughts_count_as_generated_and_not_as_tokens_that_came(
+    engine: EngineService, request: pytest.FixtureRequest
+) -> None:
+    model = request.node.name[:60]
+    await engine.chat("think", model)
+    found = await samples(engine, model)
+    assert found["vllm:generation_tokens_total"] == 3 + 2
+    assert found["vllm:time_to_first_token_seconds_count"] == 1
+    assert found["vllm:inter_token_latency_seconds_count"] == 1
+    asking = asyncio.create_task(engine.chat("ponder", model))
+    await until_running(engine, model, 1)
+    await leave(asking)
+    await until_running(engine, model, 0)
+    async with asyncio.timeout(10):
+        while "vllm:request_success_total{finished_reason=abort}" not in (left := await samples(engine, model)):
+            await asyncio.sleep(0.02)
+    for name in ("vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_count"):
+        assert left[name] == found[name], "of an answer that was not complete, only what came is counted"
+
+
 async def test_embeddings_are_requests_too(engine: EngineService, request: pytest.FixtureRequest) -> None:
     model = f"{request.node.name[:50]}-embed"
     answer = await engine.client.post("/v1/embeddings", json={"model": model, "input": "x"})

@@ -103,6 +103,16 @@ async def test_a_stream_ends_with_done_and_has_usage_only_when_asked(engine: Eng
     assert all("usage" in json.loads(frame) for frame in asked[:-1])
 
 
+async def test_thoughts_are_counted_and_not_shown(client: openai.AsyncOpenAI, engine: EngineService) -> None:
+    answer = await client.chat.completions.create(model="talker", messages=says("think"))
+    assert answer.choices[0].message.content == "think!"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 3 + 2
+    streamed = await frames(engine, chat_body("think", stream=True))
+    said = [json.loads(frame)["choices"][0]["delta"] for frame in streamed[:-1]]
+    assert [delta.get("content") for delta in said] == ["", "thi", "nk", "!", None]
+
+
 async def test_a_failure_after_the_status_is_an_error_event(engine: EngineService) -> None:
     sent = await frames(engine, chat_body("break", stream=True))
     error = json.loads(sent[-1])["error"]

@@ -47,6 +47,7 @@ from engine.types import (
     GenerationRequest,
     MemoryReport,
     TextDelta,
+    ThoughtDelta,
     TokenLogprob,
     Transcribed,
     TranscriptionRequest,
@@ -73,6 +74,10 @@ SAY_NOTHING = "nothing"
 """Accepted, and then silence until cancelled."""
 SAY_HANG = "hang"
 """Accepted, and then the loop stands still for ever, whatever comes."""
+SAY_THINK = "think"
+"""Three tokens of thought, then an echo."""
+SAY_PONDER = "ponder"
+"""Thoughts without end."""
 SAY_TOLD = "told"
 """One token: the `WorkerConfig` as JSON."""
 DIMENSIONS = 8
@@ -145,6 +150,9 @@ class Worker:
             tokens = iter([f"priority={request.priority} left={left}"])
         if said == SAY_TOLD:
             tokens = iter([msgspec.json.encode(self._config).decode()])
+        thoughts = {SAY_THINK: 3, SAY_PONDER: 10**9}.get(said, 0)
+        for _ in range(thoughts):
+            yield ThoughtDelta(request.id, "a secret ")
         limit = request.max_tokens or 10**9
         count = 0
         for count, text in enumerate(tokens, 1):
@@ -159,7 +167,7 @@ class Worker:
             yield TextDelta(request.id, text, logprob, (logprob,) * request.sampling.top_logprobs if logprob else ())
             if count == limit:
                 break
-        yield Finished(request.id, "length" if count == limit else "stop", Usage(7, count, 3), "!")
+        yield Finished(request.id, "length" if count == limit else "stop", Usage(7, thoughts + count, 3), "!")
 
 
 def _answer(said: str) -> Iterator[str | None]:

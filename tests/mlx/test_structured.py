@@ -18,7 +18,7 @@ import pytest
 from llguidance import LLMatcher
 
 from engine.fleet.protocol import Cancel
-from engine.types import Accepted, Failed, Finished, Structure, TextDelta
+from engine.types import Accepted, Failed, Finished, Structure, TextDelta, ThoughtDelta
 from engine.worker.answers.formats import derive
 from engine.worker.answers.formats.spec import AnswerFormat, Marks
 from engine.worker.forms import compiling
@@ -387,8 +387,11 @@ def test_the_form_begins_behind_a_thought_that_the_prompt_opened(
     driver = Driver(model("plain"))
     driver.run([thinking(model("plain"), "x\n<think>\n", tokens=200, **HOT)])
     assert re.fullmatch("[a-c]{5}", ended(driver, "a"))
-    thought = driver.of("a", Finished)[0].usage.completion_tokens - 6
-    assert thought > 0
+    (finished,) = driver.of("a", Finished)
+    thoughts = driver.of("a", ThoughtDelta)
+    assert "".join(thought.text for thought in thoughts)
+    answer_tokens = 6  # five letters and the end
+    assert sum(thought.tokens for thought in thoughts) == finished.usage.completion_tokens - answer_tokens > 0
 
 
 def test_a_thought_that_never_ends_shows_nothing(model: Callable[..., Loaded]) -> None:
@@ -396,6 +399,7 @@ def test_a_thought_that_never_ends_shows_nothing(model: Callable[..., Loaded]) -
     bias = {EOS: 100.0}  # an end within the thought would leave the answer without its form
     driver.run([ask("a", "<think>", role="raw", tokens=20, structure=regex("[a-c]{5}"), logit_bias=bias)])
     assert driver.of("a", Finished)[0].reason == "length"
+    assert len(driver.of("a", ThoughtDelta)) == 20
     assert driver.text("a") == ""
 
 

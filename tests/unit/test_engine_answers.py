@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from engine.types import Finished, TextDelta
+from engine.types import Finished, TextDelta, ThoughtDelta
 from engine.worker.answers.channels import Channel
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import Detokeniser, TokenText
@@ -49,14 +49,25 @@ def output(*, stops: tuple[str, ...] = (), max_tokens: int = 1000, begins_in: Ch
 
 
 def take_all(answer: Output, tokens: list[int]) -> tuple[list[TextDelta], Finished | None]:
-    """Events of `tokens` until the answer ends."""
+    """Events of `tokens` until the answer ends, without its thoughts."""
+    _, deltas, finished = take_apart(answer, tokens)
+    return deltas, finished
+
+
+def take_apart(answer: Output, tokens: list[int]) -> tuple[list[ThoughtDelta], list[TextDelta], Finished | None]:
+    thoughts: list[ThoughtDelta] = []
     deltas: list[TextDelta] = []
     for token in tokens:
         for event in answer.take(token, None, ()):
-            if isinstance(event, Finished):
-                return deltas, event
-            deltas.append(event)
-    return deltas, None
+            match event:
+                case ThoughtDelta():
+                    assert not deltas, "a thought comes before the answer"
+                    thoughts.append(event)
+                case TextDelta():
+                    deltas.append(event)
+                case Finished():
+                    return thoughts, deltas, event
+    return thoughts, deltas, None
 
 
 def first_end(text: str, stops: tuple[str, ...]) -> str:
@@ -141,16 +152,22 @@ def test_the_last_allowed_token_ends_with_length_and_the_end_token_with_stop() -
     assert (by_end.reason, by_end.usage.completion_tokens, len(deltas)) == ("stop", 3, 2)
 
 
-def test_a_thought_is_counted_and_not_shown() -> None:
-    deltas, finished = take_all(output(begins_in=Channel.THOUGHT), [*b"a plan</think>Hi", END])
+def test_a_thought_comes_before_the_answer_one_event_a_token() -> None:
+    said = b"a plan</think>Hi"
+    thoughts, deltas, finished = take_apart(output(begins_in=Channel.THOUGHT), [*said, END])
+    assert "".join(thought.text for thought in thoughts) == "a plan"
     assert "".join(delta.text for delta in deltas) == "Hi"
+    assert [event.tokens for event in [*thoughts, *deltas]] == [1] * len(said)
     assert finished is not None
-    assert (finished.reason, finished.usage.completion_tokens) == ("stop", len(b"a plan</think>Hi") + 1)
+    assert (finished.reason, finished.usage.completion_tokens) == ("stop", len(said) + 1)
 
 
 @pytest.mark.parametrize(("tokens", "reason"), [([*b"a plan</thi"], "length"), ([*b"a plan</th", END], "stop")])
-def test_a_thought_that_is_not_closed_shows_nothing(tokens: list[int], reason: str) -> None:
-    deltas, finished = take_all(output(begins_in=Channel.THOUGHT, max_tokens=11), tokens)
+def test_a_thought_that_is_not_closed_is_all_there_is(tokens: list[int], reason: str) -> None:
+    thoughts, deltas, finished = take_apart(output(begins_in=Channel.THOUGHT, max_tokens=11), tokens)
+    said = [token for token in tokens if token != END]
+    assert "".join(thought.text for thought in thoughts) == bytes(said).decode()
+    assert sum(thought.tokens for thought in thoughts) == len(said)
     assert deltas == []
     assert finished is not None
     assert (finished.reason, finished.text, finished.usage.completion_tokens) == (reason, "", 11)

@@ -1,11 +1,12 @@
-"""Tokens of one answer become events: incremental text, stop strings, log-probabilities, the end and its reason."""
+"""Tokens of one answer become events: its thought, incremental text, stop strings, log-probabilities, the end and its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from duet.wire import Usage
-from engine.types import Finished, FinishReason, TextDelta
+from engine.types import Finished, FinishReason, TextDelta, ThoughtDelta
+from engine.worker.answers.channels import Channel, Piece
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import Detokeniser, TokenText
 from engine.worker.answers.repetition import Repetition
@@ -16,7 +17,7 @@ class Output:
     """The answer of one request so far.
 
     `max_tokens` counts tokens before an end-of-sequence token; `cached_tokens` of the prompt were not computed. While
-    `cursor` is in a thought, tokens are counted and not shown. With `stop_on_repetition` an answer that repeats one piece
+    `cursor` is in a thought, tokens become a `ThoughtDelta`. With `stop_on_repetition` an answer that repeats one piece
     without end is cut off like one that is too long.
     """
 
@@ -40,15 +41,20 @@ class Output:
         self.cached_tokens = 0
         self._completion_tokens = 0
 
-    def take(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> list[TextDelta | Finished]:
+    def take(
+        self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]
+    ) -> list[ThoughtDelta | TextDelta | Finished]:
         """The events of one token, in order: a delta, unless it ends the sequence, and `Finished` if it is the last one."""
         self._completion_tokens += 1
         if token in self._eos_ids:
-            return [self._finished("stop", self._stops.flush())]
+            held = self._thought(self._cursor.flush(), tokens=0)
+            finished = self._finished("stop", self._stops.flush())
+            return [held, finished] if held.text else [finished]
         if self._cursor.in_thought:
-            # A form begins with a token, so what this one may say behind the closing marker is not part of the answer.
-            self._cursor.take(token)
-            return [self._finished("length", "")] if self._is_last else []
+            pieces = self._cursor.take(token)
+            if not self._is_last:
+                return [self._thought(pieces)]
+            return [self._thought(pieces + self._cursor.flush()), self._finished("length", "")]
         shown, stopped = self._stops.feed(self._text.step(token))
         delta = TextDelta(
             self._id,
@@ -63,6 +69,11 @@ class Output:
         if self._is_last:
             return [delta, self._finished("length", self._stops.flush())]
         return [delta]
+
+    def _thought(self, pieces: list[Piece], *, tokens: int = 1) -> ThoughtDelta:
+        # A form begins with a token, so what the token that closes the thought says behind the marker is not of the answer.
+        text = "".join(text for channel, text in pieces if channel is Channel.THOUGHT)
+        return ThoughtDelta(self._id, text, tokens)
 
     @property
     def _is_last(self) -> bool:
