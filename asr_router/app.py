@@ -20,7 +20,7 @@ from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.settings import Settings
-from pipelines.jobs import MeetingClient
+from pipelines.jobs.client import MeetingClient
 from speech.sensevoice import EMBEDDED_ID, find_sensevoice
 
 logger = logging.getLogger(__name__)

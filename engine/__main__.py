@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from duet import service
 from duet.http.server import run_server
 from duet.keys import api_key
-from duet.logs import configure_logs
-from duet.settings import EXIT_CONFIG, SettingsError, load_settings
-from duet.supervise import end_with_parent
+from duet.settings import Settings
 from engine.app import create_app
 from engine.cards import Catalogue
 from engine.downloads import Downloads
 from engine.pool import Pool
 
-logger = logging.getLogger(__name__)
 
-
-def main() -> int:
-    configure_logs("info", "engine")
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
-        return EXIT_CONFIG
-    configure_logs(settings.log_level, "engine")
-    end_with_parent()
+def serve(settings: Settings) -> int:
     downloads = Downloads(_hub_cache(), settings.engine.hub_endpoint)
     pool = Pool(settings, Catalogue(settings, downloads), downloads)
 
@@ -54,4 +42,4 @@ def _hub_cache() -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(service.run("engine", serve))

@@ -13,14 +13,9 @@ from pathlib import Path
 import typer
 
 from duet.keys import api_key
+from duet.programs import PROGRAMS
 from duet.settings import Settings, hub_environment, to_environment
 from launchd.units import Service, plist, systemd_unit
-
-NAMES = {
-    "engine": ("engine", "Duet engine"),
-    "router": ("asr_router", "Duet ASR router"),
-    "meetings": ("pipelines", "Duet meeting worker"),
-}
 
 
 @dataclass(frozen=True)
@@ -44,19 +39,19 @@ class Plan:
 
 
 def services(settings: Settings) -> list[Service]:
-    """The three programs with the settings of now, whatever the environment at login will be."""
+    """All programs with the settings of now, whatever the environment at login will be."""
     search = {"PATH": "/usr/local/bin:/opt/homebrew/bin:/usr/bin:/bin"}
     environment = {**to_environment(settings), **hub_environment(), **search}
     return [
         Service(
-            name,
-            description,
-            (sys.executable, "-P", "-m", module),
+            program.name,
+            program.description,
+            program.argv,
             environment,
-            settings.home / "logs" / f"{name}.log",
-            after=() if name == "engine" else ("engine",),
+            settings.home / "logs" / f"{program.name}.log",
+            after=program.after,
         )
-        for name, (module, description) in NAMES.items()
+        for program in PROGRAMS
     ]
 
 

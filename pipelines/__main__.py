@@ -6,36 +6,37 @@ import asyncio
 import logging
 import signal
 import sys
+from functools import partial
 
-from duet.logs import configure_logs
-from duet.settings import EXIT_CONFIG, Settings, SettingsError, load_settings
-from duet.supervise import end_with_parent
+from duet import service
+from duet.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    configure_logs("info", "meetings")
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        logger.error("%s", error, extra={"action": "bad_settings"})  # noqa: TRY400 - the message is the whole cause
-        return EXIT_CONFIG
-    configure_logs(settings.log_level, "meetings")
-    end_with_parent()
+    return service.run("meetings", work)
+
+
+def work(settings: Settings) -> int:
     asyncio.run(_run(settings))
     return 0
 
 
 async def _run(settings: Settings) -> None:
-    from pipelines.jobs import MeetingWorker  # a second of imports: after the settings are known to be good
+    # A second of imports: after the settings are known to be good.
+    from pipelines.jobs.kinds import Kind
+    from pipelines.jobs.store import WORKFLOW
+    from pipelines.jobs.worker import MeetingWorker
+    from pipelines.meeting.stages import STAGES, run_stage
 
     working = asyncio.current_task()
     assert working is not None
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, working.cancel)
+    meeting = Kind(WORKFLOW, {stage.name: partial(run_stage, stage) for stage in STAGES})
     try:
-        await MeetingWorker(settings).run()
+        await MeetingWorker(settings, meeting).run()
     except asyncio.CancelledError:
         logger.info("stopped", extra={"action": "stopped"})
 

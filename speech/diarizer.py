@@ -19,7 +19,7 @@ import numpy as np
 import models
 from duet.errors import Unavailable
 from duet.settings import Settings
-from duet.supervise import Service
+from duet.supervise.service import Service
 from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.splitter import SAMPLE_RATE
 from speech.voice_prints import Voice, agglomerated, mean_print, people

@@ -14,7 +14,7 @@ import numpy as np
 import models
 from duet.errors import Unavailable
 from duet.settings import Settings
-from duet.supervise import Service
+from duet.supervise.service import Service
 from duet.wire import Segment, Word
 from speech.sensevoice_messages import Recognise, Recognised, RecogniseFailed
 from speech.splitter import SAMPLE_RATE

@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse
 
 from duet.errors import Conflict, NotFound, Unavailable
 from pipelines.glossary import parse
-from pipelines.jobs import ENDED, Job, MeetingClient
+from pipelines.jobs.client import ENDED, Job, MeetingClient
 from pipelines.meeting.job import OUTPUTS, Options
 from pipelines.meeting.job import Request as JobRequest
 from speech.decode import InvalidAudio, probe

@@ -16,8 +16,8 @@ from duet.errors import DuetError
 from duet.settings import Settings
 from pipelines.clients import Engine, Reviewer
 from pipelines.glossary import Term
-from pipelines.meeting.edits import Proposal
-from pipelines.meeting.windows import Window, corrected, propose, windows
+from pipelines.meeting.review.edits import Proposal
+from pipelines.meeting.review.windows import Window, corrected, propose, windows
 
 ARMS = ("none", "rule", "lm", "lm+rule")
 REQUESTS_AT_ONCE = 4

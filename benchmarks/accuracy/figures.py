@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.meeting.edits import protected
+from pipelines.meeting.review.edits import protected
 from speech.metrics import ErrorCounts, cer, mer
 from speech.normalise import normalise, units
 

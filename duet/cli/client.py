@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from duet.cli.failures import failed, key_or_exit, reason
 from duet.client import sync_client
 from duet.settings import Settings
 
-FILES = {"transcript": "transcript.md", "reviewed": "reviewed.md", "timeline": "timeline.json", "srt": "subtitles.srt",
-         "summary": "summary.md"}  # fmt: skip
 TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
 """Seconds. A long recording is transcribed before the answer begins."""
 
@@ -35,7 +34,7 @@ def transcribe(settings: Settings, file: Path, response_format: str, quality: st
 
 
 def meeting(
-    settings: Settings, file: Path, *, title: str, glossary: Path | None, speakers: int | None, out: Path
+    settings: Settings, recording: Path, *, title: str, glossary: Path | None, speakers: int | None, out: Path
 ) -> int:
     """Submit, follow, and write the five outputs into `out`. Returns the exit code.
 
@@ -49,8 +48,8 @@ def meeting(
     except OSError as error:
         raise failed(f"{out}: {error.strerror}") from error
     with _router(settings) as client:
-        with file.open("rb") as handle:
-            answer = client.post("/v1/meetings", files={"file": (file.name, handle)}, data=fields)
+        with recording.open("rb") as handle:
+            answer = client.post("/v1/meetings", files={"file": (recording.name, handle)}, data=fields)
         job_id = answer.raise_for_status().json()["id"]
         try:
             job = follow(client, job_id)
@@ -61,10 +60,19 @@ def meeting(
             typer.echo(f"note: {warning}", err=True)
         if job["status"] != "succeeded":
             raise failed(f"the meeting {job['status']}: {job['error'] or ''}")
-        for name, url in job["outputs"].items():
-            (out / FILES[name]).write_bytes(client.get(url).raise_for_status().content)
-            typer.echo(str(out / FILES[name]))
+        for url in job["outputs"].values():
+            output = client.get(url).raise_for_status()
+            file = out / _file_name(output, job_id)
+            file.write_bytes(output.content)
+            typer.echo(str(file))
     return 0
+
+
+def _file_name(output: httpx.Response, job_id: str) -> str:
+    """The output's own name: the router offers it as `JOB-NAME`, and here it lies in a folder of its own."""
+    header = EmailMessage()
+    header["Content-Disposition"] = output.headers["Content-Disposition"]
+    return Path(header.get_filename(failobj=job_id)).name.removeprefix(f"{job_id}-")
 
 
 def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:

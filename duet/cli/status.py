@@ -12,6 +12,7 @@ from duet.cli.failures import key_or_exit, reason
 from duet.cli.models import described, memory_line
 from duet.client import sync_client
 from duet.keys import KEY_FILE
+from duet.programs import addresses
 from duet.settings import Settings
 
 
@@ -20,9 +21,7 @@ def run(settings: Settings, *, as_json: bool) -> int:
     # To look makes nothing: without a key nothing of ours has run here yet.
     known = (settings.home / KEY_FILE).exists()
     with sync_client(key_or_exit(settings.home) if known else None, timeout=5.0) as client:
-        found = {
-            name: ask(client, url) for name, url in (("engine", settings.engine_url), ("router", settings.router_url))
-        }
+        found = {name: ask(client, address.url) for name, address in addresses(settings).items()}
         if found["engine"]["ready"]:
             found["engine"]["pool"] = ask_pool(client, settings.engine_url)
     typer.echo(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 
 import httpx
 import typer
@@ -12,26 +11,23 @@ import typer
 from duet.cli.failures import key_or_exit
 from duet.keys import KEY_FILE
 from duet.logs import configure_logs
+from duet.programs import PROGRAMS, addresses
 from duet.settings import Settings, to_environment
-from duet.supervise import Program, run_programs
+from duet.supervise.programs import Supervised, run_programs
 
 READY_TIMEOUT_SECONDS = 60.0
 
 
-def programs(settings: Settings) -> list[Program]:
-    """The three programs, each with the settings of this one."""
+def programs(settings: Settings) -> list[Supervised]:
+    """All programs, each with the settings of this one."""
     environment = to_environment(settings)
-    modules = {"engine": "engine", "router": "asr_router", "meetings": "pipelines"}
-    return [Program(name, (sys.executable, "-P", "-m", module), environment) for name, module in modules.items()]
+    return [Supervised(program.name, program.argv, environment) for program in PROGRAMS]
 
 
 def run(settings: Settings) -> int:
     """Returns the exit code: 0 after Ctrl-C, 1 when a port is taken or a program cannot start."""
     configure_logs(settings.log_level, "up")
-    for name, host, port in (
-        ("engine", settings.engine.host, settings.engine.port),
-        ("router", settings.router.host, settings.router.port),
-    ):
+    for name, (host, port, _) in addresses(settings).items():
         if problem := _port_problem(host, port):
             typer.echo(f"duet: the {name} cannot listen on {host}:{port}: {problem}. Stop what uses it, or set another "
                        f"port with --{name}-port or {name}.port in {settings.home / 'config.toml'}.", err=True)  # fmt: skip
@@ -55,7 +51,7 @@ async def _greet(settings: Settings, key: str) -> None:
     """Wait until both services answer, then say where they are and how to begin."""
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
         deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_SECONDS
-        for url in (settings.engine_url, settings.router_url):
+        for _, _, url in addresses(settings).values():
             while not await _answers(client, f"{url}/health"):
                 if asyncio.get_running_loop().time() > deadline:
                     typer.echo(

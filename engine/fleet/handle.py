@@ -11,7 +11,7 @@ from typing import assert_never
 
 from duet.channel import ChannelClosed
 from duet.errors import Busy, PayloadTooLarge, WorkerLost
-from duet.supervise import Child
+from duet.supervise.child import Child
 from engine.fleet.protocol import (
     Cancel,
     ClearKv,

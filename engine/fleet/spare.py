@@ -6,7 +6,8 @@ import logging
 import time
 from typing import Any
 
-from duet.supervise import HEALTHY_SECONDS, Child, restart_delay_seconds
+from duet.supervise.backoff import HEALTHY_SECONDS, restart_delay_seconds
+from duet.supervise.child import Child
 from engine.fleet.starting import new_process
 
 logger = logging.getLogger(__name__)

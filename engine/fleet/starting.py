@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from duet.channel import ChannelClosed
 from duet.errors import Unavailable
-from duet.supervise import Child
+from duet.supervise.child import Child
 from engine.fleet.handle import STOP_SECONDS, WorkerHandle
 from engine.fleet.protocol import FromWorker, LoadFailed, Ready
 from engine.worker_config import WorkerConfig

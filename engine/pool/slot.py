@@ -7,7 +7,7 @@ import time
 from typing import Final, Literal
 
 from duet.errors import Unavailable
-from duet.supervise import HEALTHY_SECONDS
+from duet.supervise.backoff import HEALTHY_SECONDS
 from engine.cards import Card
 from engine.fleet.handle import WorkerHandle
 from engine.pool.ledger import WORKER_BYTES, Entry, Wanted, charge, estimate, kv_that_fits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from pipelines.meeting.stages import Context
+from pipelines.meeting.context import Context
 from speech.decode import decode_to_pcm, open_pcm, probe
 from speech.splitter import SAMPLE_RATE
 

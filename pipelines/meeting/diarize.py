@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipelines.meeting.stages import Context
+from pipelines.meeting.context import Context
 from speech.diarizer import Diarizer, find_diarizer
 
 VERSION = 1

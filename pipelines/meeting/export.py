@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from pipelines.glossary import parse
+from pipelines.meeting.artifacts import write_atomically
+from pipelines.meeting.context import Context
 from pipelines.meeting.diarize import SpeakerTurn
-from pipelines.meeting.job import write_atomically
-from pipelines.meeting.review import Review, ReviewedSegment
-from pipelines.meeting.stages import Context
+from pipelines.meeting.review.stage import Review, ReviewedSegment
 from pipelines.meeting.summarize import Summary
 from speech import formats
 from speech.decode import open_pcm

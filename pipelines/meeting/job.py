@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from duet.errors import Conflict, InvalidRequest
+from pipelines.meeting.artifacts import write_atomically
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-STAGES = ("decode", "segment", "diarize", "transcribe", "review", "summarize", "export")
-# Shares of a job's time, for one progress figure: measured on the embedded models, good enough as a guess elsewhere.
-STAGE_SHARES = {"decode": 3, "segment": 5, "diarize": 15, "transcribe": 25, "review": 40, "summarize": 8, "export": 4}
 OUTPUTS = {
     "transcript": ("transcript.md", "text/markdown; charset=utf-8"),
     "reviewed": ("reviewed.md", "text/markdown; charset=utf-8"),
@@ -67,12 +64,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageTimes(msgspec.Struct):
-    """Seconds since the epoch; `runs` counts how often the stage was begun, `deaths` how often its worker died in it."""
+    """Seconds since the epoch. `runs` counts how often the stage was begun, `deaths` how often its worker died in it.
+
+    `share` is the stage's part of the whole job's time, 0 to 1. It stands here because the router shows progress and knows
+    no stages.
+    """
 
     started_at: float
     finished_at: float | None = None
     runs: int = 1
     deaths: int = 0
+    share: float = 0.0
 
 
 class Progress(msgspec.Struct):
@@ -88,10 +90,10 @@ class Progress(msgspec.Struct):
     @property
     def overall(self) -> float:
         """0 to 1 over all stages."""
-        finished = sum(STAGE_SHARES[name] for name, times in self.stages.items() if times.finished_at is not None)
+        finished = sum(times.share for times in self.stages.values() if times.finished_at is not None)
         current = self.stages.get(self.stage or "")
-        part = STAGE_SHARES[self.stage] * self.done if self.stage and current and current.finished_at is None else 0.0
-        return round(min(1.0, (finished + part) / sum(STAGE_SHARES.values())), 4)
+        part = current.share * self.done if current and current.finished_at is None else 0.0
+        return round(min(1.0, finished + part), 4)
 
 
 DOOMED = ".removed-"
@@ -139,7 +141,7 @@ class JobFolder:
         write_atomically(self.path / "progress.json", msgspec.json.encode(progress), durable=False)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
+    def locked(self) -> Iterator[bool]:
         """For as long as a stage runs: a lock that goes with its process. Yields whether the process that held it last
         died within. Raises `Conflict` when another run of the job has not ended yet."""
         with self._running.open("ab") as file:
@@ -156,7 +158,7 @@ class JobFolder:
                 file.truncate(0)
 
     @property
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a stage runs now, in any process."""
         try:
             with self._running.open("rb") as file:
@@ -193,59 +195,3 @@ class JobFolder:
         except FileNotFoundError:
             return  # another one removes it
         shutil.rmtree(doomed)
-
-
-class Artifacts:
-    """Results keyed by stage, part, inputs and parameters: a step that runs again finds what it had made.
-
-    Invariant: a file under its key is complete (written elsewhere, synced, renamed).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def key(self, stage: str, part: str, *inputs: Any) -> str:
-        """`stage-part-hash`: other inputs or parameters give another key, so nothing stale is ever read."""
-        digest = hashlib.sha256(msgspec.json.encode([stage, part, *inputs], order="sorted")).hexdigest()
-        return f"{stage}-{part}-{digest[:20]}"
-
-    def path(self, key: str, suffix: str = ".json") -> Path:
-        return self._folder / f"{key}{suffix}"
-
-    def read(self, key: str, kind: Any) -> Any:
-        """The value under `key` as `kind`; None when there is none."""
-        try:
-            return msgspec.json.decode(self.path(key).read_bytes(), type=kind)
-        except FileNotFoundError:
-            return None
-
-    def write(self, key: str, value: Any) -> None:
-        write_atomically(self.path(key), msgspec.json.encode(value))
-
-    def make_file(self, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
-        """A file made by `make` under a temporary name, unless it is there."""
-        target = self.path(key, suffix)
-        if not target.exists():
-            temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-            try:
-                make(temporary)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return target
-
-
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Readers see the old content or the new, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

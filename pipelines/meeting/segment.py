@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pipelines.meeting.stages import Context
+from pipelines.meeting.context import Context
 from speech import vad
 from speech.decode import open_pcm
 from speech.splitter import SAMPLE_RATE

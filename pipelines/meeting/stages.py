@@ -1,60 +1,74 @@
-"""What every stage is given, and the table of stages in their order."""
+"""The table of stages in their order, and how one of them is run. What a stage needs of those before it are artifact keys,
+nothing else."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from duet.settings import Settings
-from pipelines.meeting.job import Artifacts, JobFolder, Request
+from pipelines.meeting.artifacts import Artifacts
+from pipelines.meeting.context import Context
+from pipelines.meeting.decode import decode
+from pipelines.meeting.diarize import diarize
+from pipelines.meeting.export import export
+from pipelines.meeting.job import MAX_DEATHS, GaveUp, JobFolder, StageTimes
+from pipelines.meeting.review.stage import review
+from pipelines.meeting.segment import segment
+from pipelines.meeting.summarize import summarize
+from pipelines.meeting.transcribe import transcribe
 
 
-class StageEnded(Exception):
-    """Raised in a thread that its stage left behind when it was cancelled: there is nobody to work for."""
+@dataclass(frozen=True)
+class Stage:
+    """`share` is its part of a job's time. Given the artifact keys of the stages before it by name, `run` returns its own.
+
+    `name` is durable: running jobs record it, and artifact keys begin with it.
+    """
+
+    name: str
+    share: float
+    run: Callable[[Context, dict[str, str]], Awaitable[str]]
 
 
-@dataclass
-class Context:
-    """One stage of one job, running. Progress is written at most a few times a second, from any thread of the stage."""
-
-    settings: Settings
-    folder: JobFolder
-    request: Request
-    artifacts: Artifacts
-    _written_at: float = field(default=0.0, repr=False)
-    _ended: bool = field(default=False, repr=False)
-    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def report(self, share: float) -> None:
-        """`share` of this stage is done, 0 to 1. Raises `StageEnded` when the stage is over."""
-        with self._writing:
-            if self._ended:
-                raise StageEnded
-            now = time.monotonic()
-            if now - self._written_at < 0.2 and share < 1:
-                return
-            self._written_at = now
-            progress = self.folder.progress()
-            progress.done = min(1.0, share)
-            self.folder.write_progress(progress)
-
-    def warn(self, message: str) -> None:
-        """Something that the reader of the outputs must know; said once. Raises `StageEnded` as `report` does."""
-        with self._writing:
-            if self._ended:
-                raise StageEnded
-            progress = self.folder.progress()
-            if message not in progress.warnings:
-                progress.warnings.append(message)
-                self.folder.write_progress(progress)
-
-    def end(self) -> None:
-        """From here on nothing is written: the next run of the stage, or the next stage, has the file to itself."""
-        with self._writing:
-            self._ended = True
+# The shares are measured on the embedded models, and good enough as a guess elsewhere. They sum to 1.
+STAGES = (
+    Stage("decode", 0.03, decode),
+    Stage("segment", 0.05, segment),
+    Stage("diarize", 0.15, diarize),
+    Stage("transcribe", 0.25, transcribe),
+    Stage("review", 0.40, review),
+    Stage("summarize", 0.08, summarize),
+    Stage("export", 0.04, export),
+)
 
 
-Stage = Callable[[Context, dict[str, str]], Awaitable[str]]
-"""Given the artifact keys of the stages before it, a stage returns its own."""
+async def run_stage(
+    stage: Stage, settings: Settings, folder: JobFolder, done: dict[str, str], *, worker_died: bool = False
+) -> str:
+    """Run one stage of a job and return its artifact key; progress is on disk before and after.
+
+    `worker_died`: the worker that began this stage before died in it. Raises `GaveUp` when that happens each time.
+    """
+    progress = folder.progress()
+    known = progress.stages.get(stage.name)
+    deaths = (known.deaths if known else 0) + worker_died
+    if deaths >= MAX_DEATHS:
+        raise GaveUp(f"the worker died {deaths} times in this stage: killed, out of memory, or by this recording")
+    progress.stages[stage.name] = StageTimes(time.time(), runs=known.runs + 1 if known else 1, deaths=deaths)
+    for each in STAGES:  # all, since a Duet that recorded no shares may have run the stages before
+        if each.name in progress.stages:
+            progress.stages[each.name].share = each.share
+    progress.stage, progress.done, progress.error = stage.name, 0.0, None
+    folder.write_progress(progress)
+    context = Context(settings, folder, folder.request(), Artifacts(folder.path / "artifacts"))
+    try:
+        key = await stage.run(context, done)
+    finally:
+        context.end()
+    progress = folder.progress()
+    progress.stages[stage.name].finished_at = time.time()
+    progress.done = 1.0
+    folder.write_progress(progress)
+    return key

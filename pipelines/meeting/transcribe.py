@@ -12,8 +12,8 @@ from duet.errors import Unavailable
 from duet.wire import Segment
 from pipelines.clients import Engine
 from pipelines.glossary import parse
+from pipelines.meeting.context import Context
 from pipelines.meeting.diarize import SpeakerTurn
-from pipelines.meeting.stages import Context
 from speech.decode import open_pcm
 from speech.sensevoice import BATCH_CLIPS, SenseVoice, find_sensevoice, shifted
 from speech.splitter import SAMPLE_RATE, Span, split

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from duet.cli.main import app
 from duet.cli.models import described
 from duet.errors import Unavailable
-from duet.supervise import Child
+from duet.supervise.child import Child
 from engine.pool import residency
 from engine.pool.ledger import WORKER_BYTES
 from engine.pressure import Reading, footprint_bytes

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from duet.supervise import Child
+from duet.supervise.child import Child
 from tests.fakes.engine_service import (
     KEY,
     EngineService,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from duet.errors import Conflict, NotFound
 from duet.settings import Settings, load_settings
-from pipelines import jobs
-from pipelines.jobs import MeetingClient, jobs_folder
-from pipelines.meeting import workflow
-from pipelines.meeting.job import MAX_DEATHS, GaveUp, JobFolder, Options, Progress, Request, StageTimes
-from pipelines.meeting.stages import Context, StageEnded
-from pipelines.meeting.workflow import run_stage
-from tests import sounds
+from pipelines.jobs import client as jobs
+from pipelines.jobs import executors, worker
+from pipelines.jobs.client import MeetingClient
+from pipelines.jobs.store import jobs_folder
+from pipelines.meeting.context import Context, StageEnded
+from pipelines.meeting.job import MAX_DEATHS, GaveUp, Progress, StageTimes
+from pipelines.meeting.stages import STAGES, Stage, run_stage
+from tests.fakes.meetings import asked, opened, submit
 
 
 @pytest.fixture
@@ -26,18 +29,8 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def client(settings: Settings) -> AsyncIterator[MeetingClient]:
-    client = MeetingClient(settings)
-    await client.open()
-    yield client
-    await client.close()
-
-
-async def submit(client: MeetingClient, settings: Settings, job_id: str = "one") -> JobFolder:
-    upload = settings.home / f"upload-{job_id}"
-    upload.write_bytes(sounds.wav(sounds.pcm(sounds.tone(1.0))))
-    asked = Request(id=job_id, options=Options(), input_sha256="0" * 64, input_name="a.wav", created_at=1.0)
-    assert await client.submit(asked, upload)
-    return JobFolder(jobs_folder(settings), job_id)
+    async with opened(settings) as client:
+        yield client
 
 
 async def test_a_cancelled_job_is_retried_only_when_its_stage_has_ended(
@@ -46,7 +39,7 @@ async def test_a_cancelled_job_is_retried_only_when_its_stage_has_ended(
     monkeypatch.setattr(jobs, "STOP_SECONDS", 0.1)
     folder = await submit(client, settings)
     await client.cancel("one")
-    with folder.held(), pytest.raises(Conflict, match="still being stopped"):
+    with folder.locked(), pytest.raises(Conflict, match="still being stopped"):
         await client.retry("one")
     await client.retry("one")
     assert (await client.get("one")).status == "queued"
@@ -93,9 +86,8 @@ async def test_what_a_killed_removal_left_is_swept_at_start(client: MeetingClien
     folder.path.rename(folder.path.with_name(".removed-one.00000000"))
     await submit(client, settings)
     assert len(await client.list(limit=10, offset=0)) == 1
-    other = MeetingClient(settings)
-    await other.open()
-    await other.close()
+    async with opened(settings):
+        pass
     assert list(jobs_folder(settings).iterdir()) == [folder.path]
 
 
@@ -107,7 +99,7 @@ async def test_a_job_that_was_never_queued_can_be_cancelled(client: MeetingClien
 
 
 async def test_a_thread_that_its_cancelled_stage_left_behind_writes_nothing_more(
-    client: MeetingClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    client: MeetingClient, settings: Settings
 ) -> None:
     folder = await submit(client, settings)
     contexts: list[Context] = []
@@ -117,8 +109,7 @@ async def test_a_thread_that_its_cancelled_stage_left_behind_writes_nothing_more
         await asyncio.sleep(600)
         return ""
 
-    monkeypatch.setitem(workflow.TABLE, "decode", endless)  # type: ignore[arg-type]
-    running = asyncio.create_task(run_stage(settings, folder, "decode", {}))
+    running = asyncio.create_task(run_stage(Stage("decode", 1.0, endless), settings, folder, {}))
     while not contexts:
         await asyncio.sleep(0.01)
     running.cancel()
@@ -135,15 +126,15 @@ async def test_an_error_that_cannot_be_kept_hides_nothing(
 ) -> None:
     folder = await submit(client, settings)
     (folder.path / "progress.json").mkdir()
-    jobs._note_error(folder, "export", "No space left on device")
+    worker._note_error(folder, "export", "No space left on device")
     assert "export: No space left on device" in caplog.text
 
 
 def test_a_dead_worker_is_taken_over_by_one_and_its_id_is_not_used_meanwhile(tmp_path: Path) -> None:
-    with jobs._dead(tmp_path, "executor-0") as first, jobs._dead(tmp_path, "executor-0") as second:
+    with executors.if_dead(tmp_path, "executor-0") as first, executors.if_dead(tmp_path, "executor-0") as second:
         assert (first, second) == (True, False)
-        executor, lock = jobs._claim_executor(tmp_path)
-    with lock, jobs._dead(tmp_path, executor) as dead:
+        executor, lock = executors.claim(tmp_path)
+    with lock, executors.if_dead(tmp_path, executor) as dead:
         assert (executor, dead) == ("executor-1", False)
 
 
@@ -156,11 +147,25 @@ async def test_a_stage_that_kills_is_given_up_and_a_retry_begins_anew(
         Progress(stage="segment", stages={"decode": finished, "segment": StageTimes(3.0, deaths=MAX_DEATHS - 1)})
     )
     with pytest.raises(GaveUp, match=f"died {MAX_DEATHS} times"):
-        await run_stage(settings, folder, "segment", {"decode": "x"}, worker_died=True)
+        await run_stage(STAGES[1], settings, folder, {"decode": "x"}, worker_died=True)
     await client.cancel("one")
     await client.retry("one")
     assert folder.progress().stages == {"decode": finished}
     assert (await client.get("one")).status == "queued"
+
+
+async def test_stages_that_an_older_version_ran_count_in_the_progress(
+    client: MeetingClient, settings: Settings
+) -> None:
+    folder = await submit(client, settings)
+    old = {"stage": "segment", "done": 1.0, "stages": {"decode": {"started_at": 1.0, "finished_at": 2.0}}}
+    (folder.path / "progress.json").write_text(json.dumps(old))
+
+    async def quick(context: Context, done: dict[str, str]) -> str:
+        return "key"
+
+    await run_stage(replace(STAGES[1], run=quick), settings, folder, {"decode": "x"})
+    assert (await client.get("one")).progress.overall == 0.08
 
 
 async def test_the_mark_of_a_killed_worker_is_not_waited_for(
@@ -191,5 +196,4 @@ async def test_the_same_job_submitted_twice_at_once_is_one_job(client: MeetingCl
 async def submit_quietly(client: MeetingClient, settings: Settings, number: int) -> None:
     upload = settings.home / f"upload-{number}"
     upload.write_bytes(b"RIFF")
-    asked = Request(id="same", options=Options(), input_sha256="0" * 64, input_name="a.wav", created_at=1.0)
-    await client.submit(asked, upload)
+    await client.submit(asked("same"), upload)

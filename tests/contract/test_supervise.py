@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from duet.errors import Unavailable, WorkerLost
-from duet.supervise import Child, Service
+from duet.supervise.child import Child
+from duet.supervise.service import Service
 from tests.fakes.answering_child import Answer, Ask
 
 CHILD = "tests.fakes.answering_child"
@@ -107,10 +108,33 @@ async def test_a_child_ends_with_its_channel() -> None:
     assert await asyncio.wait_for(child.wait(), 20) == 0
 
 
-def start(*programs: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "tests.fakes.up", *programs], stderr=subprocess.PIPE, text=True
-    )
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start `duet up` with programs of a test; what a failed test leaves is ended. `hangup` is what SIGHUP does in it, which
+    under `nohup` is nothing: the test itself may run under `nohup`, so both are set."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*programs: str, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen[str]:
+        up = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tests.fakes.up", *programs],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
+        )
+        started.append(up)
+        return up
+
+    yield begin
+    for up in started:
+        up.terminate()  # in order, so that it ends its programs
+        try:
+            up.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            up.kill()
+            up.communicate()
 
 
 def note_and(file: Path, then: str) -> str:
@@ -124,7 +148,7 @@ def pids(file: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_programs_and_the_exit_is_clean(tmp_path: Path, name: signal.Signals) -> None:
+def test_a_signal_ends_all_programs_and_the_exit_is_clean(tmp_path: Path, start: Start, name: signal.Signals) -> None:
     files = [tmp_path / "one", tmp_path / "two"]
     up = start(*(f"{file.name}={note_and(file, 'time.sleep(600)')}" for file in files))
     wait_until(lambda: all(pids(file) for file in files))
@@ -134,7 +158,7 @@ def test_a_signal_ends_all_programs_and_the_exit_is_clean(tmp_path: Path, name: 
     assert not any(lives(pid) for file in files for pid in pids(file))
 
 
-def test_a_program_that_is_killed_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_program_that_is_killed_is_started_again_and_the_others_go_on(tmp_path: Path, start: Start) -> None:
     files = [tmp_path / "one", tmp_path / "two"]
     up = start(*(f"{file.name}={note_and(file, 'time.sleep(600)')}" for file in files))
     wait_until(lambda: all(pids(file) for file in files))
@@ -147,7 +171,7 @@ def test_a_program_that_is_killed_is_started_again_and_the_others_go_on(tmp_path
 
 
 @pytest.mark.parametrize("code", [1, 2, 78])
-def test_a_program_that_cannot_start_ends_all_with_its_code(tmp_path: Path, code: int) -> None:
+def test_a_program_that_cannot_start_ends_all_with_its_code(tmp_path: Path, start: Start, code: int) -> None:
     other = tmp_path / "other"
     up = start(f"other={note_and(other, 'time.sleep(600)')}", f"bad=import sys; sys.exit({code})")
     up.communicate(timeout=30)
@@ -155,7 +179,7 @@ def test_a_program_that_cannot_start_ends_all_with_its_code(tmp_path: Path, code
     assert not any(lives(pid) for pid in pids(other))
 
 
-def test_five_crashes_in_a_row_are_enough(tmp_path: Path) -> None:
+def test_five_crashes_in_a_row_are_enough(tmp_path: Path, start: Start) -> None:
     file = tmp_path / "crashes"
     up = start(f"bad={note_and(file, 'sys.exit(5)')}")
     up.communicate(timeout=30)
@@ -163,12 +187,36 @@ def test_five_crashes_in_a_row_are_enough(tmp_path: Path) -> None:
     assert len(pids(file)) == 5
 
 
-@pytest.mark.parametrize("name", [signal.SIGKILL, signal.SIGHUP])
-def test_programs_end_with_a_parent_that_could_not_end_them(tmp_path: Path, name: signal.Signals) -> None:
+WATCHING = "from duet.supervise.lifeline import end_with_parent; end_with_parent(); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("name", "hangup"),
+    [(signal.SIGKILL, signal.SIG_DFL), (signal.SIGKILL, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_DFL)],
+)
+def test_programs_end_with_a_parent_that_could_not_end_them(
+    tmp_path: Path, start: Start, name: signal.Signals, hangup: signal.Handlers
+) -> None:
     file = tmp_path / "program"
-    watching = "from duet.supervise import end_with_parent; end_with_parent(); time.sleep(600)"
-    up = start(f"program={note_and(file, watching)}")
+    up = start(f"program={note_and(file, WATCHING)}", hangup=hangup)
     wait_until(lambda: len(pids(file)) == 1)
     up.send_signal(name)
     up.communicate(timeout=20)
     wait_until(lambda: not lives(pids(file)[0]))
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path, start: Start) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    up = start(*(f"{file.name}={note_and(file, WATCHING)}" for file in files), hangup=signal.SIG_IGN)
+    wait_until(lambda: all(pids(file) for file in files))
+    first, second = (pids(file)[0] for file in files)
+    for pid in (up.pid, first, second):
+        os.kill(pid, signal.SIGHUP)
+    # `up` still does its work, and what it started lives.
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: len(pids(files[0])) == 2)
+    assert lives(second)
+    up.terminate()
+    up.communicate(timeout=20)
+    assert up.returncode == 0
+    assert not any(lives(pid) for file in files for pid in pids(file))

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.__main__ import main
-from pipelines.meeting import workflow
-from pipelines.meeting.stages import Context
+from pipelines.meeting import stages
+from pipelines.meeting.context import Context
 
 
-def pause(stage: str, mark: Path) -> None:
-    real = workflow.TABLE[stage]
-
-    async def paused(context: Context, done: dict[str, str]) -> str:
-        key = await real(context, done)
+def paused(stage: stages.Stage, mark: Path) -> stages.Stage:
+    async def pause(context: Context, done: dict[str, str]) -> str:
+        key = await stage.run(context, done)
         mark.touch()
         await asyncio.sleep(600)
         return key
 
-    workflow.TABLE[stage] = paused  # type: ignore[index]
+    return replace(stage, run=pause)
 
 
 if __name__ == "__main__":
-    pause(sys.argv[1], Path(sys.argv[2]))
+    name, mark = sys.argv[1], Path(sys.argv[2])
+    stages.STAGES = tuple(paused(stage, mark) if stage.name == name else stage for stage in stages.STAGES)
     sys.exit(main())

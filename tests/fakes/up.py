@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from duet.supervise import Program, run_programs
+from duet.supervise.programs import Supervised, run_programs
 
 
-def program(argument: str) -> Program:
+def program(argument: str) -> Supervised:
     name, _, code = argument.partition("=")
-    return Program(name, (sys.executable, "-P", "-c", code), {"DUET_PROGRAM": name})
+    return Supervised(name, (sys.executable, "-P", "-c", code), {"DUET_PROGRAM": name})
 
 
 if __name__ == "__main__":

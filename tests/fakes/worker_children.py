@@ -1,4 +1,4 @@
-"""Worker processes that are none: in the place of `duet.supervise.Child`, speaking the protocol as the test tells them."""
+"""Worker processes that are none: in the place of `duet.supervise.child.Child`, speaking the protocol as the test tells them."""
 
 from __future__ import annotations
 

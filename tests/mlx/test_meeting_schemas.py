@@ -14,8 +14,9 @@ from engine.types import Finished, Structure
 from engine.worker.forms.grammar import compile_structure
 from engine.worker.forms.vocabulary import wrapped_tokenizer
 from engine.worker.model import Loaded
-from pipelines.meeting.prompts import json_object, read_review, review_schema, summary_schema
-from pipelines.meeting.summarize import _RawSummary
+from pipelines.meeting.prompts import json_object
+from pipelines.meeting.review.prompts import read_review, review_schema
+from pipelines.meeting.summarize import _RawSummary, summary_schema
 from tests.mlx.conftest import Driver, ask
 
 WINDOW = [(f"s{i:04d}", "text") for i in range(1, 21)]

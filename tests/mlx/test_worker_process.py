@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from duet.supervise import Child
+from duet.supervise.child import Child
 from engine.fleet.protocol import Cancel, EventFrame, FromWorker, LoadFailed, Ready, Shutdown
 from engine.pressure import footprint_bytes, resident_bytes
 from engine.types import Accepted, BatchReport, Failed, Finished, MemoryReport, TextDelta

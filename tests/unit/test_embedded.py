@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 import models
 import training
-from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM
+from pipelines.meeting.review.prompts import REVIEW_SYSTEM
+from pipelines.meeting.summarize import SUMMARY_SYSTEM
 
 NAMES = ("duet-tiny-asr", "duet-tiny-chat", "duet-tiny-embed", "duet-tiny-speaker", "duet-tiny-vl")
 HELD_OUT_VOICES = {"m4", "m8", "f3", "klatt3", "Annie", "john", "linda", "max", "quincy", "paul"}

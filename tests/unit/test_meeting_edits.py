@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.meeting.edits import Proposal, apply, objection
+from pipelines.meeting.review.edits import Proposal, apply, objection
 
 GLOSSARY = {"知识蒸馏", "灰度发布", "Kubernetes", "多租户"}
 

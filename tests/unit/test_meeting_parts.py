@@ -13,10 +13,12 @@ from msgspec.structs import replace
 from duet.errors import InvalidRequest
 from duet.wire import Segment
 from pipelines.glossary import Term, parse, relevant
+from pipelines.meeting.artifacts import Artifacts
 from pipelines.meeting.diarize import SpeakerTurn
 from pipelines.meeting.export import clock, escaped, reviewed_markdown, srt_text, transcript
-from pipelines.meeting.job import Artifacts, Progress, StageTimes
-from pipelines.meeting.review import Review, ReviewedSegment
+from pipelines.meeting.job import Progress, StageTimes
+from pipelines.meeting.review.stage import Review, ReviewedSegment
+from pipelines.meeting.stages import STAGES
 from pipelines.meeting.summarize import RawItem, extract, quoted, verified, windows
 from pipelines.meeting.transcribe import assign
 from speech.splitter import Span
@@ -148,14 +150,13 @@ def test_progress_grows_to_one() -> None:
     progress = Progress()
     assert progress.overall == 0.0
     seen = []
-    for name in ("decode", "segment", "diarize", "transcribe", "review", "summarize", "export"):
-        progress.stage, progress.done = name, 0.5
-        progress.stages[name] = StageTimes(0.0)
+    for stage in STAGES:
+        progress.stage, progress.done = stage.name, 0.5
+        progress.stages[stage.name] = StageTimes(0.0, share=stage.share)
         seen.append(progress.overall)
-        progress.stages[name].finished_at = 1.0
+        progress.stages[stage.name].finished_at = 1.0
         seen.append(progress.overall)
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+    assert seen == [0.015, 0.03, 0.055, 0.08, 0.155, 0.23, 0.355, 0.48, 0.68, 0.88, 0.92, 0.96, 0.98, 1.0]
 
 
 def test_artifacts_are_found_by_their_inputs_alone(tmp_path: object) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pipelines.glossary import Term
-from pipelines.meeting.edits import Proposal
-from pipelines.meeting.prompts import ask_review, ask_summary, json_object, read_review
+from pipelines.meeting.prompts import json_object
+from pipelines.meeting.review.edits import Proposal
+from pipelines.meeting.review.prompts import ask_review, read_review
+from pipelines.meeting.summarize import ask_summary
 
 TERMS = (Term("知识蒸馏"), Term("Kubernetes", ("库伯内提斯",)), Term("grafana"))
 WINDOW = [("s0001", "讨论知识争流"), ("s0002", "we use cubernetes")]

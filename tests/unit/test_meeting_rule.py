@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.glossary import Term
-from pipelines.meeting.edits import apply
-from pipelines.meeting.rule import by_sound
+from pipelines.meeting.review.edits import apply
+from pipelines.meeting.review.rule import by_sound
 
 TERMS = (Term("知识蒸馏"), Term("grafana"), Term("幂等", ("密等",)))
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pipelines.clients import Reviewer
 from pipelines.glossary import Term
-from pipelines.meeting.edits import Proposal
-from pipelines.meeting.windows import Window, as_term, corrected, windows
+from pipelines.meeting.review.edits import Proposal
+from pipelines.meeting.review.windows import Window, as_term, corrected, windows
 
 LINES = [(f"s{i:04d}", f"text {i}") for i in range(1, 6)]
 

@@ -11,8 +11,9 @@ import pytest
 import models
 from pipelines.clients import Reviewer
 from pipelines.glossary import Term
-from pipelines.meeting import prompts
-from pipelines.meeting.windows import corrected
+from pipelines.meeting import summarize
+from pipelines.meeting.review import prompts
+from pipelines.meeting.review.windows import corrected
 from training import held_out
 from training.evaluate import review as evaluate_review
 from training.review import examples, talk
@@ -28,8 +29,8 @@ def misheard(said: str, heard: str) -> set[Place]:
 
 def test_requests_of_the_training_are_those_of_the_pipeline() -> None:
     assert examples.ask_review is prompts.ask_review
-    assert examples.ask_summary is prompts.ask_summary
-    assert examples.PROMPTS == (prompts.REVIEW_SYSTEM, prompts.SUMMARY_SYSTEM)
+    assert examples.ask_summary is summarize.ask_summary
+    assert examples.PROMPTS == (prompts.REVIEW_SYSTEM, summarize.SUMMARY_SYSTEM)
 
 
 def test_the_card_asks_for_no_more_than_what_is_trained() -> None:

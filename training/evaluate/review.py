@@ -34,8 +34,8 @@ from duet.errors import DuetError
 from duet.settings import Settings, load_settings
 from duet.testing.stack import running
 from pipelines.clients import Engine
-from pipelines.meeting.prompts import SUMMARY_TOKENS, ask_summary, json_object, summary_schema
-from pipelines.meeting.summarize import RawItem, windows
+from pipelines.meeting.prompts import json_object
+from pipelines.meeting.summarize import SUMMARY_TOKENS, RawItem, ask_summary, summary_schema, windows
 from training.evaluate import document
 from training.review.examples import DEVELOPMENT_PAIRS, Bank, Pair, read_bank
 from training.review.misheard import places

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pipelines.glossary import Term
-from pipelines.meeting.prompts import REVIEW_SYSTEM, SUMMARY_SYSTEM, ask_review, ask_summary
+from pipelines.meeting.review.prompts import REVIEW_SYSTEM, ask_review
+from pipelines.meeting.summarize import SUMMARY_SYSTEM, ask_summary
 from training import held_out, lexicon
 from training.review import talk
 from training.review.misheard import Place, garbled, places, respelt

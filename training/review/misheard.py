@@ -12,7 +12,7 @@ from typing import Final
 
 from rapidfuzz.distance import Levenshtein
 
-from pipelines.meeting.edits import Proposal, objection
+from pipelines.meeting.review.edits import Proposal, objection
 from speech.normalise import UNIT, is_han
 from training import lexicon, voices
 from training.sentences import PUNCTUATION

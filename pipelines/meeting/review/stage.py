@@ -15,9 +15,9 @@ from duet.errors import DuetError
 from duet.wire import Segment
 from pipelines.clients import Engine, EngineUnavailable, Reviewer
 from pipelines.glossary import Term, parse
-from pipelines.meeting.edits import Decision, Proposal
-from pipelines.meeting.stages import Context
-from pipelines.meeting.windows import Window, corrected, propose, windows
+from pipelines.meeting.context import Context
+from pipelines.meeting.review.edits import Decision, Proposal
+from pipelines.meeting.review.windows import Window, corrected, propose, windows
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipelines.glossary import Term
-from pipelines.meeting.edits import Proposal
+from pipelines.meeting.review.edits import Proposal
 from speech.homophones import candidates
 
 THRESHOLD: Final = 0.78

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from pipelines.clients import Engine, Reviewer
 from pipelines.glossary import Term
-from pipelines.meeting.edits import Decision, Proposal, apply
-from pipelines.meeting.prompts import Line, ask_review, read_review, review_schema, review_tokens
-from pipelines.meeting.rule import by_sound
+from pipelines.meeting.prompts import Line
+from pipelines.meeting.review.edits import Decision, Proposal, apply
+from pipelines.meeting.review.prompts import ask_review, read_review, review_schema, review_tokens
+from pipelines.meeting.review.rule import by_sound
 from speech.homophones import similarity
 
 SAME_TERM = 0.7

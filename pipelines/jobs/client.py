@@ -1,0 +1,207 @@
+"""Submit, watch, cancel, retry and delete jobs: what the router needs of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import sqlalchemy as sa
+from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
+
+from duet.errors import Busy, Conflict, NotFound
+from duet.settings import Settings
+from pipelines.jobs.store import APPLICATION_VERSION, QUEUE, WORKFLOW, database_url, jobs_folder, open_database
+from pipelines.meeting.job import JobFolder, Progress, Request, Status, sweep
+
+POLL_SECONDS = 0.3
+STOP_SECONDS = 5.0
+
+_STATUS: Final[dict[str, Status]] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "succeeded",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+ENDED: Final[frozenset[Status]] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is now."""
+
+    request: Request
+    status: Status
+    progress: Progress
+
+
+class MeetingClient:
+    """Submit, watch, cancel and delete jobs. Owned by the router, one a home; `open` before use.
+
+    What changes a job is done one after the other, so that nothing is queued that is being deleted, and nothing twice.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: DBOSClient | None = None
+        self._engine: sa.Engine | None = None
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        self._engine = open_database(self._settings)
+        sweep(jobs_folder(self._settings))
+        self._client = DBOSClient(
+            system_database_url=database_url(self._settings),
+            system_database_engine=self._engine,
+            serializer=DBOSPortableJSONSerializer(),
+        )
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await asyncio.to_thread(self._client.destroy)
+        if self._engine is not None:
+            self._engine.dispose()
+
+    @property
+    def _dbos(self) -> DBOSClient:
+        if self._client is None:
+            raise RuntimeError("MeetingClient is not open")
+        return self._client
+
+    def folder(self, job_id: str) -> JobFolder:
+        """The job's files. Raises `NotFound`, also for an id that could leave the folder."""
+        if job_id.isalnum() and len(job_id) <= 64:
+            folder = JobFolder(jobs_folder(self._settings), job_id)
+            if folder.exists:
+                return folder
+        raise NotFound(f"there is no meeting {job_id[:64]!r}", param="id")
+
+    async def submit(self, request: Request, source: Path) -> bool:
+        """Queue a job; False if the same one is known already. Takes `source` over. Raises `Busy`."""
+        folder = JobFolder(jobs_folder(self._settings), request.id)
+        async with self._lock(request.id):
+            known = await self._status(request.id)
+            if folder.exists and known is not None:
+                return False
+            waiting = await self._dbos.list_queued_workflows_async(queue_name=QUEUE, load_input=False)
+            if len(waiting) >= self._settings.meetings.max_queued:
+                raise Busy(f"{len(waiting)} meetings are waiting already", retry_after_seconds=60)
+            if known is not None:  # a deletion was cut short after the files had gone
+                await self._dbos.delete_workflow_async(request.id)
+            folder.create(request, source)
+            await self._enqueue(request.id)
+            return True
+
+    def _lock(self, job_id: str) -> asyncio.Lock:
+        return self._changing.setdefault(job_id, asyncio.Lock())
+
+    async def _enqueue(self, job_id: str) -> None:
+        options: EnqueueOptions = {
+            "queue_name": QUEUE,
+            "workflow_name": WORKFLOW,
+            "workflow_id": job_id,
+            "app_version": APPLICATION_VERSION,
+        }
+        await self._dbos.enqueue_async(options, job_id)
+
+    async def get(self, job_id: str) -> Job:
+        """Raises `NotFound`."""
+        folder = self.folder(job_id)
+        status = await self._status(job_id)
+        if status is None:
+            # The submitter died between making the folder and queueing it: queue it now, nothing is lost.
+            async with self._lock(job_id):
+                self.folder(job_id)  # deleted meanwhile?
+                await self._enqueue(job_id)
+            status = "queued"
+        try:
+            return Job(folder.request(), status, folder.progress())
+        except FileNotFoundError as error:  # deleted meanwhile
+            raise NotFound(f"there is no meeting {job_id!r}", param="id") from error
+
+    async def list(self, *, limit: int, offset: int) -> list[Job]:
+        """Newest first."""
+        root = jobs_folder(self._settings)
+        requests, jobs = list[Request](), list[Job]()
+        for path in root.iterdir():
+            if path.name.isalnum():  # others are being removed
+                with contextlib.suppress(FileNotFoundError):  # not complete yet, or deleted meanwhile
+                    requests.append(JobFolder(root, path.name).request())
+        requests.sort(key=lambda request: (-request.created_at, request.id))
+        for request in requests[offset : offset + limit]:
+            with contextlib.suppress(NotFound):
+                jobs.append(await self.get(request.id))
+        return jobs
+
+    async def events(self, job_id: str) -> AsyncIterator[Job]:
+        """The job whenever it changes, from now to its end."""
+        last: Any = None
+        while True:
+            job = await self.get(job_id)
+            seen = (job.status, job.progress)
+            if seen != last:
+                last = seen
+                yield job
+            if job.status in ENDED:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop it; finished stages stay for a retry. An ended job stays as it is."""
+        async with self._lock(job_id):
+            self.folder(job_id)
+            await self._cancel(job_id)
+
+    async def _cancel(self, job_id: str) -> None:
+        status = await self._status(job_id)
+        if status is None:
+            await self._enqueue(job_id)
+        if status not in ENDED:
+            await self._dbos.cancel_workflow_async(job_id)
+
+    async def retry(self, job_id: str) -> None:
+        """Go on with a failed or cancelled job where it stopped. Raises `Conflict`."""
+        async with self._lock(job_id):
+            folder, status = self.folder(job_id), await self._status(job_id)
+            if status not in ("failed", "cancelled"):
+                raise Conflict(f"only a failed or cancelled meeting can be retried; this one is {status}")
+            if not await self._wait_until_idle(folder):
+                raise Conflict("this meeting is still being stopped: try again in a moment")
+            folder.forget_failures()
+            # An erroneous workflow has its end recorded: a new one under the same id, and the artifacts, go on there.
+            await self._dbos.delete_workflow_async(job_id)
+            await self._enqueue(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Cancel it and remove the recording and everything derived from it."""
+        async with self._lock(job_id):
+            folder = self.folder(job_id)
+            await self._cancel(job_id)
+            await self._wait_until_idle(folder)
+            await asyncio.to_thread(folder.remove)
+            await self._dbos.delete_workflow_async(job_id)
+
+    async def _wait_until_idle(self, folder: JobFolder) -> bool:
+        """A cancelled stage ends at its next await: give it a moment, so that it meets neither the removal nor its own
+        second run."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while folder.is_locked:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+    async def _status(self, job_id: str) -> Status | None:
+        found = await self._dbos.list_workflows_async(workflow_ids=[job_id], load_input=False, load_output=False)
+        return _STATUS[found[0].status] if found else None
