@@ -94,7 +94,7 @@ class Loop:
     ) -> None:
         self._loaded, self._channel, self._mailbox = loaded, channel, mailbox
         self._flush_seconds = config.kv.flush_seconds if config.kv is not None else 0.0
-        self._active_kv_bytes = config.active_kv_bytes
+        self._active_kv_bytes, self._options = config.active_kv_bytes, config.options
         max_rows = config.batch.max_rows
         self._runner = Runner(loaded, config.options) if "chat" in loaded.capabilities else None
         self._kv = self._made(make_cache)
@@ -279,7 +279,7 @@ class Loop:
             form = self._forms.form(request, request.structure)
             if form is None:
                 return  # it comes back with `Compiled`
-        preparation = Preparation(self._loaded, self._tokens, request, form)
+        preparation = Preparation(self._loaded, self._tokens, self._options, request, form)
         if preparation.images:
             self._jobs.add(preparation, time.monotonic())
         else:

@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from engine.worker.answers.channels import Channel, Channels
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import RawText, TokenText
-from engine.worker.answers.formats.derive import derive
+from engine.worker.answers.formats.derive import answer_format
 from engine.worker.answers.formats.plain import PLAIN
 from engine.worker.answers.formats.qwen import QWEN
 from engine.worker.answers.formats.spec import AnswerFormat, Marks
+from engine.worker_config import ModelOptions
 
 ABAB = AnswerFormat("test", thought=Marks("<", "abab"))
 """Its marker begins again within itself."""
@@ -150,5 +151,6 @@ def test_raw_text_has_special_tokens_and_marks_bytes_that_are_not_utf8() -> None
     ],
 )
 def test_only_a_prompt_that_ends_in_a_thought_has_its_format(prompt: str, expected: AnswerFormat) -> None:
-    assert derive(prompt) is expected
-    assert derive(prompt).opens_thought(prompt) is (expected is QWEN)
+    found = answer_format(ModelOptions(), prompt)
+    assert found is expected
+    assert found.opens_thought(prompt) is (expected is QWEN)

@@ -15,7 +15,7 @@ from engine.types import GenerationRequest
 from engine.worker.answers.channels import Channel
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import Detokeniser, TokenText
-from engine.worker.answers.formats.derive import derive
+from engine.worker.answers.formats.derive import answer_format
 from engine.worker.answers.output import Output
 from engine.worker.families.vision import open_image, prepare
 from engine.worker.forms.form import Form, FormConstraint
@@ -26,6 +26,7 @@ from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
 from engine.worker.scheduler.sequence import Priority
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
+from engine.worker_config import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,14 @@ class Preparation:
     answer's `form`, which belongs to the request's structure.
     """
 
-    def __init__(self, loaded: Loaded, tokens: TokenText, request: GenerationRequest, form: Form | None = None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        tokens: TokenText,
+        options: ModelOptions,
+        request: GenerationRequest,
+        form: Form | None = None,
+    ) -> None:
         self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
         self._loaded, self._tokens, self._request = loaded, tokens, request
         self._arrived = time.monotonic()
@@ -59,7 +67,7 @@ class Preparation:
         self._text = render(loaded, request)
         self.images = images_of(request)
         self._constraint: FormConstraint | None = None
-        self._format, self._begins_in = derive(self._text), Channel.CONTENT
+        self._format, self._begins_in = answer_format(options, self._text), Channel.CONTENT
         if form is not None and request.structure is not None:
             if self._format.opens_thought(self._text):
                 # The form is that of the answer: it begins behind the thought. Without a form thoughts are shown as content.

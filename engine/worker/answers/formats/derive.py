@@ -7,11 +7,12 @@ from typing import Final
 from engine.worker.answers.formats.plain import PLAIN
 from engine.worker.answers.formats.qwen import QWEN
 from engine.worker.answers.formats.spec import AnswerFormat
+from engine.worker_config import ModelOptions
 
 FORMATS: Final = (PLAIN, QWEN)
 
 
-def derive(prompt: str) -> AnswerFormat:
-    """The format whose thought the rendered prompt opens; plain if there is none. Chat templates of thinking models may end
-    the prompt inside a thought."""
+def answer_format(options: ModelOptions, prompt: str) -> AnswerFormat:
+    """The format whose thought the rendered prompt opens, because chat templates of thinking models may end a prompt inside a
+    thought; plain where none is opened."""
     return next((known for known in FORMATS if known.opens_thought(prompt)), PLAIN)
