@@ -18,9 +18,11 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How a model runs, by its card. `kv_bits`: plain KV is quantised to that many bits; then rows run one after another."""
+    """How a model runs, by its card. `kv_bits`: plain KV is quantised to that many bits; then rows run one after another.
+    `answer_format` names a file of `engine/worker/answers/formats`; None: it is read off each prompt."""
 
     kv_bits: Literal[4, 8] | None = None
+    answer_format: Literal["plain", "qwen"] | None = None
 
 
 class BatchLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

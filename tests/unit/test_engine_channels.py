@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.worker.answers.channels import Channel, Channels
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import RawText, TokenText
-from engine.worker.answers.formats.derive import answer_format
+from engine.worker.answers.formats.derive import FORMATS, answer_format
 from engine.worker.answers.formats.plain import PLAIN
 from engine.worker.answers.formats.qwen import QWEN
 from engine.worker.answers.formats.spec import AnswerFormat, Marks
@@ -154,3 +156,14 @@ def test_only_a_prompt_that_ends_in_a_thought_has_its_format(prompt: str, expect
     found = answer_format(ModelOptions(), prompt)
     assert found is expected
     assert found.opens_thought(prompt) is (expected is QWEN)
+
+
+@pytest.mark.parametrize("known", FORMATS)
+def test_the_format_that_a_card_names_is_not_derived(known: AnswerFormat) -> None:
+    options = msgspec.convert({"answer_format": known.name}, ModelOptions)
+    assert answer_format(options, "hello") is answer_format(options, "<think>") is known
+
+
+def test_a_card_can_name_exactly_the_formats_that_there_are() -> None:
+    named = set(get_args(get_args(get_type_hints(ModelOptions)["answer_format"])[0]))
+    assert named == {known.name for known in FORMATS}

@@ -58,6 +58,7 @@ def test_the_message_arrives_as_it_was_sent() -> None:
         ({"batch": BatchLimits(chunk_tokens=0)}, "$.batch.chunk_tokens"),
         ({"batch": BatchLimits(max_rows=-1)}, "$.batch.max_rows"),
         ({"options": ModelOptions(kv_bits=5)}, "$.options.kv_bits"),  # type: ignore[arg-type]
+        ({"options": ModelOptions(answer_format="x")}, "$.options.answer_format"),  # type: ignore[arg-type]
         ({"kv": Lease(-1)}, "$.kv.memory_bytes"),
         ({"kv": Lease(1, flush_seconds=-1.0)}, "$.kv.flush_seconds"),
         ({"active_kv_bytes": 0}, "$.active_kv_bytes"),

@@ -13,6 +13,8 @@ FORMATS: Final = (PLAIN, QWEN)
 
 
 def answer_format(options: ModelOptions, prompt: str) -> AnswerFormat:
-    """The format whose thought the rendered prompt opens, because chat templates of thinking models may end a prompt inside a
-    thought; plain where none is opened."""
+    """The format that the model's card names. Without one, the format whose thought the rendered prompt opens, because chat
+    templates of thinking models may end a prompt inside a thought; plain where none is opened."""
+    if options.answer_format is not None:
+        return next(known for known in FORMATS if known.name == options.answer_format)
     return next((known for known in FORMATS if known.opens_thought(prompt)), PLAIN)
