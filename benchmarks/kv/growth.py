@@ -114,18 +114,18 @@ def _entries(count: int) -> Iterator[Entry]:
     while made < count:
         tokens = sequence(number)
         for i, block in enumerate(chunks.blocks(ROOT, tokens, ())):
-            found = [_entry(block.key, "block", block.parent, block.start, block.stop, tokens)]
+            found = [_entry(block.key, "block", block.parent, block.start, block.end, tokens)]
             if i % CHECKPOINT_EVERY == CHECKPOINT_EVERY - 1:
-                key = chunks.checkpoint_key(block.key, tokens[:0], block.stop, ())
-                found.append(_entry(key, "checkpoint", block.key, block.stop, block.stop, tokens))
+                key = chunks.checkpoint_key(block.key, tokens[:0], block.end, ())
+                found.append(_entry(key, "checkpoint", block.key, block.end, block.end, tokens))
             for entry in found[: count - made]:
                 made += 1
                 yield entry
         number += 1
 
 
-def _entry(key: bytes, kind: Kind, parent: bytes, start: int, stop: int, tokens: chunks.Tokens) -> Entry:
-    return Entry(key, kind, parent, start, stop, tokens[start:stop].tobytes(), (), 5, 1.0, tip=False)
+def _entry(key: bytes, kind: Kind, parent: bytes, start: int, end: int, tokens: chunks.Tokens) -> Entry:
+    return Entry(key, kind, parent, start, end, tokens[start:end].tobytes(), (), 5, 1.0, tip=False)
 
 
 # One process ---------------------------------------------------------------------------------------------------------

@@ -148,17 +148,17 @@ def _check_header(path: Path, head: bytes, facts: Mapping[str, str]) -> None:
 def _damaged(header: Mapping[str, Any], data: Any, facts: Mapping[str, str]) -> str:
     """What of the data is not what was written."""
     for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        if f"{zlib.crc32(memoryview(data)[start:stop]):08x}" != facts[f"crc32.{name}"]:
+        start, end = entry["data_offsets"]
+        if f"{zlib.crc32(memoryview(data)[start:end]):08x}" != facts[f"crc32.{name}"]:
             return f"the checksum of {name} is wrong"
     return "the checksum of its data is wrong"
 
 
 def _tensor(path: Path, name: str, entry: dict[str, Any], data: Any) -> Tensor:
-    start, stop = entry["data_offsets"]
-    if not 0 <= start <= stop <= data.nbytes:
+    start, end = entry["data_offsets"]
+    if not 0 <= start <= end <= data.nbytes:
         raise Corrupt(f"{path.name}: {name} lies outside of the file")
-    return Tensor(entry["dtype"], tuple(entry["shape"]), memoryview(data)[start:stop])
+    return Tensor(entry["dtype"], tuple(entry["shape"]), memoryview(data)[start:end])
 
 
 def _read_all(file: Any, view: memoryview, path: Path) -> None:

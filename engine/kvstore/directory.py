@@ -132,7 +132,7 @@ class Directory:
             raise Unusable(f"{self.path} cannot be written: {error}") from error
         self._index.add(replace(entry, size=written + row), now=time.time())
         if entry.kind == "block":
-            self.remove([other.key for other in self._index.children([entry.parent], "block") if begins(entry, other)])
+            self.remove([other.key for other in self._index.children([entry.parent], "block") if entry.extends(other)])
         return written
 
     def read(self, key: bytes) -> tuple[dict[str, blobs.Tensor], dict[str, str]] | None:
@@ -356,15 +356,6 @@ def damaged_files(path: Path) -> Iterator[tuple[Path, str]]:
         except blobs.Corrupt as error:
             if file.exists():
                 yield file, str(error)
-
-
-def begins(longer: Entry, shorter: Entry) -> bool:
-    """Whether `shorter` is a proper beginning of `longer`."""
-    return (
-        shorter.stop < longer.stop
-        and longer.tokens.startswith(shorter.tokens)
-        and longer.media[: len(shorter.media)] == shorter.media
-    )
 
 
 def _is_owned(path: Path) -> bool:

@@ -44,7 +44,7 @@ def _sample(digest: hashlib._Hash, file: Path) -> None:
         for name, tensor in json.loads(header).items():
             if name == "__metadata__":
                 continue
-            start, stop = tensor["data_offsets"]
-            for place in (start, max(start, stop - SAMPLE_BYTES)):
+            start, end = tensor["data_offsets"]
+            for place in (start, max(start, end - SAMPLE_BYTES)):
                 handle.seek(8 + length + place)
-                digest.update(handle.read(min(SAMPLE_BYTES, stop - start)))
+                digest.update(handle.read(min(SAMPLE_BYTES, end - start)))

@@ -1,6 +1,6 @@
 """What lies in one directory of KV files: SQLite beside them. One process owns both, by a lock file.
 
-Rows are blocks (tokens start..stop after `parent`) and checkpoints (the state layers at `stop`). Every question of a lookup
+Rows are blocks (tokens start..end after `parent`) and checkpoints (the state layers at `end`). Every question of a lookup
 is answered by keys, so memory does not grow with the number of rows.
 """
 
@@ -55,16 +55,16 @@ _COLUMNS: Final = "key, kind, parent, start, stop, tokens, media, bytes, saves_s
 
 @dataclass(frozen=True)
 class Media:
-    """An image's or a recording's place: tokens start..stop stand for what `digest` (sha256) names."""
+    """An image's or a recording's place: tokens start..end stand for what `digest` (sha256) names."""
 
     start: int
-    stop: int
+    end: int
     digest: bytes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file. `tokens` are little-endian uint32, those between `start` and `stop`; `media` those that begin there.
+    """One file. `tokens` are little-endian uint32, those between `start` and `end`; `media` those that begin there.
 
     `size` is what it takes of the disk, its row included. `saves_seconds` is the prefill that a hit spares. A `tip` is the
     end of one sequence, which the sequence outgrows.
@@ -74,7 +74,7 @@ class Entry:
     kind: Kind
     parent: bytes
     start: int
-    stop: int
+    end: int
     tokens: bytes
     media: tuple[Media, ...]
     size: int
@@ -82,6 +82,14 @@ class Entry:
     tip: bool
     used: float = 0.0
     hits: int = 0
+
+    def extends(self, other: Entry) -> bool:
+        """Whether `other` is a proper beginning of it."""
+        return (
+            other.end < self.end
+            and self.tokens.startswith(other.tokens)
+            and self.media[: len(other.media)] == other.media
+        )
 
 
 class Damaged(Exception):
@@ -148,7 +156,7 @@ class Index:
     def add(self, entry: Entry, *, now: float) -> None:
         """Harmless for a key that is there: equal keys are equal content."""
         row = (
-            *(entry.key, entry.kind, entry.parent, entry.start, entry.stop, entry.tokens, pack_media(entry.media)),
+            *(entry.key, entry.kind, entry.parent, entry.start, entry.end, entry.tokens, pack_media(entry.media)),
             *(entry.size, entry.saves_seconds, entry.tip, now, _step(now)),
         )
         with _damage():
@@ -262,7 +270,7 @@ def _check_version(version: int) -> None:
 
 
 def pack_media(media: Iterable[Media]) -> bytes:
-    return b"".join(_PLACE.pack(item.start, item.stop, item.digest) for item in media)
+    return b"".join(_PLACE.pack(item.start, item.end, item.digest) for item in media)
 
 
 def unpack_media(data: bytes) -> tuple[Media, ...]:
@@ -275,8 +283,8 @@ def row_bytes(entry: Entry) -> int:
 
 
 def _entry(row: tuple[object, ...]) -> Entry:
-    key, kind, parent, start, stop, tokens, media, size, saves, tip, used, hits = row
-    return Entry(key, kind, parent, start, stop, tokens, unpack_media(media), size, saves, bool(tip), used, hits)  # type: ignore[arg-type]
+    key, kind, parent, start, end, tokens, media, size, saves, tip, used, hits = row
+    return Entry(key, kind, parent, start, end, tokens, unpack_media(media), size, saves, bool(tip), used, hits)  # type: ignore[arg-type]
 
 
 def _step(moment: float) -> int:

@@ -41,7 +41,8 @@ from engine.worker.families.transcription import start_transcription
 from engine.worker.forms.compiling import Compiled, FormQueue
 from engine.worker.forms.form import Form
 from engine.worker.kvcache.cache import PrefixCache
-from engine.worker.kvcache.io_thread import Answer, Cleared, Found, Read, Saved, Seen
+from engine.worker.kvcache.guarded import GuardedCache
+from engine.worker.kvcache.messages import Answer, Cleared, Found, Read, Saved, Seen
 from engine.worker.kvcache.records import Unsupported
 from engine.worker.model import Loaded
 from engine.worker.reports import Reporter
@@ -348,11 +349,11 @@ class Loop:
 
     # The KV cache ----------------------------------------------------------------------------------------------------
 
-    def _made(self, make_cache: MakeCache | None) -> PrefixCache | None:
+    def _made(self, make_cache: MakeCache | None) -> GuardedCache | None:
         if make_cache is None or self._runner is None:
             return None
         try:
-            kv = make_cache(new_cache=self._runner.new_cache, post=self._mailbox.put)
+            kv = GuardedCache(make_cache(new_cache=self._runner.new_cache, post=self._mailbox.put))
         except Unsupported as error:
             logger.warning("this model's KV is not kept: %s", error, extra={"action": "kv_off"})
             return None

@@ -11,6 +11,11 @@ from engine.kvstore.directory import Directory, Limits
 from engine.kvstore.leases import Lease
 from engine.types import CacheNote, Failed, Finished, GenerationRequest
 from engine.worker.kvcache.cache import Identity, PrefixCache
+from engine.worker.kvcache.guarded import GuardedCache
+from engine.worker.kvcache.io_thread import IoThread
+from engine.worker.kvcache.memory_tier import MemoryTier
+from engine.worker.kvcache.session import Session
+from engine.worker.kvcache.writeback import Writeback
 from engine.worker.loop import Loop
 from engine.worker.model import Loaded
 from engine.worker_config import BatchLimits, ModelOptions, WorkerConfig
@@ -61,9 +66,28 @@ class KvDriver(Driver):
         self.ticks = 0
 
     @property
-    def kv(self) -> PrefixCache:
+    def kv(self) -> GuardedCache:
         assert self.loop._kv is not None
         return self.loop._kv
+
+    @property
+    def memory(self) -> MemoryTier:
+        """The tier in memory, to look at."""
+        return self.kv._cache._memory
+
+    @property
+    def disk(self) -> IoThread:
+        """The disk's thread, to look at and to hold up."""
+        assert self.kv._cache._io is not None
+        return self.kv._cache._io
+
+    @property
+    def writeback(self) -> Writeback:
+        return self.kv._cache._writeback
+
+    def session(self, request_id: str) -> Session | None:
+        """An open request as the cache sees it."""
+        return self.kv._cache._sessions.get(request_id)
 
     def run(self, requests: list[GenerationRequest], arrivals: list[int] | None = None) -> dict[str, bytes]:
         left = list(zip(arrivals or [0] * len(requests), requests, strict=True))

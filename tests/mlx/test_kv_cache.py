@@ -16,9 +16,12 @@ from engine.kvstore.directory import LAYOUT, Limits
 from engine.kvstore.index import Entry, Index, Unavailable
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import admission, chunks, records
+from engine.worker.kvcache.admission import PrefillSpeed
 from engine.worker.kvcache.cache import PrefixCache
-from engine.worker.kvcache.io_thread import Answer, Found
-from engine.worker.kvcache.memory_tier import Held, MemoryTier
+from engine.worker.kvcache.keeping import Keeping
+from engine.worker.kvcache.memory_tier import Kept, MemoryTier
+from engine.worker.kvcache.messages import Answer, Found
+from engine.worker.kvcache.writeback import Writeback
 from engine.worker.model import Loaded
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, picture, words
@@ -114,12 +117,12 @@ def test_bytes_come_back_from_ssd_as_they_were(
     first = KvDriver(loaded, tmp_path / "kv", kv_bits=bits)
     for i in range(3):
         first.run([request(f"r{i}", i)])
-    held = {item.entry.key: item for item in first.kv._memory.newest_first()}
+    held = {item.entry.key: item for item in first.memory.newest_first()}
     first.end()
     second = KvDriver(loaded, tmp_path / "kv", kv_bits=bits)
     second.run([request("again", 2)])
     compared = 0
-    for item in second.kv._memory.newest_first():
+    for item in second.memory.newest_first():
         before = held.get(item.entry.key)
         if before is None or item.dirty:
             continue
@@ -274,11 +277,13 @@ def test_a_prefill_that_is_cancelled_inside_a_picture_is_kept_up_to_it(
     driver.post(ask("gone", words(200, 4), images=(picture(3, (320, 256)),)))
     while not driver.prefilled("gone"):
         driver.tick()
-    (medium,) = driver.kv._sessions["gone"].prompt.media
-    assert medium.start < driver.prefilled("gone") < medium.stop
+    session = driver.session("gone")
+    assert session is not None
+    (medium,) = session.prompt.media
+    assert medium.start < driver.prefilled("gone") < medium.end
     driver.post(Cancel("gone"))
     driver.tick()
-    assert {held.entry.stop for held in driver.kv._memory.newest_first()} == {medium.start}
+    assert {kept.entry.end for kept in driver.memory.newest_first()} == {medium.start}
     driver.end()
 
 
@@ -297,7 +302,7 @@ def test_store_false_keeps_nothing_and_tenants_share_nothing(model: Callable[...
 def test_a_cancelled_prefill_is_not_lost(model: Callable[..., Loaded], tmp_path: Path) -> None:
     driver = KvDriver(model("hybrid"), tmp_path / "kv", chunk_tokens=64)
     driver.post(request("gone", 1))
-    while driver.kv._sessions.get("gone") is None or driver.ticks < 6:
+    while driver.session("gone") is None or driver.ticks < 6:
         driver.tick()
     driver.post(Cancel("gone"))
     driver.tick()
@@ -332,7 +337,7 @@ def test_freed_memory_is_found_on_ssd_if_it_had_earned_its_place(model: Callable
     driver.post(FreeMemory())
     driver.tick()
     assert driver.kv.report.memory_bytes == 0
-    while driver.kv._saving:
+    while driver.writeback._saving:
         driver.tick()
     answers = driver.run([request("again", 1)])
     assert (driver.note("again").tier, driver.cached("again") >= 512) == ("ssd", True)
@@ -387,8 +392,7 @@ def test_requests_that_wait_hold_no_more_memory_than_there_is(model: Callable[..
     assert {item.id: driver.raw(item.id) for item in asked} == expected
     assert all(driver.cached(item.id) >= 1500 for item in asked)
     assert all(driver.note(item.id).tier == "ssd" for item in asked)
-    assert driver.kv._io is not None
-    assert driver.kv._io._ahead == 0
+    assert driver.disk._ahead == 0
     driver.end()
 
 
@@ -403,8 +407,7 @@ def test_a_prompt_that_is_looked_up_again_as_it_begins_was_not_seen_twice(
     driver = KvDriver(loaded, tmp_path / "kv", memory_bytes=1_000_000, max_rows=1)
     driver.run([ask(f"s{i}", f"{words(700, 100 + i)} {words(900, 200 + i)}", tokens=8) for i in range(4)])
     assert all(driver.cached(f"s{i}") >= 512 for i in range(4))
-    assert driver.kv._io is not None
-    assert driver.kv._io.traffic.written_bytes == 0
+    assert driver.kv.report.written_bytes == 0
     driver.end()
 
 
@@ -416,8 +419,7 @@ def test_a_lookup_is_answered_once_also_when_it_cannot_be_noted(
 
     monkeypatch.setattr(Index, "sight", is_full)
     driver, answered = KvDriver(model("plain"), tmp_path / "kv"), []
-    io = driver.kv._io
-    assert io is not None
+    io = driver.disk
     post = io._post
 
     def noted(answer: Answer) -> None:
@@ -449,10 +451,9 @@ def test_what_was_not_written_because_all_was_cleared_is_not_called_a_quota(
 ) -> None:
     driver = KvDriver(model("plain"), tmp_path / "kv")
     driver.run([request("r0", 0)])
-    assert driver.kv._io is not None
-    with driver.kv._io._wake:  # its thread does nothing meanwhile
-        for held in driver.kv._memory.newest_first():
-            driver.kv._save(held.entry.key, forced=True)
+    with driver.disk._wake:  # its thread does nothing meanwhile
+        for kept in driver.memory.newest_first():
+            driver.writeback._save(kept.entry.key, forced=True)
         driver.kv.clear()
     driver.run([ask("other", words(20, 7), tokens=4)])
     driver.run([request("again", 0)])
@@ -528,8 +529,8 @@ def test_what_was_not_used_for_long_leaves_memory_also_behind_what_is_nowhere_el
     tier = MemoryTier(1 << 20)
     for name, dirty in ((b"new", True), (b"old", False), (b"pinned", False)):
         entry = Entry(name, "block", b"root", 0, 1, b"", (), 0, 0.0, tip=False)
-        tier.add(Held(entry, {}, {}, dirty=dirty, pins=int(name == b"pinned"), used=0.0))
-    tier.add(Held(Entry(b"now", "block", b"root", 0, 1, b"", (), 0, 0.0, tip=False), {}, {}, dirty=False))
+        tier.add(Kept(entry, {}, {}, dirty=dirty, pins=int(name == b"pinned"), used=0.0))
+    tier.add(Kept(Entry(b"now", "block", b"root", 0, 1, b"", (), 0, 0.0, tip=False), {}, {}, dirty=False))
     tier.forget(60.0)
     assert tier.known([b"new", b"old", b"pinned", b"now"]) == {b"new", b"pinned", b"now"}
 
@@ -539,7 +540,7 @@ def test_where_a_prompt_is_cut_depends_only_on_what_stands_before() -> None:
     ids = chunks.as_tokens(rng.integers(0, 1000, 1500).tolist())
     medium = chunks.Media(200, 300, b"m" * 32)
     whole = chunks.blocks(b"root", ids, (medium,))
-    assert [(block.start, block.stop) for block in whole][:2] == [(0, 300), (300, 556)]
+    assert [(block.start, block.end) for block in whole][:2] == [(0, 300), (300, 556)]
     shorter = chunks.blocks(b"root", ids[:900], (medium,))
     assert [block.key for block in shorter if block.complete] == [block.key for block in whole][: len(shorter) - 1]
 
@@ -549,12 +550,17 @@ def test_the_cache_needs_layers_it_knows() -> None:
         PrefixCache(new_cache=lambda: [object()], identity=None, memory_bytes=1, open_directory=None, post=print)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["_ask", "_decide", "_filled", "_keep_state", "_measure", "_save", "_pin", "_spill", "_unpin", "_hand_over"],
-)
+FAULTS = [
+    *((PrefixCache, method) for method in ("_ask", "_settle", "_filled", "_pin", "_unpin")),
+    *((Writeback, method) for method in ("_save", "_spill", "_hand_over")),
+    (Keeping, "state"),
+    (PrefillSpeed, "measure"),
+]
+
+
+@pytest.mark.parametrize(("owner", "method"), FAULTS, ids=[f"{owner.__name__}.{method}" for owner, method in FAULTS])
 def test_a_fault_in_the_cache_costs_the_cache_and_no_request(
-    model: Callable[..., Loaded], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    model: Callable[..., Loaded], tmp_path: Path, owner: type, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model("hybrid")
     asked = [request(f"r{i}", i) for i in range(3)]
@@ -565,7 +571,7 @@ def test_a_fault_in_the_cache_costs_the_cache_and_no_request(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(PrefixCache, method, fails)
+    monkeypatch.setattr(owner, method, fails)
     assert driver.run(asked, [0, 0, 30]) == expected
     if method == "_ask":
         assert "RuntimeError" in driver.kv.report.off  # three faults in a row

@@ -13,6 +13,7 @@ from mlx_vlm.models import cache as kinds
 
 from engine.kvstore import blobs
 from engine.worker.kvcache import records
+from engine.worker.kvcache.memory_tier import Content
 
 HEADS, WIDTH = 2, 32
 
@@ -76,7 +77,7 @@ def test_a_restored_layer_answers_as_the_one_that_was_cut(
         for layer in cache:
             feed.step(layer, start, 20)
     cut = [(0, min(64, tokens)), *([(64, tokens)] if tokens > 64 else [])]
-    blocks: list[tuple[records.Block, int]] = []
+    blocks: list[tuple[Content, int]] = []
     for (start, stop), from_disk in zip(cut, read, strict=False):
         block = records.cut_block(cache, start, stop)
         blocks.append((through_a_file(tmp_path, block, {})[0] if from_disk else block, stop - start))
@@ -106,7 +107,7 @@ def test_part_of_a_block_can_be_restored(from_disk: bool, tmp_path: Path) -> Non
     feed.step(layer, 0, 20)
     feed.step(layer, 20, 20)
     feed.step(shorter, 0, 20)
-    block: records.Block = records.cut_block([layer], 0, 40)
+    block: Content = records.cut_block([layer], 0, 40)
     if from_disk:
         block = through_a_file(tmp_path, dict(block), {})[0]
     records.restore([restored], [(block, 20)], None, tokens=20, capacity=64)

@@ -19,7 +19,8 @@ from engine.worker.answers.formats.derive import answer_format
 from engine.worker.answers.output import Output
 from engine.worker.families.vision import open_image, prepare
 from engine.worker.forms.form import Form, FormConstraint
-from engine.worker.kvcache.cache import PrefixCache
+from engine.worker.kvcache.guarded import GuardedCache
+from engine.worker.kvcache.session import CacheRequest
 from engine.worker.model import Loaded
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.template import answer_budget, render
@@ -137,7 +138,7 @@ def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) 
     return (Media(runs[0][0], runs[-1][1], hashlib.sha256(b"".join(digests)).digest()),)
 
 
-def lookup(loaded: Loaded, prepared: Prepared, kv: PrefixCache) -> Callable[[tuple[int, ...]], bool] | None:
+def lookup(loaded: Loaded, prepared: Prepared, kv: GuardedCache) -> Callable[[tuple[int, ...]], bool] | None:
     """Asks `kv` for the prompt given to it: the request's, later that of its preempted row (see `PrefixCache.open`). None when
     its KV cannot be told apart from that of others."""
     request, prompt, text = prepared.request, prepared.row.prompt, prepared.text
@@ -146,8 +147,7 @@ def lookup(loaded: Loaded, prepared: Prepared, kv: PrefixCache) -> Callable[[tup
         return None
     has_state = kv.has_state and request.store
     where = cuts(loaded, request, text, prepared.encoded, prompt) if has_state else Cuts()
-    return partial(
-        kv.open,
+    asked = CacheRequest(
         request.id,
         media=media,
         tenant=request.tenant,
@@ -157,6 +157,7 @@ def lookup(loaded: Loaded, prepared: Prepared, kv: PrefixCache) -> Callable[[tup
         boundary=where.boundary,
         role_at=partial(role_at, request, None if media else prepared.encoded, text),
     )
+    return partial(kv.open, asked)
 
 
 def _stop_ids(tokenizer: Any, stops: tuple[str, ...]) -> frozenset[int]:

@@ -25,12 +25,12 @@ Tokens = np.ndarray[tuple[int], np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens start..stop after `parent`. `complete`: its end is a cut that every longer sequence has too."""
+    """Tokens start..end after `parent`. `complete`: its end is a cut that every longer sequence has too."""
 
     key: bytes
     parent: bytes
     start: int
-    stop: int
+    end: int
     complete: bool
 
 
@@ -50,12 +50,12 @@ def blocks(first_parent: bytes, tokens: Tokens, media: Sequence[Media]) -> list[
     found: list[Block] = []
     parent, start = first_parent, 0
     while start < len(tokens):
-        stop = _cut(start + BLOCK_TOKENS, media)
-        complete = stop <= len(tokens)
-        stop = min(stop, len(tokens))
-        key = block_key(parent, tokens[start:stop], start, media)
-        found.append(Block(key, parent, start, stop, complete))
-        parent, start = key, stop
+        end = _cut(start + BLOCK_TOKENS, media)
+        complete = end <= len(tokens)
+        end = min(end, len(tokens))
+        key = block_key(parent, tokens[start:end], start, media)
+        found.append(Block(key, parent, start, end, complete))
+        parent, start = key, end
     return found
 
 
@@ -65,7 +65,7 @@ def block_key(parent: bytes, tokens: Tokens, start: int, media: Sequence[Media])
     digest.update(struct.pack("<I", len(tokens)))
     digest.update(tokens.tobytes())
     for medium in inside(media, start, start + len(tokens)):
-        digest.update(struct.pack("<II", medium.start - start, medium.stop - start) + medium.digest)
+        digest.update(struct.pack("<II", medium.start - start, medium.end - start) + medium.digest)
     return digest.digest()
 
 
@@ -74,14 +74,14 @@ def checkpoint_key(parent: bytes, tokens: Tokens, start: int, media: Sequence[Me
     return hashlib.sha256(b"state" + block_key(parent, tokens, start, media)).digest()
 
 
-def inside(media: Sequence[Media], start: int, stop: int) -> tuple[Media, ...]:
-    """The media that begin in start..stop."""
-    return tuple(medium for medium in media if start <= medium.start < stop)
+def inside(media: Sequence[Media], start: int, end: int) -> tuple[Media, ...]:
+    """The media that begin in start..end."""
+    return tuple(medium for medium in media if start <= medium.start < end)
 
 
 def whole(position: int, media: Sequence[Media]) -> int:
     """`position`, or the start of the medium that it falls into."""
-    return next((medium.start for medium in media if medium.start < position < medium.stop), position)
+    return next((medium.start for medium in media if medium.start < position < medium.end), position)
 
 
 def common(
@@ -100,10 +100,10 @@ def common(
         extra = [*first_media[len(second_media) :], *second_media[len(first_media) :]]
         length = min([length, *(medium.start - start for medium in extra)])
     for medium in first_media:
-        if medium.start - start < length < medium.stop - start:
+        if medium.start - start < length < medium.end - start:
             length = medium.start - start
     return length
 
 
 def _cut(position: int, media: Sequence[Media]) -> int:
-    return next((medium.stop for medium in media if medium.start < position < medium.stop), position)
+    return next((medium.end for medium in media if medium.start < position < medium.end), position)

@@ -10,16 +10,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
-from engine.kvstore.blobs import Tensor
 from engine.kvstore.directory import Contents, Directory, Owned, Unusable
 from engine.kvstore.index import Damaged, Entry, Kind, Unavailable
 from engine.worker.kvcache.memory_tier import Snapshot
-from engine.worker.kvcache.planner import NOTHING, Match, Prompt, plan
+from engine.worker.kvcache.messages import Answer, Clear, Cleared, Find, Found, Order, Read, Save, Saved, Seen, Touch
+from engine.worker.kvcache.planner import NOTHING, plan
 
 logger = logging.getLogger(__name__)
 
@@ -29,91 +29,6 @@ BUSY_PAUSE_SECONDS: Final = 0.01
 MAX_REPLANS: Final = 16
 OWNER_POLL_SECONDS, DISK_POLL_SECONDS = 1.0, 30.0
 """After which a directory is tried again that another process had, or that could not be used."""
-
-Tensors = Mapping[str, Tensor]
-Facts = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Find:
-    """Plan `prompt` over RAM (`snapshot`) and SSD, and read what RAM lacks if that beats the `floor` tokens of RAM alone.
-    `sight` are keys to note as seen. `epoch` counts clearings: nothing from before one is taken in after it. `now`: its row
-    begins; others read ahead, and no more than there is room for."""
-
-    id: str
-    epoch: int
-    prompt: Prompt
-    snapshot: Snapshot
-    floor: int
-    has_state: bool
-    sight: tuple[bytes, ...]
-    now: bool = False
-
-
-@dataclass(frozen=True)
-class Read:
-    """One file that `Find` needs, as soon as it is here."""
-
-    id: str
-    epoch: int
-    entry: Entry
-    tensors: Tensors
-    facts: Facts
-
-
-@dataclass(frozen=True)
-class Found:
-    """The answer to `Find`, after its `Read`s of `read_bytes`: the match, and whether something was damaged. `late`: there was no
-    room to read ahead; to be asked for again when the row begins."""
-
-    id: str
-    epoch: int
-    match: Match
-    corrupt: bool = False
-    read_bytes: int = 0
-    late: bool = False
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Of what a `Find` was to note: the keys that had been seen before."""
-
-    id: str
-    keys: frozenset[bytes]
-
-
-@dataclass(frozen=True)
-class Save:
-    entry: Entry
-    tensors: Tensors
-    facts: Facts
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The answer to `Save`. `kept` is False when a limit or the disk forbade it."""
-
-    key: bytes
-    kept: bool
-
-
-@dataclass(frozen=True)
-class Touch:
-    keys: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Clear:
-    """Forget everything on SSD."""
-
-
-@dataclass(frozen=True)
-class Cleared:
-    entries: int
-
-
-Order = Save | Touch | Clear
-Answer = Read | Found | Seen | Saved | Cleared
 
 
 @dataclass

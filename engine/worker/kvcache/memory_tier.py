@@ -1,7 +1,6 @@
-"""The tier in memory: blocks and checkpoints, the longest unused dropped first. On the model's thread.
+"""The tier in memory: blocks and checkpoints. The longest unused are dropped first. On the model's thread.
 
-What is new here is `dirty` until it is on SSD or given up. Ends of sequences (`tip`) wait before they are written, because
-the next turn of a conversation outgrows them.
+`writeback` draws the life of an entry.
 """
 
 from __future__ import annotations
@@ -11,17 +10,30 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any
 
+from engine.kvstore.blobs import Tensor
 from engine.kvstore.index import Entry, Kind
-from engine.worker.kvcache.records import Block, nbytes
+
+Content = Mapping[str, Any]
+"""The arrays of one entry by name. Blocks that were read from SSD stay `Tensor`s."""
+
+
+def content_bytes(content: Content) -> int:
+    """Bytes that the arrays take in memory."""
+    return sum(int(part.data.nbytes if isinstance(part, Tensor) else part.nbytes) for part in content.values())
 
 
 @dataclass
-class Held:
-    """An entry with its content and the facts that go with it. `admitted`: it has earned its place on SSD."""
+class Kept:
+    """An entry with its content and the facts that belong to it. Its life is drawn in `writeback`.
+
+    `dirty`: it is not on SSD. `admitted`: it has earned its place there. `pins` counts the requests that need it in memory.
+    `used` is a time of `time.monotonic`.
+    """
 
     entry: Entry
-    content: Block
+    content: Content
     facts: Mapping[str, str]
     dirty: bool
     admitted: bool = False
@@ -30,101 +42,117 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        return nbytes(self.content)
+        return content_bytes(self.content)
 
 
 class MemoryTier:
-    """Implements the planner's `View`. Pinned entries stay, also beyond `limit` bytes."""
+    """Implements the planner's `View`. Pinned entries stay, even when they take more than `limit_bytes`."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.bytes = 0
-        self._held: OrderedDict[bytes, Held] = OrderedDict()
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._children: dict[tuple[bytes, Kind], dict[bytes, Entry]] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._kept)
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._held
+    def __contains__(self, key: object) -> bool:
+        return key in self._kept
 
-    def get(self, key: bytes) -> Held | None:
-        return self._held.get(key)
+    def get(self, key: bytes) -> Kept | None:
+        return self._kept.get(key)
 
-    def newest_first(self) -> Iterator[Held]:
-        return iter([*reversed(self._held.values())])
+    def newest_first(self) -> Iterator[Kept]:
+        return iter([*reversed(self._kept.values())])
 
     def known(self, keys: Sequence[bytes]) -> set[bytes]:
-        return {key for key in keys if key in self._held}
+        return {key for key in keys if key in self._kept}
 
     def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]:
         return [entry for parent in parents for entry in self._children.get((parent, kind), {}).values()]
 
     def snapshot(self, parents: Sequence[bytes]) -> Snapshot:
-        """What another thread may plan with."""
+        """A copy of what lies after `parents`, for another thread to plan with."""
         children = {
-            (parent, kind): tuple(held.values())
+            (parent, kind): tuple(entries.values())
             for parent in parents
             for kind in _KINDS
-            if (held := self._children.get((parent, kind)))
+            if (entries := self._children.get((parent, kind)))
         }
-        named = {entry.key for held in children.values() for entry in held}
+        named = {entry.key for entries in children.values() for entry in entries}
         return Snapshot(frozenset(self.known(parents) | named), children)
 
-    def add(self, held: Held) -> list[Held]:
-        """Take in an entry; one that is there stays as it is. Returns what had to go for it."""
-        key = held.entry.key
-        if (there := self._held.get(key)) is not None:
-            there.admitted |= held.admitted
-            there.dirty &= held.dirty
+    def add(self, kept: Kept) -> list[Kept]:
+        """Take in an entry. One that is here already stays as it is. Returns the entries that were dropped to make room."""
+        key = kept.entry.key
+        if (here := self._kept.get(key)) is not None:
+            here.admitted |= kept.admitted
+            here.dirty &= kept.dirty
             self.touch([key])
             return []
-        self._held[key] = held
-        self.bytes += held.bytes
-        self._children.setdefault((held.entry.parent, held.entry.kind), {})[key] = held.entry
+        self._kept[key] = kept
+        self.bytes += kept.bytes
+        self._children.setdefault((kept.entry.parent, kept.entry.kind), {})[key] = kept.entry
         return self.shrink(self.limit_bytes)
 
     def touch(self, keys: Iterable[bytes]) -> None:
-        """Note a use; the first key becomes the most recent, for an end is to go before its beginning."""
+        """Note a use. The first key becomes the most recently used, so that a sequence is evicted from its end."""
         now = time.monotonic()
         for key in reversed([*keys]):
-            if held := self._held.get(key):
-                held.used = now
-                self._held.move_to_end(key)
+            if kept := self._kept.get(key):
+                kept.used = now
+                self._kept.move_to_end(key)
 
-    def drop(self, key: bytes) -> Held | None:
-        held = self._held.pop(key, None)
-        if held is not None:
-            self.bytes -= held.bytes
-            siblings = self._children[held.entry.parent, held.entry.kind]
+    def pin(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Keep entries from being dropped until `unpin`. Returns the keys of those that are here."""
+        pinned = []
+        for key in keys:
+            if (kept := self._kept.get(key)) is not None:
+                kept.pins += 1
+                pinned.append(key)
+        return pinned
+
+    def unpin(self, keys: Iterable[bytes]) -> None:
+        """Undo one `pin` of each key."""
+        for key in keys:
+            if (kept := self._kept.get(key)) is not None and kept.pins:
+                kept.pins -= 1
+
+    def drop(self, key: bytes) -> Kept | None:
+        """Remove an entry, pinned or not. Returns it."""
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self.bytes -= kept.bytes
+            siblings = self._children[kept.entry.parent, kept.entry.kind]
             del siblings[key]
             if not siblings:
-                del self._children[held.entry.parent, held.entry.kind]
-        return held
+                del self._children[kept.entry.parent, kept.entry.kind]
+        return kept
 
     def clear(self) -> None:
-        """Drop all, pinned or not."""
-        self._held.clear()
+        """Drop everything, pinned or not."""
+        self._kept.clear()
         self._children.clear()
         self.bytes = 0
 
-    def shrink(self, limit_bytes: int) -> list[Held]:
+    def shrink(self, limit_bytes: int) -> list[Kept]:
         """Drop the longest unused entries until `limit_bytes` are left. Returns them."""
-        gone: list[Held] = []
+        dropped: list[Kept] = []
         while self.bytes > limit_bytes:
-            oldest = next((key for key, held in self._held.items() if not held.pins), None)
+            oldest = next((key for key, kept in self._kept.items() if not kept.pins), None)
             if oldest is None:
                 break
-            held = self.drop(oldest)
-            assert held is not None
-            gone.append(held)
-        return gone
+            kept = self.drop(oldest)
+            assert kept is not None
+            dropped.append(kept)
+        return dropped
 
     def forget(self, seconds: float) -> None:
-        """Drop what is on SSD too and was not used for `seconds`."""
+        """Drop entries that are on SSD too and were not used for `seconds`."""
         until = time.monotonic() - seconds
-        for key in [key for key, held in takewhile(lambda item: item[1].used <= until, self._held.items())
-                    if not (held.dirty or held.pins)]:  # fmt: skip
+        for key in [key for key, kept in takewhile(lambda item: item[1].used <= until, self._kept.items())
+                    if not (kept.dirty or kept.pins)]:  # fmt: skip
             self.drop(key)
 
 
@@ -133,13 +161,13 @@ _KINDS: tuple[Kind, ...] = ("block", "checkpoint")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A `View` of a moment, of what a prompt can share."""
+    """A `View` of one moment, limited to what one prompt can share."""
 
     keys: frozenset[bytes]
-    held: Mapping[tuple[bytes, Kind], tuple[Entry, ...]]
+    entries: Mapping[tuple[bytes, Kind], tuple[Entry, ...]]
 
     def known(self, keys: Sequence[bytes]) -> set[bytes]:
         return {key for key in keys if key in self.keys}
 
     def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]:
-        return [entry for parent in parents for entry in self.held.get((parent, kind), ())]
+        return [entry for parent in parents for entry in self.entries.get((parent, kind), ())]

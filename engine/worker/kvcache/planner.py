@@ -42,11 +42,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens start..stop of the block `key`, which begins at `start`."""
+    """The tokens start..end of the block `key`, which begins at `start`."""
 
     key: bytes
     start: int
-    stop: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ def plan(prompt: Prompt, view: View, *, has_state: bool) -> Match:
     """The longest beginning that can be restored. The last token is always computed: its logits begin the answer."""
     limit = chunks.whole(len(prompt.tokens) - 1, prompt.media)
     pieces = _covered(prompt, view, limit)
-    matched = pieces[-1].stop if pieces else 0
+    matched = pieces[-1].end if pieces else 0
     if not has_state:
         return Match(matched, matched, tuple(pieces))
     checkpoint = _checkpoint(prompt, view, pieces, matched)
     if checkpoint is None:
         return Match(0, matched, ())
-    return Match(checkpoint.stop, matched, clipped(pieces, checkpoint.stop), checkpoint.key)
+    return Match(checkpoint.end, matched, clipped(pieces, checkpoint.end), checkpoint.key)
 
 
-def clipped(pieces: Sequence[Piece], stop: int) -> tuple[Piece, ...]:
-    """The pieces up to token `stop`."""
-    return tuple(Piece(piece.key, piece.start, min(piece.stop, stop)) for piece in pieces if piece.start < stop)
+def clipped(pieces: Sequence[Piece], end: int) -> tuple[Piece, ...]:
+    """The pieces up to token `end`."""
+    return tuple(Piece(piece.key, piece.start, min(piece.end, end)) for piece in pieces if piece.start < end)
 
 
 def _covered(prompt: Prompt, view: View, limit: int) -> list[Piece]:
@@ -94,8 +94,8 @@ def _covered(prompt: Prompt, view: View, limit: int) -> list[Piece]:
     for block in prompt.blocks:
         if block.key not in known:
             break
-        pieces.append(Piece(block.key, block.start, block.stop))
-        parent, position = block.key, block.stop
+        pieces.append(Piece(block.key, block.start, block.end))
+        parent, position = block.key, block.end
     if position < limit:
         best = max(
             (
@@ -122,6 +122,6 @@ def _checkpoint(prompt: Prompt, view: View, pieces: Sequence[Piece], matched: in
     fitting = [
         entry
         for entry in view.children(parents, "checkpoint")
-        if entry.stop <= matched and _common(prompt, entry) == entry.stop - entry.start
+        if entry.end <= matched and _common(prompt, entry) == entry.end - entry.start
     ]
-    return max(fitting, key=lambda entry: entry.stop, default=None)
+    return max(fitting, key=lambda entry: entry.end, default=None)

@@ -22,10 +22,9 @@ import numpy as np
 from engine.kvstore.blobs import Tensor
 from engine.worker import caches
 from engine.worker.caches import Cache
+from engine.worker.kvcache.memory_tier import Content
 
 Arrays = dict[str, Any]
-Block = Mapping[str, Any]
-"""`Arrays`, or `Tensor`s as they were read."""
 
 _DTYPES: Final = {
     mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8", mx.int8: "I8",
@@ -61,13 +60,13 @@ def holds(cache: Cache, tokens: int) -> bool:
     return all(layer.offset == tokens for _, layer in caches.leaves(cache) if caches.is_by_token(layer))
 
 
-def cut_block(cache: Cache, start: int, stop: int) -> Arrays:
-    """Tokens start..stop of the token-addressed layers, as arrays of their own, not yet evaluated."""
+def cut_block(cache: Cache, start: int, end: int) -> Arrays:
+    """Tokens start..end of the token-addressed layers, as arrays of their own, not yet evaluated."""
     found: Arrays = {}
     for place, layer in caches.leaves(cache):
         if caches.is_by_token(layer):
             for name, array in caches.parts(layer):
-                found[f"{place}.{name}"] = mx.contiguous(array[..., start:stop, :])
+                found[f"{place}.{name}"] = mx.contiguous(array[..., start:end, :])
     return found
 
 
@@ -83,7 +82,7 @@ def cut_state(cache: Cache) -> tuple[Arrays, dict[str, str]]:
 
 def restore(
     fresh: Cache,
-    blocks: Sequence[tuple[Block, int]],
+    blocks: Sequence[tuple[Content, int]],
     state: tuple[Arrays, Mapping[str, str]] | None,
     *,
     tokens: int,
@@ -107,12 +106,12 @@ def restore(
         copy.make()
 
 
-def begin(arrays: Block) -> None:
+def begin(arrays: Content) -> None:
     """Have them computed, without waiting: until then they keep the whole cache that they were cut from."""
     mx.async_eval(list(arrays.values()))
 
 
-def as_tensors(arrays: Block) -> dict[str, Tensor]:
+def as_tensors(arrays: Content) -> dict[str, Tensor]:
     """Evaluated bytes that another thread may read without any call of MLX; they keep their arrays alive."""
     # numpy knows no bfloat16, so every array is seen as bytes. Views: nothing is copied.
     flat = {name: array.reshape(-1).view(mx.uint8) for name, array in arrays.items()}
@@ -130,15 +129,7 @@ def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
     }
 
 
-def nbytes(block: Block) -> int:
-    return sum(_nbytes(part) for part in block.values())
-
-
-def _nbytes(part: Any) -> int:
-    return int(part.data.nbytes if isinstance(part, Tensor) else part.nbytes)
-
-
-def _joined(blocks: Sequence[tuple[Block, int]], place: str, room: int, copies: list[_Copy], part: str) -> Any:
+def _joined(blocks: Sequence[tuple[Content, int]], place: str, room: int, copies: list[_Copy], part: str) -> Any:
     name = f"{place}.{part}"
     try:
         parts = [(block[name], take) for block, take in blocks]

@@ -34,7 +34,7 @@ class StepResult:
 
 
 class Keeper(Protocol):
-    """Who keeps KV for later requests (`engine.worker.kvcache.cache.PrefixCache`)."""
+    """Who keeps KV for later requests (`engine.worker.kvcache.guarded.GuardedCache`)."""
 
     def restore(self, request_id: str, *, capacity: int) -> tuple[list[Any], int] | None: ...
     def at_checkpoint(self, request_id: str, cache: list[Any], position: int) -> None: ...
