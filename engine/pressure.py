@@ -162,8 +162,8 @@ class Outlook:
         return max(0, self.reading.available_bytes - self.swapped_bytes)
 
 
-def look(before: Outlook | None, reading: Reading, now: float) -> Outlook:
-    """The outlook after one more reading, `now` by the clock of those before. Swap that grows fast is at least a warning,
+def next_outlook(before: Outlook | None, reading: Reading, now: float) -> Outlook:
+    """The outlook after one more reading. `now` is of the same clock as before. Swap that grows fast is at least a warning,
     whatever the system says."""
     swaps = _sampled(before.swaps if before is not None else (), reading.swap_used_bytes, now)
     grown = reading.swap_used_bytes - min(used for at, used in swaps if now - at <= SWAP_GROWTH_SECONDS)
@@ -197,10 +197,10 @@ def own_footprint_bytes() -> int:
 def footprint_bytes(pid: int) -> int:
     """What the system charges a process of this user for: the physical footprint on macOS, which counts Metal's buffers and
     compressed pages, resident memory on Linux. Takes microseconds. 0 when it cannot be read."""
-    return _physical_footprint_bytes(pid) if sys.platform == "darwin" else resident_bytes(pid)
+    return _physical_footprint_bytes(pid) if sys.platform == "darwin" else rss_bytes(pid)
 
 
-def resident_bytes(pid: int) -> int:
+def rss_bytes(pid: int) -> int:
     """Resident memory of a process by Linux's `/proc`; 0 when it has none."""
     fields = _text(f"/proc/{pid}/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0

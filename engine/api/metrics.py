@@ -80,7 +80,7 @@ class _Pool(Collector):
         status = self._status
         yield _gauge("duet_memory_limit_bytes", "What models may hold now", status.limit_bytes)
         yield _gauge("duet_memory_charged_bytes", "What models are charged by the ledger", status.charged_bytes)
-        yield _gauge("duet_memory_held_bytes", "What workers report that they hold", status.held_bytes)
+        yield _gauge("duet_memory_held_bytes", "What workers report that they hold", status.resident_bytes)
         if status.available_bytes is not None:
             yield _gauge("duet_memory_available_bytes", "What the machine has left", status.available_bytes)
         yield _gauge("duet_swap_used_bytes", "Swap in use on the machine", status.swap_used_bytes)
@@ -144,7 +144,7 @@ def _memory(model: Placement) -> Mapping[str, int]:
     found = {"estimate": model.estimate_bytes, "charged": model.charged_bytes}
     if model.memory is not None:
         report = model.memory
-        found |= {"held": report.held_bytes, "mlx_active": report.active_bytes, "mlx_cache": report.cache_bytes}
+        found |= {"held": report.resident_bytes, "mlx_active": report.active_bytes, "mlx_cache": report.cache_bytes}
         found["mlx_peak"] = report.peak_bytes
     return found
 

@@ -18,8 +18,8 @@ from engine.fleet.protocol import (
     EventFrame,
     FreeMemory,
     FromWorker,
-    Hold,
     LoadFailed,
+    PauseBatch,
     Ping,
     Pong,
     Ready,
@@ -64,7 +64,7 @@ class WorkerHandle:
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
-        self._held = False
+        self._batch_paused = False
         self._stopping = self._lost = False
         self.started_at = time.monotonic()
         self._reader = asyncio.create_task(self._read(), name=f"{child.name}-reader")
@@ -109,11 +109,11 @@ class WorkerHandle:
         """Ask it to give up what can be had again. Nobody waits: a worker that reads nothing holds up no other."""
         self._tell(FreeMemory())
 
-    def hold(self, on: bool) -> None:
-        """Have its batch work wait for work of other workers, or go on."""
-        if on != self._held:
-            self._held = on
-            self._tell(Hold(on))
+    def pause_batch(self, on: bool) -> None:
+        """Tell it to pause its batch work because other workers have better work, or to go on."""
+        if on != self._batch_paused:
+            self._batch_paused = on
+            self._tell(PauseBatch(on))
 
     def watch(self) -> None:
         """To be called every few seconds: ask a worker that has requests and says nothing, and end one that has not said a word
@@ -130,7 +130,7 @@ class WorkerHandle:
                 self._fail_all(f"the worker said nothing for {self._silence_seconds:.0f} s and was ended")
                 self._child.kill()
 
-    def _tell(self, message: Hold | FreeMemory | Ping) -> None:
+    def _tell(self, message: PauseBatch | FreeMemory | Ping) -> None:
         async def send() -> None:
             with contextlib.suppress(ChannelClosed):  # gone, and with it what should wait, and what it held
                 await self._child.channel.send(message)

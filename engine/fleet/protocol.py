@@ -1,6 +1,6 @@
 """Messages between gateway and worker: length-prefixed msgpack over an inherited Unix socket (`duet.channel`).
 
-gateway → worker: `WorkerConfig` first, then `Request | Cancel | ClearKv | FreeMemory | Hold | Ping | Shutdown`
+gateway → worker: `WorkerConfig` first, then `Request | Cancel | ClearKv | FreeMemory | PauseBatch | Ping | Shutdown`
 worker → gateway: `Ready | LoadFailed`, then `EventFrame | KvReport | MemoryReport | BatchReport | Pong`
 """
 
@@ -25,8 +25,8 @@ class FreeMemory(msgspec.Struct, frozen=True, tag="free_memory"):
     """The machine is short of memory: give up what can be had again. KV that earned its place goes to SSD."""
 
 
-class Hold(msgspec.Struct, frozen=True, tag="hold"):
-    """While `on`, batch work waits: other work runs in another worker. It still gets a small share of the time."""
+class PauseBatch(msgspec.Struct, frozen=True, tag="pause_batch"):
+    """While `on`, batch work pauses: another worker has better work. It still gets a small share of the time."""
 
     on: bool
 
@@ -63,7 +63,7 @@ class EventFrame(msgspec.Struct, frozen=True, tag="events"):
     events: list[Event]
 
 
-Order = Cancel | ClearKv | FreeMemory | Hold | Ping | Shutdown
+Order = Cancel | ClearKv | FreeMemory | PauseBatch | Ping | Shutdown
 ToWorker = Request | Order
 Report = KvReport | MemoryReport | BatchReport
 FromWorker = Ready | LoadFailed | EventFrame | Report | Pong

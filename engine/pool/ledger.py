@@ -114,22 +114,22 @@ def kv_that_fits(weight_bytes: int, kv_memory_bytes: int, ceiling_bytes: int) ->
     return min(kv_memory_bytes, max(LEAST_KV_BYTES, left))
 
 
-def charge(estimate_bytes: int, held_bytes: int | None, kv_promised_bytes: int, kv_held_bytes: int) -> int:
+def charge(estimate_bytes: int, resident_bytes: int | None, kv_promised_bytes: int, kv_resident_bytes: int) -> int:
     """What a model is charged: the estimate until it reports, then what it holds and may still fill with KV."""
-    if held_bytes is None:
+    if resident_bytes is None:
         return estimate_bytes
-    return held_bytes + max(0, kv_promised_bytes - kv_held_bytes)
+    return resident_bytes + max(0, kv_promised_bytes - kv_resident_bytes)
 
 
 def limit(
-    ceilings: Iterable[tuple[int, str]], held_bytes: int, available_bytes: int | None, reserve_bytes: int
+    ceilings: Iterable[tuple[int, str]], resident_bytes: int, available_bytes: int | None, reserve_bytes: int
 ) -> Limit:
     """The limit from the static `ceilings` (bytes, name; at least one), what models hold now, and what the machine has left
     beside them (None: unknown), less the reserve for other programs."""
     ceiling, name = min(ceilings)
     if available_bytes is None:
         return Limit(ceiling, name, ceiling)
-    return Limit(ceiling, name, max(0, min(ceiling, held_bytes + available_bytes - reserve_bytes)))
+    return Limit(ceiling, name, max(0, min(ceiling, resident_bytes + available_bytes - reserve_bytes)))
 
 
 def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules, now: float) -> Decision:

@@ -11,11 +11,13 @@ from duet.errors import WorkerLost
 from duet.settings import Settings
 from engine.cards import Card, Catalogue
 from engine.downloads import Downloads
-from engine.fleet.batch_pause import Foreground
+from engine.fleet.batch_pause import BatchPauseOrders
 from engine.fleet.handle import WorkerHandle
 from engine.kvstore.directory import clear
+from engine.pool.admission import Probe
 from engine.pool.residency import Residency
-from engine.pool.room import Probe
+from engine.pool.residents import load_residents
+from engine.pool.sweeps import Sweeps
 from engine.pressure import read_memory
 from engine.types import (
     Events,
@@ -42,16 +44,26 @@ class Pool:
         worker_module: str = WORKER_MODULE,
         probe: Probe = read_memory,
     ) -> None:
-        self._catalogue = catalogue
+        self._settings, self._catalogue = settings.engine, catalogue
         self._residency = Residency(settings, catalogue, downloads, worker_module=worker_module, probe=probe)
         self._leases = self._residency.launcher.leases
-        self._foreground = Foreground()
+        self._pauses = BatchPauseOrders()
+        self._sweeps = Sweeps(settings.engine, self._residency)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         await self._residency.open()
+        residents = load_residents(self._settings.resident, self._catalogue, self._residency)
+        self._tasks = {
+            asyncio.create_task(self._sweeps.run(), name="sweeps"),
+            asyncio.create_task(residents, name="residents"),
+        }
 
     async def close(self) -> None:
         """End every load and every worker."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._residency.close()
 
     # Requests --------------------------------------------------------------------------------------------------------
@@ -65,18 +77,18 @@ class Pool:
     async def _working(self, request: Request) -> AsyncIterator[WorkerHandle]:
         """The model's worker. While it works for somebody who waits, the batch work of all other workers is held back."""
         async with self._residency.acquire(request.model) as worker:
-            self._foreground.enter(request.model, request.priority)
-            self._hold_others()
+            self._pauses.begin(request.model, request.priority)
+            self._order_pauses()
             try:
                 yield worker
             finally:
-                self._foreground.leave(request.model, request.priority)
-                self._hold_others()
+                self._pauses.end(request.model, request.priority)
+                self._order_pauses()
 
-    def _hold_others(self) -> None:
+    def _order_pauses(self) -> None:
         for model, slot in self._residency.slots.items():
-            if slot.worker is not None and slot.worker.alive:
-                slot.worker.hold(self._foreground.holds(model))
+            if slot.living_worker is not None:
+                slot.living_worker.pause_batch(self._pauses.pauses(model))
 
     # Models ----------------------------------------------------------------------------------------------------------
 
@@ -116,23 +128,23 @@ class Pool:
 
     def pool(self) -> PoolStatus:
         """Memory, and every model that is here or was asked for."""
-        residency, room = self._residency, self._residency.room
-        limit = room.limit()
+        residency, admission = self._residency, self._residency.admission
+        limit = admission.limit()
         cards = {card.id: card for card in self._catalogue.known() if card.path}
         cards |= {slot.model: slot.card for slot in residency.slots.values()}
-        outlook = room.outlook
+        outlook = admission.outlook
         return PoolStatus(
             preset=self._catalogue.preset,
             limit_bytes=limit.bytes,
             ceiling_bytes=limit.ceiling_bytes,
             ceiling=limit.ceiling_name,
             charged_bytes=sum(slot.charged_bytes for slot in residency.slots.values()),
-            held_bytes=sum(slot.held_bytes for slot in residency.slots.values()),
+            resident_bytes=sum(slot.resident_bytes for slot in residency.slots.values()),
             available_bytes=outlook.available_bytes if outlook else None,
             swap_used_bytes=outlook.reading.swap_used_bytes if outlook else 0,
-            pressure=room.pressure,
-            waiting_for_memory=room.waiting,
-            refused=room.refused,
+            pressure=admission.pressure,
+            waiting_for_memory=admission.waiting,
+            refused=admission.refused,
             spare=residency.launcher.spare.ready,
             models=tuple(residency.placement(card) for card in cards.values()),
         )

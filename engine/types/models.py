@@ -80,15 +80,15 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Memory and models. `limit_bytes` is what models may hold now, of at most `ceiling_bytes`; `charged_bytes` is what they
-    are charged and `held_bytes` what their processes report. `available_bytes` None: unknown. `refused`: loads for which
-    there was no memory."""
+    are charged, and `resident_bytes` what their processes report (`held_bytes` on the wire). `available_bytes` None: unknown.
+    `refused`: loads for which there was no memory."""
 
     preset: str
     limit_bytes: int
     ceiling_bytes: int
     ceiling: str
     charged_bytes: int
-    held_bytes: int
+    resident_bytes: int = msgspec.field(name="held_bytes")
     available_bytes: int | None
     swap_used_bytes: int
     pressure: Literal["normal", "warning", "critical"]

@@ -47,7 +47,7 @@ class MemoryReport(msgspec.Struct, frozen=True, omit_defaults=True, tag="memory"
     working_set_bytes: int = 0
 
     @property
-    def held_bytes(self) -> int:
+    def resident_bytes(self) -> int:
         """Memory that ends with the process. Where the footprint leaves the GPU's buffers out, MLX's own count is larger."""
         return max(self.footprint_bytes, self.active_bytes + self.cache_bytes)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.errors import DeadlineExceeded, DuetError, Internal, InvalidRequest, PayloadTooLarge
-from engine.fleet.protocol import Cancel, ClearKv, EventFrame, FreeMemory, Hold, Ping, Pong, Shutdown, ToWorker
+from engine.fleet.protocol import Cancel, ClearKv, EventFrame, FreeMemory, PauseBatch, Ping, Pong, Shutdown, ToWorker
 from engine.types import (
     Accepted,
     BatchReport,
@@ -241,7 +241,7 @@ class Loop:
             case Compiled():
                 for request in self._forms.back(message):
                     self._start(request, message.form)
-            case Hold(on):
+            case PauseBatch(on):
                 self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
             case Ping():
                 self._channel.send(Pong())

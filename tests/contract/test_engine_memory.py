@@ -22,7 +22,7 @@ from duet.cli.main import app
 from duet.cli.models import described
 from duet.errors import Unavailable
 from duet.supervise.child import Child
-from engine.pool import residency
+from engine.pool import residents
 from engine.pool.ledger import WORKER_BYTES
 from engine.pressure import Reading, footprint_bytes
 from engine.worker_config import WorkerConfig
@@ -221,7 +221,7 @@ async def test_the_ledger_ends_at_zero(tmp_path: Path) -> None:
 
 
 async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None:
-    """Else it counts twice while it loads: it is booked in full, and what it has taken is missing from what is available."""
+    """Else it counts twice while it loads: it is reserved in full, and what it has taken is missing from what is available."""
     folder = model_folder(tmp_path / "models", "slow", wait_for="go")
     async with engine_for(tmp_path) as engine:
         loading = asyncio.create_task(engine.chat("hello", "slow"))
@@ -371,7 +371,7 @@ async def test_the_resident_set_is_loaded_at_start_and_a_missing_one_is_only_log
 async def test_a_resident_model_that_was_refused_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(residents, "RETRY_SECONDS", 0.05)
     machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
     async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
         async with asyncio.timeout(10):
@@ -387,7 +387,7 @@ async def test_a_resident_model_that_was_refused_is_tried_again(
 async def test_a_resident_model_that_an_operator_unpinned_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(residents, "RETRY_SECONDS", 0.05)
     machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
     async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
         async with asyncio.timeout(10):
@@ -403,7 +403,7 @@ async def test_a_resident_model_that_an_operator_unpinned_is_not_tried_again(
 async def test_a_resident_model_whose_process_cannot_be_started_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency, "RESIDENT_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(residents, "RETRY_SECONDS", 0.05)
     start, failures = Child.start, [OSError(24, "too many open files")]
 
     async def start_second(*arguments: Any, **options: Any) -> Child[Any]:

@@ -383,4 +383,4 @@ async def test_a_request_that_is_too_large_for_a_worker_is_a_413_and_harms_nobod
     answer = await engine.chat("x" * 10_000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
     assert "which takes 10000" in answer.json()["error"]["message"]
-    assert await engine.status() == {"live": 0, "cancelled": 0, "pid": pid, "freed": 0, "held": 0}
+    assert await engine.status() == {"live": 0, "cancelled": 0, "pid": pid, "freed": 0, "paused": 0}

@@ -110,7 +110,7 @@ async def test_a_deadline_ends_an_answer_that_says_nothing(engine: EngineService
 
 async def held(engine: EngineService, model: str) -> bool:
     """As batch work sees it: a question at a higher priority would change the answer."""
-    return "held=1" in await said(engine, "status", {"X-Duet-Priority": "batch"}, model=model)
+    return "paused=1" in await said(engine, "status", {"X-Duet-Priority": "batch"}, model=model)
 
 
 async def test_batch_work_waits_while_another_model_works_for_somebody(engine: EngineService) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from engine.pool.ledger import WORKER_BYTES
-from engine.pressure import resident_bytes
+from engine.pressure import rss_bytes
 from tests import checkpoints
 from tests.contract.test_engine_pool import is_alive
 from tests.e2e.test_engine_openai import Gateway, start, stop
@@ -73,7 +73,7 @@ def test_the_ledger_is_what_the_process_holds_and_unloading_gives_it_back(
     deadline = time.monotonic() + 30
     while True:
         place = client.get("/v1/admin/models/alpha/stats").json()
-        if place["memory"] is not None and abs(place["memory_bytes"] - resident_bytes(place["pid"])) < 64 << 20:
+        if place["memory"] is not None and abs(place["memory_bytes"] - rss_bytes(place["pid"])) < 64 << 20:
             break
         assert time.monotonic() < deadline, place
         time.sleep(0.05)  # the worker reports every second at most
@@ -82,7 +82,7 @@ def test_the_ledger_is_what_the_process_holds_and_unloading_gives_it_back(
     gone = client.post("/v1/admin/models/alpha/unload").json()
     assert (gone["state"], gone["charged_bytes"]) == ("unloaded", 0)
     assert not is_alive(place["pid"])
-    assert resident_bytes(place["pid"]) == 0
+    assert rss_bytes(place["pid"]) == 0
 
 
 def test_four_models_in_memory_for_two(client: httpx.Client, gateway: Gateway) -> None:

@@ -29,8 +29,8 @@ from engine.fleet.protocol import (
     Cancel,
     EventFrame,
     FreeMemory,
-    Hold,
     LoadFailed,
+    PauseBatch,
     Ping,
     Pong,
     Ready,
@@ -66,8 +66,8 @@ SAY_REFUSE = "refuse"
 SAY_BREAK = "break"
 """Failed after two tokens."""
 SAY_STATUS = "status"
-"""One token: `live=N cancelled=M pid=P freed=F held=H`: the requests beside this one, how often it was asked to free memory, and
-whether its batch work is to wait (0 or 1)."""
+"""One token: `live=N cancelled=M pid=P freed=F paused=P`: the requests beside this one, how often it was asked to free memory,
+and whether its batch work is paused (0 or 1)."""
 SAY_HOW = "how"
 """One token: `priority=P left=S`: the request's priority, and the whole seconds that it has left (None: no deadline)."""
 SAY_NOTHING = "nothing"
@@ -89,7 +89,7 @@ class Worker:
         self._mailbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
         self._live: dict[str, Iterator[Event | None]] = {}
         self._cancelled = self._freed = 0
-        self._fast = self._held = False
+        self._fast = self._batch_paused = False
         threading.Thread(target=self._receive, daemon=True).start()
 
     def _receive(self) -> None:
@@ -127,8 +127,8 @@ class Worker:
                 self._live[message.id] = self._say(message)
             case FreeMemory():
                 self._freed += 1
-            case Hold(on):
-                self._held = on
+            case PauseBatch(on):
+                self._batch_paused = on
             case Ping():
                 self._channel.send(Pong())
             case EmbeddingRequest():
@@ -144,7 +144,7 @@ class Worker:
         tokens = _answer(said)
         if said == SAY_STATUS:
             beside = f"live={len(self._live) - 1} cancelled={self._cancelled} pid={os.getpid()}"
-            tokens = iter([f"{beside} freed={self._freed} held={int(self._held)}"])
+            tokens = iter([f"{beside} freed={self._freed} paused={int(self._batch_paused)}"])
         if said == SAY_HOW:
             left = None if request.deadline is None else int(request.deadline - time.monotonic())
             tokens = iter([f"priority={request.priority} left={left}"])

@@ -28,7 +28,7 @@ class FakeChild:
         self.channel = self
         self.live: dict[str, GenerationRequest | EmbeddingRequest] = {}
         self.loaded = self.deaf = self.stopping = self.reported = False
-        self.held_bytes = 0
+        self.resident_bytes = 0
         self.on_told: Callable[[FakeChild], None] = lambda child: None
         self.before_stop: Callable[[FakeChild], None] = lambda child: None
         self.returncode: int | None = None
@@ -58,13 +58,13 @@ class FakeChild:
     def say(self, message: msgspec.Struct) -> None:
         self._said.put_nowait(message)
 
-    def hold(self, held_bytes: int) -> None:
-        self.held_bytes, self.reported = held_bytes, True
-        self.say(MemoryReport(footprint_bytes=held_bytes))
+    def report(self, resident_bytes: int) -> None:
+        self.resident_bytes, self.reported = resident_bytes, True
+        self.say(MemoryReport(footprint_bytes=resident_bytes))
 
     def end(self, code: int) -> None:
         if self.returncode is None:
-            self.returncode, self.held_bytes = code, 0
+            self.returncode, self.resident_bytes = code, 0
             self._ended.set()
             self._said.put_nowait(None)
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.fleet.protocol import Cancel, Hold
+from engine.fleet.protocol import Cancel, PauseBatch
 from engine.types import EmbeddingRequest, Failed, Finished, GenerationRequest, Priority, Structure, TextDelta
 from engine.worker.model import Loaded
 from engine.worker.runtime.batch import Row
@@ -160,7 +160,7 @@ def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loa
     driver.post(of("batch", ask("b", "a batch of work", tokens=40)))
     while len(driver.of("b", TextDelta)) < 5:
         driver.tick()
-    driver.post(Hold(True))
+    driver.post(PauseBatch(True))
     driver.post(ask("n", "somebody waits", tokens=1))
     while not driver.of("n", Finished):
         driver.tick()
@@ -171,7 +171,7 @@ def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loa
     assert driver.loop.idle
     said = len(driver.of("b", TextDelta))
     assert said < 40
-    driver.post(Hold(False))
+    driver.post(PauseBatch(False))
     while not driver.of("b", Finished):
         driver.tick()
     assert len(driver.of("b", TextDelta)) == 40
@@ -193,7 +193,7 @@ def test_a_gate_that_opens_between_two_ticks_is_noticed(
     driver, seconds = Driver(model(kind)), itertools.count(0.0, HOLD_SECONDS / 50)
     driver.mailbox = driver.loop._mailbox = Woken()
     monkeypatch.setattr("engine.worker.loop.time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    driver.post(Hold(True))
+    driver.post(PauseBatch(True))
     driver.tick()
     if kind != "embedding":
         images = (picture(1),) if kind == "vision" else ()
@@ -211,7 +211,7 @@ def test_a_held_request_can_be_cancelled(model: Callable[..., Loaded]) -> None:
     driver = Driver(model("plain"))
     driver.post(of("batch", ask("b", "a batch of work", tokens=4000)))
     driver.tick()
-    driver.post(Hold(True))
+    driver.post(PauseBatch(True))
     driver.tick()
     driver.post(Cancel("b"))
     for _ in range(4):

@@ -17,7 +17,7 @@ import pytest
 
 from duet.supervise.child import Child
 from engine.fleet.protocol import Cancel, EventFrame, FromWorker, LoadFailed, Ready, Shutdown
-from engine.pressure import footprint_bytes, resident_bytes
+from engine.pressure import footprint_bytes, rss_bytes
 from engine.types import Accepted, BatchReport, Failed, Finished, MemoryReport, TextDelta
 from engine.worker_config import BatchLimits, WorkerConfig
 from tests.mlx.conftest import ask, words
@@ -92,9 +92,9 @@ async def test_a_worker_says_what_it_holds_once_it_is_loaded(checkpoint: Callabl
         assert isinstance(report, MemoryReport)
         weights = (checkpoint("plain") / "model.safetensors").stat().st_size
         assert report.active_bytes >= weights * 0.9
-        assert report.held_bytes >= report.footprint_bytes > weights
+        assert report.resident_bytes >= report.footprint_bytes > weights
         if sys.platform == "linux":
-            assert abs(report.footprint_bytes - resident_bytes(child.pid)) < 64 << 20
+            assert abs(report.footprint_bytes - rss_bytes(child.pid)) < 64 << 20
 
 
 async def test_a_spare_that_waited_becomes_the_worker_that_it_is_told_to_be(checkpoint: Callable[..., Path]) -> None:

@@ -125,11 +125,11 @@ class Machine(RuleBasedStateMachine):
             patch.start()
         self.pool = Pool(Settings(home=Path(self.folder.name), engine=engine), shelf, hub, probe=self.probe)
         self.residency = self.pool._residency
-        self.residency.room._threads = Inline()
+        self.residency.admission._threads = Inline()
         self.time.run(self.pool.open())
 
     def probe(self) -> Reading:
-        held = sum(child.held_bytes for child in self.children.living)
+        held = sum(child.resident_bytes for child in self.children.living)
         pressure: Pressure = self.pressure  # type: ignore[assignment]
         return Reading(TOTAL, max(0, TOTAL - self.others - held), pressure=pressure)
 
@@ -208,9 +208,9 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.settled())
     @rule(pick=PICK, gigabytes=st.integers(0, 12), seconds=st.sampled_from([0.0, 80.0]))
-    def a_worker_holds(self, pick: int, gigabytes: int, seconds: float) -> None:
+    def a_worker_reports_its_memory(self, pick: int, gigabytes: int, seconds: float) -> None:
         child = self.settled()[pick % len(self.settled())]
-        self.do(lambda: child.hold(gigabytes * GB))
+        self.do(lambda: child.report(gigabytes * GB))
         self.time_passes(seconds)
 
     @precondition(lambda self: self.children.living)
@@ -296,13 +296,13 @@ class Machine(RuleBasedStateMachine):
     # What must be so -------------------------------------------------------------------------------------------------
 
     def check_admission(self, child: FakeChild) -> None:
-        """Called when a process is told what to be: its model has just been booked."""
+        """Called when a process is told what to be: its model has just been reserved in the ledger."""
         child.before_stop = self.check_stop
         if self.next_load != "hang":
             asyncio.get_running_loop().call_later(1.0, getattr(child, self.next_load))
         self.next_load = "ready"
         assert not self.closing
-        assert sum(entry.bytes for entry in self.residency.entries()) <= self.residency.room.limit().bytes
+        assert sum(entry.bytes for entry in self.residency.entries()) <= self.residency.admission.limit().bytes
         assert [other for other in self.children.living if other.model == child.model] == [child]
 
     def check_stop(self, child: FakeChild) -> None:
@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
             if asked.task.done():
                 asked.task.result()
         waiting = len(self.under_way())
-        assert self.residency._waiting == waiting
+        assert self.residency._under_way == waiting
         assert sum(slot.users for slot in self.residency.slots.values()) == waiting
         for child in self.settled():
             for name in child.live:
@@ -327,7 +327,7 @@ class Machine(RuleBasedStateMachine):
         held = {}
         for child in self.children.living:
             size = SIZES.get(child.model, 2 * GB)
-            held[child.model] = child.held_bytes if child.reported else estimate(size, 0)
+            held[child.model] = child.resident_bytes if child.reported else estimate(size, 0)
         assert charged == held
         slots = self.residency.slots.values()
         assert {slot.process for slot in slots if slot.process} == {child.pid for child in self.children.living}

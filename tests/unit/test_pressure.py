@@ -14,14 +14,14 @@ from engine.pressure import (
     Pressure,
     ProbeFailed,
     Reading,
-    look,
+    next_outlook,
     own_footprint_bytes,
     parse_meminfo,
     parse_stalls,
     parse_sysctl,
     parse_vm_stat,
     read_memory,
-    resident_bytes,
+    rss_bytes,
     within_group,
 )
 
@@ -120,7 +120,7 @@ def test_a_control_group_sees_only_its_share() -> None:
 def outlook_after(*swap_used_bytes: int, pause_seconds: float = 2.0) -> Outlook:
     outlook = None
     for number, used in enumerate(swap_used_bytes):
-        outlook = look(outlook, Reading(16 * GIB, 8 * GIB, used), 1000.0 + number * pause_seconds)
+        outlook = next_outlook(outlook, Reading(16 * GIB, 8 * GIB, used), 1000.0 + number * pause_seconds)
     assert outlook is not None
     return outlook
 
@@ -155,9 +155,9 @@ def test_how_often_is_looked_says_nothing_about_growth() -> None:
 
 
 def test_the_systems_own_word_is_kept() -> None:
-    first = look(None, Reading(16 * GIB, 8 * GIB, 0, "critical"), 1.0)
+    first = next_outlook(None, Reading(16 * GIB, 8 * GIB, 0, "critical"), 1.0)
     assert first.pressure == "critical"
-    assert look(first, Reading(16 * GIB, 8 * GIB, GIB, "critical"), 2.0).pressure == "critical"
+    assert next_outlook(first, Reading(16 * GIB, 8 * GIB, GIB, "critical"), 2.0).pressure == "critical"
 
 
 def test_this_machine_can_be_read() -> None:
@@ -174,5 +174,5 @@ def test_this_process_has_a_footprint_that_grows_with_what_it_holds() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_process_that_is_not_there_holds_nothing() -> None:
-    assert resident_bytes(os.getpid()) > 0
-    assert resident_bytes(2**22 + 1) == 0
+    assert rss_bytes(os.getpid()) > 0
+    assert rss_bytes(2**22 + 1) == 0

@@ -81,6 +81,6 @@ class Reporter:
             own_footprint_bytes(),
             self._working_set_bytes,
         )
-        if abs(found.held_bytes - self._said.held_bytes) >= NOTABLE_BYTES:
+        if abs(found.resident_bytes - self._said.resident_bytes) >= NOTABLE_BYTES:
             self._said = found
             self._send(found)

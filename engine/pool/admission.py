@@ -1,4 +1,4 @@
-"""Room for models: what the machine has, what the ledger says, and loads that wait for it."""
+"""Loads that wait for memory: what the machine has, what the ledger decides, and who is next."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from engine.cards import physical_memory_bytes
 from engine.pool import ledger
 from engine.pool.ledger import Admit, Entry, Evict, Limit, Refuse, Rules, Wanted
 from engine.presets import GIB, Preset
-from engine.pressure import Outlook, Pressure, ProbeFailed, Reading, look
+from engine.pressure import Outlook, Pressure, ProbeFailed, Reading, next_outlook
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 1.0
-"""A load that waits looks again after this long, when nothing has changed that we know of."""
+SAMPLE_SECONDS: Final = 1.0
+"""A load that waits reads the machine's memory again after this long, even when nothing that we know of has changed."""
 EVICTION_SECONDS: Final = 15.0
-"""A model that is being unloaded for a load is waited for this long, whatever the settings say: it writes its KV first."""
+"""A load waits this long for a model that is being unloaded for it, whatever the settings say: that model writes its KV first."""
 WARNING_RESERVE_FACTOR: Final = 2
-"""Under a warning so many times the reserve stays free: it says that other programs want more than they have."""
+"""Under a warning the reserve is this many times larger: the warning says that other programs want more than they have."""
 Probe = Callable[[], Reading]
 
 
 def total_bytes(probe: Probe) -> int:
-    """What this machine has, or this process's control group may have of it."""
+    """The memory of this machine, or what this process's control group may have of it."""
     try:
         return probe().total_bytes
     except ProbeFailed as error:
@@ -38,11 +38,11 @@ def total_bytes(probe: Probe) -> int:
         return physical_memory_bytes()
 
 
-class Room:
-    """Owned by the pool. `entries` and `held_bytes` ask the slots, `evict` begins to unload a model and returns at once.
+class Admission:
+    """Owned by `Residency`. `entries` and `resident_bytes` ask the slots. `evict` begins to unload a model and returns at once.
 
-    Waiting loads stand in line and look again whenever a model has come, gone or become idle. Models are unloaded for the
-    oldest only; a later one goes before it if that takes nothing from it.
+    Waiting loads stand in line. Each decides again whenever a model has come, gone or become idle. Models are unloaded for the
+    oldest load only. A later load goes first if it takes nothing from the oldest.
     """
 
     def __init__(
@@ -52,16 +52,17 @@ class Room:
         *,
         probe: Probe,
         entries: Callable[[], list[Entry]],
-        held_bytes: Callable[[], int],
+        resident_bytes: Callable[[], int],
         evict: Callable[[str], None],
     ) -> None:
         self._settings, self._preset = settings, preset
-        self._probe, self._entries, self._held_bytes, self._evict = probe, entries, held_bytes, evict
+        self._probe, self._entries, self._resident_bytes, self._evict = probe, entries, resident_bytes, evict
         self.rules = Rules(settings.minimum_residency_seconds, one_large=preset.one_large)
         self.outlook: Outlook | None = None
         self.working_set_bytes = 0
+        """What Metal recommends for all processes together, as workers report it; 0: unknown."""
         self.refused = 0
-        # Its own: who waits for memory must not wait for threads that decode recordings. Two, as one probe may be slow.
+        # Threads of its own: loads must not wait behind the decoding of recordings. Two, because one probe may be slow.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="memory")
         self._line: list[Wanted] = []
         self._changed = asyncio.Event()
@@ -95,42 +96,48 @@ class Room:
         if self.working_set_bytes:
             ceilings.append((self.working_set_bytes, "Metal's recommended working set"))
         available = self.outlook.available_bytes if self.outlook is not None else None
-        return ledger.limit(ceilings, self._held_bytes(), available, self.reserve_bytes)
+        return ledger.limit(ceilings, self._resident_bytes(), available, self.reserve_bytes)
 
-    async def look(self) -> None:
-        """Read the machine's memory once more. What cannot be read does not limit; that is said once."""
+    async def sample(self) -> None:
+        """Read the machine's memory once more. A reading that fails limits nothing; the log says so once."""
         try:
             reading = await asyncio.get_running_loop().run_in_executor(self._threads, self._probe)
-            self.outlook = look(self.outlook, reading, time.monotonic())  # loads that look meanwhile lose nothing
+            # After the await: a sample that another load took meanwhile is not lost.
+            self.outlook = next_outlook(self.outlook, reading, time.monotonic())
         except ProbeFailed as error:
             level = logging.DEBUG if self._probe_failed else logging.WARNING
             logger.log(level, "free memory is not known: %s", error, extra={"action": "probe_failed"})
             self._probe_failed = True
 
     def close(self) -> None:
-        """Nobody looks any more."""
+        """Nothing is sampled any more."""
         self._threads.shutdown(wait=False)
 
     def note_change(self) -> None:
-        """A model has come, gone or become idle: who waits looks again."""
+        """A model has come, gone or become idle: waiting loads decide again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def refuse_too_large(self, wanted: Wanted) -> None:
-        """Raise `ModelTooLarge` for what would not fit alone: before anything is fetched or unloaded for it."""
+        """Raise `ModelTooLarge` for a model that would not fit alone, before anything is fetched or unloaded for it."""
         alone = ledger.decide([], wanted, self.limit(), self.rules, time.monotonic())
         if isinstance(alone, Refuse) and alone.never:
             self.refused += 1
             raise ModelTooLarge(alone.sentence, param="model")
 
     async def admit(
-        self, wanted: Wanted, *, book: Callable[[], None], say: Callable[[str], None], is_wanted: Callable[[], bool]
+        self,
+        wanted: Wanted,
+        *,
+        reserve: Callable[[], None],
+        report_wait: Callable[[str], None],
+        is_wanted: Callable[[], bool],
     ) -> None:
-        """Return when `wanted` is booked. Unloads what may go for it, and waits for what may not as long as the settings say,
-        once something was unloaded for it `EVICTION_SECONDS` more.
+        """Wait until `wanted` fits, then call `reserve`, which puts it into the ledger, and return.
 
-        `say` gets what it waits for. Raises `ModelTooLarge`, or `MemoryFull` when the wait was in vain or `is_wanted` has
-        become false.
+        Models that may go are unloaded for it. It waits for others as long as the settings say, and `EVICTION_SECONDS` longer
+        once something was unloaded for it. `report_wait` gets what it waits for, in words. Raises `ModelTooLarge`, or
+        `MemoryFull` when the wait was in vain or `is_wanted` has become false.
         """
         self.refuse_too_large(wanted)
         until = time.monotonic() + self._settings.memory_wait_seconds
@@ -138,23 +145,23 @@ class Room:
         self._line.append(wanted)
         try:
             while True:
-                await self.look()
+                await self.sample()
                 match self._decide(wanted, may_evict=time.monotonic() < latest):
                     case Admit():
-                        book()
+                        reserve()
                         return
                     case Evict(models):
                         for model in models:
                             self._evict(model)
                         until = latest
-                        say(f"waiting for {', '.join(models)} to be unloaded")
+                        report_wait(f"waiting for {', '.join(models)} to be unloaded")
                     case Refuse(sentence, retry_after):
                         if self.pressure == "warning":
                             sentence = f"the machine is short of memory (warning); {sentence}"
                         if time.monotonic() >= until or not is_wanted():
                             self.refused += 1
                             raise MemoryFull(sentence, param="model", retry_after_seconds=retry_after)
-                        say(f"waiting for memory: {sentence}")
+                        report_wait(f"waiting for memory: {sentence}")
                 await self._change(until)
         finally:
             self._line.remove(wanted)
@@ -163,7 +170,7 @@ class Room:
     async def _change(self, until: float) -> None:
         changed = self._changed
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.01, min(LOOK_SECONDS, until - time.monotonic()))):
+            async with asyncio.timeout(max(0.01, min(SAMPLE_SECONDS, until - time.monotonic()))):
                 await changed.wait()
 
     def _decide(self, wanted: Wanted, *, may_evict: bool) -> ledger.Decision:

@@ -11,9 +11,9 @@ import pytest
 
 from duet.errors import MemoryFull
 from duet.settings import EngineSettings
-from engine.pool import room as room_module
+from engine.pool import admission
+from engine.pool.admission import Admission
 from engine.pool.ledger import Entry, Wanted
-from engine.pool.room import Room
 from engine.presets import PRESETS
 from engine.pressure import Reading
 
@@ -31,12 +31,12 @@ class Book:
         settings = EngineSettings(
             memory_limit_bytes=10 * GB, memory_wait_seconds=wait_seconds, minimum_residency_seconds=0.0
         )
-        self.room = Room(
+        self.admission = Admission(
             settings,
             PRESETS["64gb"],
             probe=lambda: self.reading,
             entries=lambda: [*self.entries.values()],
-            held_bytes=lambda: 0,
+            resident_bytes=lambda: 0,
             evict=self.evict,
         )
 
@@ -45,12 +45,14 @@ class Book:
         self.entries[model] = replace(self.entries[model], moving=True, leaving=True)
 
     def load(self, model: str, gigabytes: int) -> asyncio.Task[None]:
-        def book() -> None:
+        def reserve() -> None:
             self.admitted.append(model)
             self.entries[model] = entry(model, gigabytes, users=1)
 
         wanted = Wanted(model, gigabytes * GB)
-        return asyncio.create_task(self.room.admit(wanted, book=book, say=lambda _: None, is_wanted=lambda: True))
+        return asyncio.create_task(
+            self.admission.admit(wanted, reserve=reserve, report_wait=lambda _: None, is_wanted=lambda: True)
+        )
 
 
 def entry(model: str, gigabytes: int, **fields: object) -> Entry:
@@ -70,7 +72,7 @@ async def test_a_newcomer_does_not_take_what_was_unloaded_for_another_load() -> 
     del book.entries["old"]  # the newcomer sees it before the first one looks again
     with pytest.raises(MemoryFull, match="first"):
         await book.load("newcomer", 5)
-    book.room.note_change()
+    book.admission.note_change()
     await first
     assert book.admitted == ["first"]
 
@@ -78,15 +80,15 @@ async def test_a_newcomer_does_not_take_what_was_unloaded_for_another_load() -> 
 async def test_a_small_load_goes_before_one_that_waits_when_that_takes_nothing_from_it() -> None:
     book = Book(entry("busy", 7, users=1), wait_seconds=20.0)
     first = book.load("first", 6)
-    await until(lambda: book.room.waiting == 1)
+    await until(lambda: book.admission.waiting == 1)
     await book.load("small", 3)
     second = book.load("second", 1)
-    await until(lambda: book.room.waiting == 2)
+    await until(lambda: book.admission.waiting == 2)
     book.entries["busy"] = entry("busy", 7)
-    book.room.note_change()
+    book.admission.note_change()
     await until(lambda: book.evicted == ["busy"])
     del book.entries["busy"]
-    book.room.note_change()
+    book.admission.note_change()
     await asyncio.gather(first, second)
     assert book.admitted == ["small", "first", "second"]
 
@@ -102,18 +104,18 @@ async def test_no_other_model_is_unloaded_while_enough_is_leaving() -> None:
         looks += 1
         return book.reading
 
-    book.room._probe = look
+    book.admission._probe = look
     for count in range(1, 4):
-        book.room.note_change()
+        book.admission.note_change()
         await until(lambda count=count: looks >= count)  # type: ignore[misc]
     assert len(book.evicted) == 1
     del book.entries[book.evicted[0]]
-    book.room.note_change()
+    book.admission.note_change()
     await load
 
 
 async def test_a_wait_ends_however_many_models_are_unloaded_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "EVICTION_SECONDS", 0.3)
+    monkeypatch.setattr(admission, "EVICTION_SECONDS", 0.3)
     book = Book(entry("idle 0", 8))
 
     def evict(model: str) -> None:
@@ -122,13 +124,13 @@ async def test_a_wait_ends_however_many_models_are_unloaded_in_vain(monkeypatch:
         del book.entries[model]
         another = f"idle {len(book.evicted)}"
         book.entries[another] = entry(another, 8)
-        asyncio.get_running_loop().call_soon(book.room.note_change)
+        asyncio.get_running_loop().call_soon(book.admission.note_change)
 
-    book.room._evict = evict
+    book.admission._evict = evict
     async with asyncio.timeout(5):
         with pytest.raises(MemoryFull):
             await book.load("first", 5)
-    assert book.room.waiting == 0
+    assert book.admission.waiting == 0
 
 
 async def test_looks_at_the_same_time_lose_no_reading() -> None:
@@ -145,14 +147,14 @@ async def test_looks_at_the_same_time_lose_no_reading() -> None:
         assert slow.wait(10)
         return reading
 
-    book.room._probe = probe
-    first = asyncio.create_task(book.room.look())
+    book.admission._probe = probe
+    first = asyncio.create_task(book.admission.sample())
     await asyncio.to_thread(second.wait, 10)
-    await book.room.look()
+    await book.admission.sample()
     slow.set()
     await first
-    assert book.room.outlook is not None
-    assert book.room.outlook.swapped_bytes == 4 * GB
+    assert book.admission.outlook is not None
+    assert book.admission.outlook.swapped_bytes == 4 * GB
 
 
 async def test_memory_is_read_however_many_threads_are_busy_with_other_things() -> None:
@@ -160,7 +162,7 @@ async def test_memory_is_read_however_many_threads_are_busy_with_other_things() 
     busy = [asyncio.create_task(asyncio.to_thread(end.wait, 20)) for _ in range(40)]
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        await book.room.look()
-    assert book.room.outlook is not None
+        await book.admission.sample()
+    assert book.admission.outlook is not None
     end.set()
     await asyncio.gather(*busy)
