@@ -41,7 +41,7 @@ def output(*, stops: tuple[str, ...] = (), max_tokens: int = 1000, begins_in: Ch
         text=Detokeniser(TOKENIZER),
         tokens=tokens,
         cursor=AnswerCursor(QWEN, begins_in, tokens),
-        stops=stops,
+        stop_strings=stops,
         eos_ids=frozenset({END}),
         prompt_tokens=3,
         max_tokens=max_tokens,

@@ -1,4 +1,4 @@
-"""Text of one answer is split into what the model thinks and what it says."""
+"""The text of one answer is split into what the model thinks and what it says."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from engine.types import TokenLogprob
 
 
 class Detokeniser:
-    """Incremental detokenisation of one answer: constant cost a token, whole characters only, special tokens left out."""
+    """The text of one answer, token by token: at a constant cost, in whole characters, without special tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer.backend_tokenizer
@@ -35,7 +35,7 @@ class TokenText:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._added = frozenset(tokenizer.get_added_vocab())
-        # The same characters mean bytes in a byte-level vocabulary and themselves in a sentencepiece one.
+        # In a byte-level vocabulary these characters stand for bytes, in a sentencepiece one for themselves.
         self._bytes = _byte_level_alphabet() if _is_byte_level(tokenizer) else None
 
     def bytes_of(self, token: int) -> bytes:
@@ -72,13 +72,13 @@ class RawText:
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
-    """As the tokenizer's decoder says (its state is the JSON of tokenizer.json)."""
+    """Read off the tokenizer's decoder, whose state is the JSON of tokenizer.json."""
     decoder = tokenizer.backend_tokenizer.decoder
     return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Characters by which byte-level BPE writes bytes (GPT-2's table: printable bytes as themselves)."""
+    """The character that byte-level BPE writes for each byte. GPT-2's table: printable bytes are written as themselves."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

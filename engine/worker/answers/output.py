@@ -16,9 +16,9 @@ from engine.worker.answers.stops import StopMatcher
 class Output:
     """The answer of one request so far.
 
-    `max_tokens` counts tokens before an end-of-sequence token; `cached_tokens` of the prompt were not computed. While
-    `cursor` is in a thought, tokens become a `ThoughtDelta`. With `stop_on_repetition` an answer that repeats one piece
-    without end is cut off like one that is too long.
+    `max_tokens` bounds the tokens before an end-of-sequence token. `cached_tokens` is how many tokens of the prompt were
+    restored instead of computed. While `cursor` is in a thought, tokens become `ThoughtDelta`s. With `stop_on_repetition` an
+    answer that repeats one piece without end is cut off like one that is too long.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Output:
         text: Detokeniser,
         tokens: TokenText,
         cursor: AnswerCursor,
-        stops: tuple[str, ...],
+        stop_strings: tuple[str, ...],
         eos_ids: frozenset[int],
         prompt_tokens: int,
         max_tokens: int,
@@ -36,7 +36,7 @@ class Output:
     ) -> None:
         self._repetition = Repetition() if stop_on_repetition else None
         self._id, self._text, self._tokens, self._cursor = request_id, text, tokens, cursor
-        self._stops, self._eos_ids = StopMatcher(stops), eos_ids
+        self._stops, self._eos_ids = StopMatcher(stop_strings), eos_ids
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
         self.cached_tokens = 0
         self._completion_tokens = 0
@@ -71,7 +71,7 @@ class Output:
         return [delta]
 
     def _thought(self, pieces: list[Piece], *, tokens: int = 1) -> ThoughtDelta:
-        # A form begins with a token, so what the token that closes the thought says behind the marker is not of the answer.
+        # The form begins with the next token, so text behind the marker, in the token that completes it, is not of the answer.
         text = "".join(text for channel, text in pieces if channel is Channel.THOUGHT)
         return ThoughtDelta(self._id, text, tokens)
 

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 
 class StopMatcher:
-    """Feed text piece by piece; what comes out can be shown.
+    """Feed text piece by piece; the text that comes out can be shown.
 
-    Cost per piece is bounded by the longest stop string, not by the answer's length.
+    The cost of a piece is bounded by the longest stop string, not by the answer's length.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
+    def __init__(self, stop_strings: tuple[str, ...]) -> None:
+        self._stop_strings = stop_strings
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """What can be shown now, and whether a stop string has come. After that nothing may be fed."""
-        if not self._stops:
+        """The text that can be shown now, and whether a stop string has come. If one has, nothing more may be fed."""
+        if not self._stop_strings:
             return text, False
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [at for at in (self._held.find(stop) for stop in self._stop_strings) if at >= 0]
         if found:
             shown, self._held = self._held[: min(found)], ""
             return shown, True
-        keep = max(overlap(self._held, stop) for stop in self._stops)
+        keep = max(overlap(self._held, stop) for stop in self._stop_strings)
         shown = self._held[: len(self._held) - keep]
         self._held = self._held[len(self._held) - keep :]
         return shown, False
 
     def flush(self) -> str:
-        """The answer is over: what was held back is no stop string."""
+        """The answer is over, so the text that was held back is not a stop string: it is returned."""
         held, self._held = self._held, ""
         return held
 

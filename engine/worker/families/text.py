@@ -1,4 +1,4 @@
-"""A generation request becomes a row: template, tokens, images, limits."""
+"""A generation request becomes a sequence, a row and an output: template, tokens, images, limits, answer format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from engine.worker_config import ModelOptions
 
 @dataclass(frozen=True)
 class Prepared:
-    """One request, seen by the scheduler, the runner and the output."""
+    """One request as the scheduler, the runner and the answer see it."""
 
     request: GenerationRequest
     sequence: ScheduledSequence
@@ -41,14 +41,14 @@ class Prepared:
     text: str
     """The rendered prompt."""
     encoded: Any
-    """Its tokens and their places in the text (`tokenizers.Encoding`), images not expanded."""
+    """The tokens of `text` and their places in it (`tokenizers.Encoding`); images are not expanded."""
 
 
 class Preparation:
     """A request on its way to be `Prepared`: a job of one step, in which the vision encoder runs if there are `images`.
 
-    Making one, and the step, raise `InvalidRequest` for what only the model can judge: images, context, token ids, and the
-    answer's `form`, which belongs to the request's structure.
+    Its construction and its step raise `InvalidRequest` for what only the model can judge: images, context, token ids, and
+    the `form` that the request's structure was compiled to.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Preparation:
         self._format, self._begins_in = answer_format(options, self._text), Channel.CONTENT
         if form is not None and request.structure is not None:
             if self._format.opens_thought(self._text):
-                # The form is that of the answer: it begins behind the thought. Without a form thoughts are shown as content.
+                # The form is that of the answer, so it begins behind the thought. Without a form a thought is content.
                 self._begins_in = Channel.THOUGHT
             self._constraint = form.constraint(request.structure.param, self._cursor())
 
@@ -99,7 +99,7 @@ class Preparation:
             text=Detokeniser(loaded.tokenizer),
             tokens=self._tokens,
             cursor=self._cursor(),
-            stops=request.stop,
+            stop_strings=request.stop,
             eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
@@ -117,9 +117,9 @@ def images_of(request: GenerationRequest) -> list[bytes]:
 
 
 def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) -> tuple[Media, ...] | None:
-    """Where the prompt's images stand, and what they are; None when that cannot be told.
+    """Which tokens of the prompt are images, and the digests of these images; None when that cannot be told.
 
-    A run of image tokens is an image. Where a model breaks images into several runs, all of them together are one medium.
+    A run of image tokens is one image. Where a model breaks images into several runs, all runs together are one medium.
     """
     digests = [hashlib.sha256(image).digest() for image in images_of(request)]
     if not digests:
@@ -139,8 +139,8 @@ def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) 
 
 
 def lookup(loaded: Loaded, prepared: Prepared, kv: GuardedCache) -> Callable[[tuple[int, ...]], bool] | None:
-    """Asks `kv` for the prompt given to it: the request's, later that of its preempted row (see `PrefixCache.open`). None when
-    its KV cannot be told apart from that of others."""
+    """A function that asks `kv` for a prompt: first the request's own, later that of its preempted row (see `PrefixCache.open`).
+    None when the KV of this prompt cannot be told apart from that of others."""
     request, prompt, text = prepared.request, prepared.row.prompt, prepared.text
     media = None if prepared.sequence.whole else media_of(loaded, request, prompt)
     if media is None:
@@ -161,6 +161,6 @@ def lookup(loaded: Loaded, prepared: Prepared, kv: GuardedCache) -> Callable[[tu
 
 
 def _stop_ids(tokenizer: Any, stops: tuple[str, ...]) -> frozenset[int]:
-    """Stop strings that are special tokens: they never show in the text, so they end the answer as tokens."""
+    """Ids of stop strings that are special tokens. They never show in the text, so they end the answer as tokens."""
     special = set(tokenizer.all_special_tokens)
     return frozenset(tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special)

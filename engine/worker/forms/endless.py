@@ -1,7 +1,7 @@
-"""Schemas and grammars that lead on without end: every value needs another of its kind inside, so no answer is ever complete.
+"""Schemas and grammars that no finite answer fulfils: every value needs another of its kind inside it.
 
-llguidance refuses what contradicts itself, but not these. Both checks are one-sided: True is certain; what they cannot
-judge (references by other than a local pointer, directives) counts as having an end.
+llguidance refuses contradictions, but not these. Both checks are one-sided. True is certain; whatever they cannot judge
+(references that are not local pointers, directives) counts as having an end.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _PASSES = 64
-"""Rounds of the search for references with an end: one settles a chain in the order written, few settle any real schema."""
+"""Rounds of the search for references that have an end. One round settles a chain of references that is written in order; a
+few settle any real schema."""
 
 
 def endless_schema(schema: dict[str, Any]) -> bool:
     """Whether no finite value fulfils a JSON schema, because of its references.
 
-    Least fixed point: a reference has an end if its target has one by those already known to have one.
+    The search is a least fixed point: a reference has an end if its target has one, given the references that are already
+    known to have one.
     """
     targets = {pointer: _resolved(schema, pointer) for pointer in _references(schema)}
     ending = {pointer for pointer, target in targets.items() if target is None}
@@ -42,7 +44,7 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def _resolved(schema: dict[str, Any], pointer: str) -> Any:
-    """The target of `#/a/b/0` (RFC 6901); None if it is not such a pointer or leads nowhere."""
+    """The target of a pointer such as `#/a/b/0` (RFC 6901). None if it is not a local pointer, or points to nothing."""
     if pointer != "#" and not pointer.startswith("#/"):
         return None
     node: Any = schema
@@ -58,7 +60,7 @@ def _resolved(schema: dict[str, Any], pointer: str) -> Any:
 
 
 def _ends(node: Any, ending: set[str]) -> bool:
-    """Whether a value of this schema can be complete, if those of the references in `ending` can."""
+    """Whether some value of this schema can be finite, given that the references in `ending` can."""
     if not isinstance(node, dict) or "const" in node or "enum" in node:
         return True
     if isinstance(node.get("$ref"), str) and node["$ref"] not in ending:
@@ -72,7 +74,7 @@ def _ends(node: Any, ending: set[str]) -> bool:
 
 
 def _needed(node: dict[str, Any]) -> Iterator[Any]:
-    """Schemas of the values that every value of `node` contains. One that may be of another type contains none."""
+    """The schemas of the values that every value of `node` must contain; none where `node` allows several types."""
     kind = node.get("type")
     if kind in ("object", ["object"]) and isinstance(node.get("required"), list):
         properties = node.get("properties")
@@ -93,14 +95,14 @@ _ERASED = re.compile(
     rf"|(?<![\w.])(?P<terminal>{_TERMINAL})(?!\w)(?!\s*(?:\.\s*-?\d+)?\s*:)"
 )
 _UNKNOWN = re.compile(r"%|::|\w\s*\[|@")
-"""Directives, parameters, attributes and names of other grammars."""
+"""What the check cannot judge: directives, parameters, attributes and names of other grammars."""
 
 
 def endless_grammar(lark: str, accepts_nothing: Callable[[str], bool | None]) -> bool:
     """Whether no finite text fulfils a grammar in Lark's notation, because of its recursion.
 
-    A rule can end exactly if it derives the empty text once every terminal is replaced by it. `accepts_nothing` says of a
-    grammar whether the empty text fulfils it, or None if it is no grammar.
+    A rule can end if and only if it derives the empty text after every terminal is replaced by the empty text.
+    `accepts_nothing` tells whether the empty text fulfils a grammar; None if the grammar is not valid.
     """
     lines = [line for line in lark.splitlines() if not re.match(r"\s*%(ignore|import)\b", line)]
     erased = _ERASED.sub(lambda found: "" if found["comment"] else '""', "\n".join(lines))

@@ -1,9 +1,10 @@
-"""Where a prompt may be cut so that other prompts have the same beginning: after the system block, after a document that a
+"""Where a prompt can be cut so that other prompts begin in the same way: after the system block, after a document that a
 question follows, and before the answer.
 
-The first and the last are read off the chat template itself, by rendering the conversation differently and comparing the
-beginnings. Such a cut is moved back to a special token, for text is never tokenised across one: what follows cannot change the
-tokens before it. Behind a blank line the same is true of the tokenizers in use, if no newline follows.
+The first and the last are found with the chat template itself: the conversation is rendered in another way, and the two texts
+are compared from their beginning. Such a cut is moved back to a special token. Text is never tokenised across a special token,
+so what follows cannot change the tokens before it. With the tokenizers in use the same holds after a blank line, unless another
+newline follows.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from engine.worker.model import Loaded
 from engine.worker.prompts.template import render
 
 _OTHER = Message("user", (Part("text", text="\u2603"),))
-"""A user message that hardly begins like a real one."""
+"""A user message that begins as no real one is likely to."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """Token positions: after the system block, behind the last blank line of a conversation's only message, and at the end of the
-    last message without the generation prompt. 0: none."""
+    """Token positions: after the system block; behind the last blank line of a conversation's only message; at the end of the
+    last message, before the generation prompt. 0: there is none."""
 
     system: int = 0
     document: int = 0
@@ -32,7 +33,7 @@ class Cuts:
 
 
 def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, prompt: Sequence[int]) -> Cuts:
-    """The cuts of `prompt`: the rendered `text`, `encoded` by the tokenizer, with images expanded."""
+    """The cuts of `prompt`, which is the rendered `text`, `encoded` by the tokenizer, with images expanded."""
     ends = [end for _, end in encoded.offsets]
     special = frozenset(loaded.tokenizer.added_tokens_decoder)
     leading = [message for message in request.messages if message.role == "system"]
@@ -49,8 +50,8 @@ def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, pr
 
 
 def role_at(request: GenerationRequest, encoded: Any | None, text: str, position: int) -> str:
-    """The role of the message that token `position` of the `encoded` text belongs to; "template" between messages, and in
-    prompts with images, which have no such encoding."""
+    """The role of the message that the token at `position` of the `encoded` text belongs to. "template" between messages, and
+    where `encoded` is None, as in prompts with images."""
     span = encoded.token_to_chars(position) if encoded is not None and position < len(encoded) else None
     if span is None:
         return "template"
@@ -70,11 +71,11 @@ def _rendered(loaded: Loaded, request: GenerationRequest, messages: tuple[Messag
     try:
         return render(loaded, request, messages=messages, answer=answer)
     except InvalidRequest:
-        return ""  # the template knows no such conversation: no cut there
+        return ""  # the template refuses such a conversation: there is no cut
 
 
 def _common(first: str, second: str) -> int:
-    """Characters that both begin with, found by halving: long prompts are compared at the speed of memory."""
+    """How many characters both begin with. Found by halving, so long prompts are compared at the speed of memory."""
     least, most = 0, min(len(first), len(second))
     while least < most:
         middle = (least + most + 1) // 2
@@ -86,12 +87,12 @@ def _common(first: str, second: str) -> int:
 
 
 def _behind_document(request: GenerationRequest, text: str, offsets: Sequence[tuple[int, int]]) -> int:
-    """The position behind the last blank line of the user's message, if it is the only one: a document often stands before the
-    question, and the next question comes with the same document."""
-    said = [message for message in request.messages if message.role != "system"]
-    if len(said) != 1 or said[0].role != "user":
+    """The position behind the last blank line of the user's message, if there is only one message. A document often stands
+    before the question, and the next question comes with the same document."""
+    messages = [message for message in request.messages if message.role != "system"]
+    if len(messages) != 1 or messages[0].role != "user":
         return 0
-    content = "".join(part.text for part in said[0].parts).strip()
+    content = "".join(part.text for part in messages[0].parts).strip()
     at = text.rfind(content) if content else -1
     blank = text.rfind("\n\n", at, at + len(content)) if at >= 0 else -1
     if blank < 0:
@@ -102,8 +103,8 @@ def _behind_document(request: GenerationRequest, text: str, offsets: Sequence[tu
 
 
 def _snapped(ids: Sequence[int], ends: Sequence[int], special: frozenset[Any], length: int) -> int:
-    """The last position within `length` characters that has a special token before or behind it; in a text without any, behind
-    the last whole token."""
+    """The last position within `length` characters that is directly before or behind a special token. In a text without
+    special tokens, the position behind the last whole token."""
     whole = next((i for i, end in enumerate(ends) if end > length), len(ends))
     if not special.intersection(ids):
         return whole
@@ -111,7 +112,7 @@ def _snapped(ids: Sequence[int], ends: Sequence[int], special: frozenset[Any], l
 
 
 def _expanded(ids: Sequence[int], position: int, prompt: Sequence[int], image_token: int | None) -> int:
-    """The same place in the prompt in which images take many tokens: behind as many tokens of the kind before it."""
+    """The same place in `prompt`, where each image takes many tokens: behind as many tokens equal to the one before it."""
     if len(ids) == len(prompt) or position == 0:
         return position
     mark = ids[position - 1]

@@ -1,4 +1,4 @@
-"""A conversation becomes a prompt: the checkpoint's own chat template, and the checks that need a tokenizer."""
+"""A conversation becomes a prompt by the checkpoint's own chat template. Also the check that needs its number of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.types import GenerationRequest, Message
 from engine.worker.model import Loaded
 
 DEFAULT_CONTEXT_TOKENS = 32_768
-"""For the rare checkpoint that names no limit."""
+"""The limit of the rare checkpoint that names none."""
 
 
 def render(
@@ -20,7 +20,7 @@ def render(
 ) -> str:
     """The prompt's text, ending where the assistant's answer begins. Raises `InvalidRequest`.
 
-    Other `messages` than the request's can be given, and without `answer` the text ends with the last of them.
+    `messages` replaces those of the request. Without `answer` the text ends with the last message.
     """
     if messages is not None:
         request = msgspec.structs.replace(request, messages=messages)
@@ -37,7 +37,7 @@ def render(
         text = _apply(renderer, request, parts=bool(images), answer=answer)
         if images or _shows_last_message(text, request):
             return text
-        # Templates of vision models may know content only as a list of parts: of a plain string they show nothing.
+        # Templates of vision models may accept content only as a list of parts. Of a plain string they render nothing.
         in_parts = _apply(renderer, request, parts=True, answer=answer)
         return in_parts if _shows_last_message(in_parts, request) else text
     except (TemplateError, TypeError, KeyError, ValueError) as error:
@@ -55,7 +55,7 @@ def _shows_last_message(text: str, request: GenerationRequest) -> bool:
 
 
 def _render_by_library(loaded: Loaded, request: GenerationRequest, images: int, *, answer: bool) -> str:
-    """OCR models and others whose template is missing or knows no image parts: mlx-vlm has a format for each."""
+    """For OCR models and others whose template is missing or has no image parts: mlx-vlm has a format for each."""
     from mlx_vlm.prompt_utils import apply_chat_template
 
     messages = [_as_template_message(message, parts=False) for message in request.messages]
@@ -77,7 +77,7 @@ def _as_template_message(message: Message, *, parts: bool) -> dict[str, Any]:
 
 
 def answer_budget(prompt_tokens: int, max_tokens: int | None, context: int | None) -> int:
-    """How many tokens the answer may have. Raises `ContextTooLong` with the numbers when it does not fit."""
+    """How many tokens the answer may have. Raises `ContextTooLong`, with the numbers, if prompt and answer do not fit."""
     limit = context or DEFAULT_CONTEXT_TOKENS
     if prompt_tokens >= limit:
         raise ContextTooLong(
