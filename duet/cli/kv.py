@@ -12,10 +12,11 @@ from duet.cli.failures import key_or_exit, reason
 from duet.client import sync_client
 from duet.keys import KEY_FILE
 from duet.settings import Settings
-from engine.kvstore.directory import clear as clear_directories
-from engine.kvstore.directory import damaged_files, directories, read_about, report
-from engine.kvstore.index import Damaged, Unavailable
+from engine.kvstore.index import Damaged, IndexBusy
 from engine.kvstore.leases import FOLDER
+from engine.kvstore.notes import read_about
+from engine.kvstore.survey import clear as clear_directories
+from engine.kvstore.survey import damaged_files, directories, report
 
 
 def stats(settings: Settings, *, as_json: bool) -> int:
@@ -24,7 +25,7 @@ def stats(settings: Settings, *, as_json: bool) -> int:
     for path in directories(settings.home / FOLDER):
         try:
             seen = report(path)
-        except (Damaged, Unavailable) as error:
+        except (Damaged, IndexBusy) as error:
             unreadable.append({"name": path.name, "problem": str(error)})
             continue
         found.append({"name": path.name, "model": seen.model, "in_use": seen.owned, "bytes": seen.contents.bytes,
@@ -62,7 +63,7 @@ def verify(settings: Settings) -> int:
     for path in directories(settings.home / FOLDER):
         try:
             total += report(path).contents.entries
-        except (Damaged, Unavailable) as error:
+        except (Damaged, IndexBusy) as error:
             typer.echo(f"{path}: the index: {error}")
             damaged += 1
         for file, cause in damaged_files(path):

@@ -96,12 +96,12 @@ class Damaged(Exception):
     """The database is no database, or not this one: made anew, it begins empty."""
 
 
-class Unavailable(Exception):
+class IndexBusy(Exception):
     """The database may be well and cannot be used now: the disk is full or read-only, or another process has it."""
 
 
 class Index:
-    """Used by one thread. Every method raises `Damaged` or `Unavailable`. With `read_only` nothing is written, not even the
+    """Used by one thread. Every method raises `Damaged` or `IndexBusy`. With `read_only` nothing is written, not even the
     schema, and the file must be there."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -125,7 +125,7 @@ class Index:
                 # Not the whole database: a damaged page is found when it is read, and start-up stays fast.
                 self._db.execute("SELECT * FROM entry LIMIT 1").fetchone()
                 self._sightings = int(self._db.execute("SELECT sightings FROM total").fetchone()[0])
-        except (Damaged, Unavailable):
+        except (Damaged, IndexBusy):
             self._db.close()
             raise
 
@@ -261,7 +261,7 @@ def _damage() -> Iterator[None]:
             sqlite3.SQLITE_ERROR,
             sqlite3.SQLITE_CONSTRAINT,
         )
-        raise (Damaged if damaged else Unavailable)(cause) from error
+        raise (Damaged if damaged else IndexBusy)(cause) from error
 
 
 def _check_version(version: int) -> None:

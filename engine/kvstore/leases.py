@@ -20,19 +20,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from engine.kvstore.directory import (
-    Contents,
-    Directory,
-    Limits,
-    Owned,
-    Report,
-    Unusable,
-    directories,
-    note_lease,
-    read_about,
-    report,
-)
-from engine.kvstore.index import Damaged, Unavailable
+from engine.kvstore.directory import Contents, Directory, Limits
+from engine.kvstore.index import Damaged, IndexBusy
+from engine.kvstore.lock import Owned, Unusable
+from engine.kvstore.notes import read_about, write_lease
+from engine.kvstore.survey import Report, directories, report
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +93,7 @@ class Leases:
             share = max(disk // 2, min(disk, own.contents.bytes if own is not None else 0))
             try:
                 # Its owner may be another worker with the same weights, whose lease counts until it ends.
-                note_lease(path, *_most([(share, writes // 2), own.lease if own is not None else (0, 0)]))
+                write_lease(path, *_most([(share, writes // 2), own.lease if own is not None else (0, 0)]))
             except OSError as error:
                 logger.warning("KV is kept in memory only: %s", error, extra={"action": "kv_disk_off"})
                 return self.memory_only(fingerprint, str(error))
@@ -161,7 +153,7 @@ class Leases:
         for path in directories(self.root):
             try:
                 found.append(report(path))
-            except (Damaged, Unavailable, OSError) as error:
+            except (Damaged, IndexBusy, OSError) as error:
                 logger.info("a KV directory cannot be read: %s", error, extra={"action": "kv_unreadable"})
         return found
 
@@ -191,7 +183,7 @@ class Leases:
         limits = Limits(self.caps.disk_bytes, 0, max_age_seconds=self.caps.age_seconds)
         try:
             return Directory(path, limits, read_about(path) or {})
-        except (Owned, Unusable, Damaged, Unavailable, OSError):
+        except (Owned, Unusable, Damaged, IndexBusy, OSError):
             return None
 
 
@@ -208,7 +200,7 @@ def _carefully(work: Callable[[], object], directory: Directory) -> bool:
         with contextlib.suppress(Unusable):
             directory.rebuild()
         return False
-    except (Unavailable, Unusable, OSError) as error:
+    except (IndexBusy, Unusable, OSError) as error:
         logger.info("a KV directory cannot be trimmed: %s", error, extra={"action": "kv_unreadable"})
         return False
     return True
@@ -217,7 +209,7 @@ def _carefully(work: Callable[[], object], directory: Directory) -> bool:
 def _bytes(directory: Directory) -> int:
     try:
         contents: Contents = directory.contents
-    except (Damaged, Unavailable):
+    except (Damaged, IndexBusy):
         return 0
     return contents.bytes
 
@@ -225,7 +217,7 @@ def _bytes(directory: Directory) -> int:
 def _oldest_use(directory: Directory) -> float | None:
     try:
         return next((entry.used for entry in directory.index.oldest(1)), None)
-    except (Damaged, Unavailable):
+    except (Damaged, IndexBusy):
         return None
 
 

@@ -13,7 +13,7 @@ from engine.cards import Card, Catalogue
 from engine.downloads import Downloads
 from engine.fleet.batch_pause import BatchPauseOrders
 from engine.fleet.handle import WorkerHandle
-from engine.kvstore.directory import clear
+from engine.kvstore.survey import clear
 from engine.pool.admission import Probe
 from engine.pool.residency import Residency
 from engine.pool.residents import load_residents

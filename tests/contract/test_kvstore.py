@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.kvstore import blobs
-from engine.kvstore import directory as directories
-from engine.kvstore.directory import Directory, Limits, Owned, Unusable
-from engine.kvstore.index import Entry, Media
+from engine.kvstore import blobs, notes, survey
+from engine.kvstore.directory import Directory, Limits
+from engine.kvstore.index import Damaged, Entry, IndexBusy, Media
 from engine.kvstore.leases import Caps, Leases
+from engine.kvstore.lock import Owned, Unusable
 
 ABOUT = {"model": "m"}
 ROOMY = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)
@@ -27,7 +27,7 @@ ROOMY = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)
 @pytest.fixture(autouse=True)
 def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget is one day's: no test may meet a midnight."""
-    monkeypatch.setattr(directories, "_day", lambda: "2026-01-01")
+    monkeypatch.setattr(notes, "today", lambda: "2026-01-01")
 
 
 def key_of(name: object) -> bytes:
@@ -178,7 +178,7 @@ def test_only_one_process_owns_a_directory_and_its_death_frees_it(tmp_path: Path
         assert owner.stdout.readline() == "mine\n"
         with pytest.raises(Owned):
             Directory(tmp_path / "kv", ROOMY, ABOUT)
-        assert directories.report(tmp_path / "kv").owned
+        assert survey.report(tmp_path / "kv").owned
         owner.kill()
     Directory(tmp_path / "kv", ROOMY, ABOUT).close()
 
@@ -202,7 +202,7 @@ def test_a_damaged_index_begins_anew_and_leaves_no_orphan(tmp_path: Path, damage
         case "removed":
             index.unlink()
     with contextlib.closing(Directory(folder, ROOMY, ABOUT)) as found:
-        with contextlib.suppress(directories.Damaged):
+        with contextlib.suppress(Damaged):
             assert add(found, "new")
         if damage != "cut":  # a page that is gone may be one that is not read
             assert holds(found, "new")
@@ -221,7 +221,7 @@ def test_a_directory_begins_anew_when_its_index_and_what_it_says_of_itself_are_d
     with contextlib.closing(Directory(folder, ROOMY, ABOUT)) as found:
         assert add(found, "new")
         assert len(files(folder)) == found.contents.entries == 1
-    assert (directories.read_about(folder) or {})["model"] == "m"
+    assert (notes.read_about(folder) or {})["model"] == "m"
 
 
 def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_kill_inside_a_write_costs_that_file_only(tmp_path: Path) -> None:
             assert not half_written(folder)
             assert len(files(folder)) == found.contents.entries
             assert sum(path.stat().st_size for path in files(folder)) <= 8 << 20
-            assert list(directories.damaged_files(folder)) == []
+            assert list(survey.damaged_files(folder)) == []
 
 
 def stop_inside_a_write(pid: int, folder: Path, moments: random.Random) -> None:
@@ -405,7 +405,7 @@ def test_a_full_or_busy_disk_costs_no_entry(tmp_path: Path) -> None:
         add(found, 1)
         with contextlib.closing(sqlite3.connect(tmp_path / "kv" / "index.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(directories.Unavailable):
+            with pytest.raises(IndexBusy):
                 found.index.touch([key_of(1)], now=time.time() + 1000)
             other.execute("ROLLBACK")
         assert holds(found, 1)
@@ -439,8 +439,6 @@ def test_clear_and_reports_work_with_nothing_running(tmp_path: Path) -> None:
         add(found, 1)
     with contextlib.closing(Directory(tmp_path / "b", ROOMY, {"model": "y"})) as found:
         add(found, 2)
-    assert directories.clear(tmp_path, "x") == 1
-    reports = {
-        report.model: report.contents.entries for report in map(directories.report, directories.directories(tmp_path))
-    }
+    assert survey.clear(tmp_path, "x") == 1
+    reports = {report.model: report.contents.entries for report in map(survey.report, survey.directories(tmp_path))}
     assert reports == {"x": 0, "y": 1}

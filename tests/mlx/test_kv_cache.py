@@ -13,7 +13,7 @@ import pytest
 
 from engine.fleet.protocol import Cancel, FreeMemory
 from engine.kvstore.directory import LAYOUT, Limits
-from engine.kvstore.index import Entry, Index, Unavailable
+from engine.kvstore.index import Entry, Index, IndexBusy
 from engine.types import Finished, GenerationRequest, Message, Part, TextDelta
 from engine.worker.kvcache import admission, chunks, records
 from engine.worker.kvcache.admission import PrefillSpeed
@@ -415,7 +415,7 @@ def test_a_lookup_is_answered_once_also_when_it_cannot_be_noted(
     model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def is_full(*_: object, **__: object) -> None:
-        raise Unavailable("the disk is full")
+        raise IndexBusy("the disk is full")
 
     monkeypatch.setattr(Index, "sight", is_full)
     driver, answered = KvDriver(model("plain"), tmp_path / "kv"), []

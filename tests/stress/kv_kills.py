@@ -44,8 +44,9 @@ from benchmarks.kv.client import Answer, Client, RequestFailed, Texts, message
 from benchmarks.kv.report import RESULTS, write
 from benchmarks.kv.servers import NOTHING, PEERS, Budget, Server
 from engine.kvstore import blobs
-from engine.kvstore.directory import Directory, Limits, damaged_files, directories
+from engine.kvstore.directory import Directory, Limits
 from engine.kvstore.index import Entry
+from engine.kvstore.survey import damaged_files, directories
 from engine.worker.kvcache.io_thread import BUSY_PAUSE_SECONDS
 
 ABOUT = {"model": "kills"}

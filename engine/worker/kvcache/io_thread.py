@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
-from engine.kvstore.directory import Contents, Directory, Owned, Unusable
-from engine.kvstore.index import Damaged, Entry, Kind, Unavailable
+from engine.kvstore.directory import Contents, Directory
+from engine.kvstore.index import Damaged, Entry, IndexBusy, Kind
+from engine.kvstore.lock import Owned, Unusable
 from engine.worker.kvcache.memory_tier import Snapshot
 from engine.worker.kvcache.messages import Answer, Clear, Cleared, Find, Found, Order, Read, Save, Saved, Seen, Touch
 from engine.worker.kvcache.planner import NOTHING, plan
@@ -272,7 +273,7 @@ class IoThread:
         self._try_again_at = time.monotonic() + (OWNER_POLL_SECONDS if owned else DISK_POLL_SECONDS)
         self._close()
         if self.off != before:
-            known = isinstance(error, Unusable | Unavailable | Owned)
+            known = isinstance(error, Unusable | IndexBusy | Owned)
             logger.warning(
                 "KV is kept in memory only: %s",
                 self.off,
