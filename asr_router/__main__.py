@@ -11,13 +11,11 @@ from duet.settings import Settings
 
 
 def serve(settings: Settings) -> int:
-    from asr_router.app import (  # a second of imports: after the settings are known to be good
-        create_app,
-        create_service,
-    )
+    # A second of imports: after the settings are known to be good.
+    from asr_router.app import create_app, create_transcriber
 
     key = api_key(settings.home)
-    app = create_app(settings, create_service(settings, key=key), key=key)
+    app = create_app(settings, create_transcriber(settings, key=key), key=key)
     return run_server(app, settings.router.host, settings.router.port, log_level=settings.log_level)
 
 

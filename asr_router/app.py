@@ -10,23 +10,23 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from asr_router.backends.qwen3_asr import Qwen3AsrBackend
-from asr_router.backends.sensevoice import SenseVoiceBackend
 from asr_router.routes import meetings, models, transcriptions
-from asr_router.service import TranscriptionService
 from asr_router.spool import Spool
+from asr_router.transcribing import Transcriber
 from duet.client import Client
 from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.settings import Settings
 from pipelines.jobs.client import MeetingClient
-from speech.sensevoice import EMBEDDED_ID, find_sensevoice
+from speech.recognisers.engine import QWEN3_ASR, EngineRecogniser
+from speech.recognisers.port import Recogniser
+from speech.recognisers.sensevoice import EMBEDDED_ID, SenseVoiceRecogniser, find_sensevoice
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, service: TranscriptionService, *, key: str) -> FastAPI:
+def create_app(settings: Settings, transcriber: Transcriber, *, key: str) -> FastAPI:
     spool = Spool(settings.home / "tmp" / "router", max_bytes=settings.router.max_upload_bytes)
     client = MeetingClient(settings)
 
@@ -38,7 +38,7 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         await client.close()
-        await service.close()
+        await transcriber.close()
 
     app = FastAPI(
         title="Duet ASR router",
@@ -48,11 +48,10 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
         docs_url=None,
         redoc_url=None,
     )
-    app.state.transcriptions, app.state.spool, app.state.meetings = service, spool, None
+    app.state.transcriber, app.state.spool, app.state.meetings = transcriber, spool, None
     app.state.max_audio_seconds = settings.router.max_audio_seconds
     embedded = settings.embedded and settings.router.sensevoice_dir is None
-    app.state.model_ids = {EMBEDDED_ID: "sensevoice"} if embedded else {}
-    app.state.demonstrations = frozenset({"sensevoice"}) if embedded else frozenset()
+    app.state.demonstrations = {EMBEDDED_ID: SenseVoiceRecogniser.name} if embedded else {}
     install_edge(
         app,
         key=key,
@@ -67,17 +66,17 @@ def create_app(settings: Settings, service: TranscriptionService, *, key: str) -
     return app
 
 
-def create_service(settings: Settings, *, key: str) -> TranscriptionService:
-    """The two recognisers as the settings name them."""
-    model_dir = find_sensevoice(settings) or settings.home / "models" / "sensevoice"
+def recognisers(settings: Settings, *, key: str) -> list[Recogniser]:
+    """In order of preference: from the fastest to the most accurate."""
     engine = Client(settings.engine_url, key, timeout_seconds=settings.router.engine_timeout_seconds)
-    return TranscriptionService(
-        {
-            "sensevoice": SenseVoiceBackend(model_dir),
-            "qwen3_asr": Qwen3AsrBackend(engine, settings.router.asr_model),
-        },
-        max_audio_seconds=settings.router.max_audio_seconds,
-    )
+    return [
+        SenseVoiceRecogniser(find_sensevoice(settings) or settings.home / "models" / "sensevoice"),
+        EngineRecogniser("qwen3_asr", QWEN3_ASR, engine, settings.router.asr_model),
+    ]
+
+
+def create_transcriber(settings: Settings, *, key: str) -> Transcriber:
+    return Transcriber(recognisers(settings, key=key), max_audio_seconds=settings.router.max_audio_seconds)
 
 
 async def _open_meetings(app: FastAPI, client: MeetingClient) -> None:

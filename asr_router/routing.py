@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from asr_router.backends.port import Options
-from speech.sensevoice import LANGUAGES
+from speech.recognisers.port import Abilities, Field, Options
 
-BackendName = Literal["sensevoice", "qwen3_asr"]
 Quality = Literal["auto", "fast", "high"]
-SHORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the request asks for. `model` pins a backend, None lets us choose."""
+    """What the request asks for. `recogniser` pins one by name; None lets us choose."""
 
-    model: BackendName | None = None
+    recogniser: str | None = None
     language: str | None = None
     quality: Quality = "auto"
     keywords: bool = False
@@ -30,64 +28,73 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Health:
-    """Which backends can be used now."""
+class Candidate:
+    """A recogniser as the decision sees it. `unready`: why it cannot be used while it is not `ready`, as a clause."""
 
-    sensevoice: bool
-    qwen3_asr: bool
+    name: str
+    abilities: Abilities
+    ready: bool
+    unready: str
 
 
 @dataclass(frozen=True)
 class Route:
     """`reason` is shown to the caller. `degraded`: not what the request would have had on a complete installation."""
 
-    backend: BackendName
+    recogniser: str
     reason: str
     degraded: bool = False
 
 
-SHORT_CLIP = Route("sensevoice", "short clip")
+SHORT_CLIP = "short clip"
+"""The reason where nothing speaks against the first candidate."""
 
 
-def choose(clip: Clip, wish: Wish, health: Health) -> Route | None:
-    """The route, or None when no recogniser can be used at all."""
-    wanted = _wanted(clip, wish)
-    available = {"sensevoice": health.sensevoice, "qwen3_asr": health.qwen3_asr}
-    if available[wanted.backend]:
-        return wanted
-    if wanted.backend == "qwen3_asr" and health.sensevoice:
-        return Route("sensevoice", f"{wanted.reason}, but the engine has no speech model ready", degraded=True)
-    if wanted.backend == "sensevoice" and health.qwen3_asr:
-        return Route("qwen3_asr", f"{wanted.reason}, but no SenseVoice model is installed", degraded=True)
+def choose(clip: Clip, wish: Wish, candidates: Sequence[Candidate]) -> Route | None:
+    """The route, or None when no candidate is ready. `candidates` stand in order of preference, which is also from the
+    fastest to the most accurate."""
+    order = tuple(reversed(candidates)) if wish.quality == "high" else tuple(candidates)
+    wanted, reason = _wanted(clip, wish, order)
+    if wanted.ready:
+        return Route(wanted.name, reason)
+    ready = [candidate for candidate in order if candidate.ready]
+    able = [candidate for candidate in ready if lack(candidate.abilities, clip, wish) is None]
+    for candidate in able or ready:
+        return Route(candidate.name, f"{reason}, but {wanted.unready}", degraded=True)
     return None
 
 
-def _wanted(clip: Clip, wish: Wish) -> Route:
-    if wish.model is not None:
-        return Route(wish.model, "the model was asked for")
-    if wish.quality == "fast":
-        return Route("sensevoice", "quality=fast")
-    if wish.quality == "high":
-        return Route("qwen3_asr", "quality=high")
-    if wish.keywords:
-        return Route("qwen3_asr", "keywords")
-    if wish.prompt:
-        return Route("qwen3_asr", "prompt")
-    if wish.language is not None and wish.language not in LANGUAGES:
-        return Route("qwen3_asr", f"language {wish.language}")
-    if clip.seconds > SHORT_SECONDS:
-        return Route("qwen3_asr", f"longer than {SHORT_SECONDS:.0f} s")
-    return SHORT_CLIP
+def _wanted(clip: Clip, wish: Wish, order: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """The candidate for a complete installation, and why. Where none is able, the last is taken: it lacks least."""
+    if wish.recogniser is not None:
+        return next(candidate for candidate in order if candidate.name == wish.recogniser), "the model was asked for"
+    if wish.quality != "auto":
+        return order[0], f"quality={wish.quality}"
+    able = (candidate for candidate in order if lack(candidate.abilities, clip, wish) is None)
+    return next(able, order[-1]), lack(order[0].abilities, clip, wish) or SHORT_CLIP
 
 
-def unused(backend: BackendName, options: Options, *, words: bool, heard: str | None) -> list[str]:
-    """Fields that were given and had no effect, since this backend has no such ability. `heard` is the detected language."""
-    if backend == "qwen3_asr":
-        return ["timestamp_granularities"] if words else []
-    given = {
+def lack(abilities: Abilities, clip: Clip, wish: Wish) -> str | None:
+    """What of the request is beyond a recogniser, in the words of a reason; None when it can do all of it."""
+    if wish.keywords and "keywords" not in abilities.honours:
+        return "keywords"
+    if wish.prompt and "prompt" not in abilities.honours:
+        return "prompt"
+    if wish.language is not None and not abilities.hears(wish.language):
+        return f"language {wish.language}"
+    if abilities.max_seconds is not None and clip.seconds > abilities.max_seconds:
+        return f"longer than {abilities.max_seconds:.0f} s"
+    return None
+
+
+def unused(abilities: Abilities, options: Options, *, words: bool, heard: str | None) -> list[str]:
+    """Fields that were given and had no effect, by name. `words`: times of words were asked for. `heard`: the detected
+    language; a recogniser that detects it has used the given one if both are the same."""
+    given: dict[Field, bool] = {
         "keywords": bool(options.keywords),
         "language": options.language is not None and heard is not None and options.language != heard,
         "prompt": bool(options.prompt),
         "temperature": options.temperature > 0,
+        "timestamp_granularities": words,
     }
-    return [name for name, present in given.items() if present]
+    return sorted({name for name, present in given.items() if present} - abilities.honours)

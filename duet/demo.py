@@ -24,7 +24,8 @@ from rich.table import Table
 
 import models
 from duet.testing.stack import Stack, StackFailed, running
-from speech.metrics import ErrorCounts, SpeakerTurn, cer, der
+from duet.wire import SpeakerTurn
+from speech.metrics import ErrorCounts, cer, der
 
 DEMO = models.CARDS / "demo"
 CHAT_PROMPT = "Who are you?"

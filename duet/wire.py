@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 
@@ -30,6 +32,27 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     speaker: str | None = None
     words: tuple[Word, ...] = ()
     low_confidence: str | None = None
+
+
+class SpeakerTurn(msgspec.Struct, frozen=True):
+    """One speaker's stretch of a recording. `speaker` is a label such as "S1"; `overlap`: another one speaks at the same
+    time."""
+
+    start: float
+    end: float
+    speaker: str
+    overlap: bool = False
+
+
+class ReviewLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a meeting a model can review at once: segments to correct in one request, segments around them to read,
+    glossary terms to choose from, and characters of transcript to summarise. `overview`: its overviews are worth reading."""
+
+    window_segments: Annotated[int, msgspec.Meta(ge=1)] = 20
+    context_segments: Annotated[int, msgspec.Meta(ge=0)] = 5
+    glossary_terms: Annotated[int, msgspec.Meta(ge=1)] = 60
+    summary_characters: Annotated[int, msgspec.Meta(ge=1)] = 24_000
+    overview: bool = True
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -19,9 +19,10 @@ import msgspec
 import models
 from duet.errors import ModelNotFound
 from duet.settings import Settings
+from duet.wire import ReviewLimits
 from engine.downloads import Downloads
 from engine.presets import PRESETS, preset_for
-from engine.types import ReviewLimits, Role, SamplingParams
+from engine.types import Role, SamplingParams
 from engine.worker_config import ModelOptions, WorkerRole
 
 Struct = TypeVar("Struct")

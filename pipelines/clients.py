@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
-import numpy as np
+from httpx import Response
 
 from duet.client import Client, Refused, Unreachable
 from duet.errors import DuetError, Unavailable
 from duet.keys import api_key
 from duet.settings import Settings
-from duet.wire import Segment
-from speech.wav import as_wav
+from duet.wire import ReviewLimits, Segment
+from speech.recognisers.engine import transcription
+from speech.recognisers.port import Options, Pcm
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Reviewer:
-    """The review model, and how much it can take at once as its card says: segments to correct, segments around them,
-    glossary terms, and characters to summarise."""
+class Reviewer(ReviewLimits, frozen=True):
+    """The review model, and how much it can take at once as its card says."""
 
     id: str
-    window_segments: int = 20
-    context_segments: int = 5
-    glossary_terms: int = 60
-    summary_characters: int = 24_000
-    overview: bool = True
-
-
-_LIMITS = frozenset(field.name for field in fields(Reviewer)) - {"id"}
 
 
 class EngineUnavailable(Unavailable):
@@ -64,7 +55,9 @@ class Engine:
         extra = shown.get("duet", {})
         if extra.get("state") == "absent":
             raise EngineUnavailable(f"the review model {shown['id']} is not downloaded")
-        limits = {name: value for name, value in (extra.get("review") or {}).items() if name in _LIMITS}
+        limits = {
+            name: value for name, value in (extra.get("review") or {}).items() if name in ReviewLimits.__struct_fields__
+        }
         return msgspec.convert({"id": shown["id"], **limits}, Reviewer)
 
     async def has_asr(self, model: str) -> bool:
@@ -98,29 +91,24 @@ class Engine:
         return answer
 
     async def _answer(self, body: dict[str, Any]) -> str:
-        answer = await self._send("POST", "/v1/chat/completions", json=body)
+        answer = await self._answered(self._client.request("POST", "/v1/chat/completions", json=body))
         return str(answer["choices"][0]["message"]["content"])
 
-    async def transcribe(
-        self, model: str, clip: np.ndarray[Any, np.dtype[np.int16]], *, language: str | None, hotwords: list[str]
-    ) -> Segment:
+    async def transcribe(self, model: str, clip: Pcm, *, language: str | None, keywords: list[str]) -> Segment:
         """One clip of 16-bit audio, times from its start."""
-        data: dict[str, Any] = {"model": model, "response_format": "verbose_json", "keywords[]": hotwords}
-        if language:
-            data["language"] = language
-        files = {"file": ("clip.wav", as_wav(clip), "audio/wav")}
-        answer = await self._send("POST", "/v1/audio/transcriptions", data=data, files=files)
+        options = Options(language, keywords=tuple(keywords))
+        answer = await self._answered(transcription(self._client, model, clip, options))
         doubts = [part["low_confidence"] for part in answer.get("segments", []) if part.get("low_confidence")]
         return Segment(
             0.0, len(clip) / 16_000, answer["text"], answer.get("language"), low_confidence="; ".join(doubts) or None
         )
 
     async def _get(self, path: str) -> dict[str, Any]:
-        return await self._send("GET", path)
+        return await self._answered(self._client.request("GET", path))
 
-    async def _send(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    async def _answered(self, request: Awaitable[Response]) -> dict[str, Any]:
         try:
-            answer = await self._client.request(method, path, **options)
+            answer = await request
         except Unreachable as error:
             raise EngineUnavailable(f"the engine is out of reach ({error.cause})") from error
         except Refused as error:

@@ -7,17 +7,26 @@ Han characters or 42 others; cut at punctuation where there is any.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import srt
 
 from duet.wire import Segment, Transcript
 from speech.text import is_wide
 
+ResponseFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
+MEDIA_TYPES: dict[ResponseFormat, str] = {
+    "json": "application/json",
+    "text": "text/plain",
+    "verbose_json": "application/json",
+    "srt": "application/x-subrip",
+    "vtt": "text/vtt",
+}
 MIN_CUE_MS, MAX_CUE_MS = 700, 7000
 MAX_LINE_WIDTH = 42.0
 MAX_LINES = 2
@@ -34,8 +43,26 @@ class Cue:
     text: str
 
 
-def to_text(transcript: Transcript) -> str:
-    return transcript.text
+def rendered(
+    transcript: Transcript, response_format: ResponseFormat, *, words: bool = False, segments: bool = True
+) -> str:
+    """The body of an answer to a transcription request. `words`, `segments`: what has times in verbose_json."""
+    match response_format:
+        case "text":
+            return transcript.text + "\n"
+        case "srt":
+            return to_srt(transcript.segments)
+        case "vtt":
+            return to_vtt(transcript.segments)
+        case "verbose_json":
+            return _json(to_verbose_json(transcript, words=words, segments=segments))
+        case "json":
+            usage = {"type": "duration", "seconds": round(transcript.duration)}
+            return _json({"text": transcript.text, "usage": usage})
+
+
+def _json(shown: dict[str, Any]) -> str:
+    return json.dumps(shown, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def to_srt(segments: Sequence[Segment], *, speakers: bool = False) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
+from duet.wire import SpeakerTurn
 from speech.normalise import characters, normalise, units
 
 MAX_SPEAKERS = 12
@@ -54,13 +55,6 @@ def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
     for operation in Levenshtein.editops(reference, hypothesis):
         counts[operation.tag] += 1
     return ErrorCounts(counts["replace"], counts["insert"], counts["delete"], len(reference))
-
-
-@dataclass(frozen=True)
-class SpeakerTurn:
-    start: float
-    end: float
-    speaker: str
 
 
 @dataclass(frozen=True)

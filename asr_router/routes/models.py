@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from asr_router.routes.transcriptions import MODELS
-from asr_router.service import NO_MODEL
+from asr_router.routes.transcriptions import model_names
+from asr_router.transcribing import NO_MODEL
 from duet.errors import ModelNotFound, Unavailable
 
 router = APIRouter()
@@ -15,19 +15,18 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    health = await request.app.state.transcriptions.health()
-    names = {**MODELS, **request.app.state.model_ids}
+    health = await request.app.state.transcriber.health()
     data = []
-    for name, backend in names.items():
-        usable = getattr(health, backend) if backend else health.sensevoice or health.qwen3_asr
-        embedded = name in request.app.state.model_ids
+    for name, recogniser in model_names(request).items():
+        usable = health[recogniser] if recogniser else any(health.values())
+        embedded = name in request.app.state.demonstrations
         data.append(
             {
                 "id": name,
                 "object": "model",
                 "created": 0,
                 "owned_by": "duet-demonstration" if embedded else "duet",
-                "duet": {"roles": ["asr"], "backend": backend or "auto", "ready": usable, "demonstration": embedded},
+                "duet": {"roles": ["asr"], "backend": recogniser or "auto", "ready": usable, "demonstration": embedded},
             }
         )
     return {"object": "list", "data": data}
@@ -52,12 +51,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, Any]:
     """A recogniser can be used; 503 with the cause and the fix when none can. `meetings`: their store is open."""
-    found = await request.app.state.transcriptions.health()
-    if not found.sensevoice and not found.qwen3_asr:
+    health = await request.app.state.transcriber.health()
+    if not any(health.values()):
         raise Unavailable(NO_MODEL, retry_after_seconds=60)
-    return {
-        "status": "ready",
-        "sensevoice": found.sensevoice,
-        "qwen3_asr": found.qwen3_asr,
-        "meetings": request.app.state.meetings is not None,
-    }
+    return {"status": "ready", **health, "meetings": request.app.state.meetings is not None}

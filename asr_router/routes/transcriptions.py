@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import FormData
 
-from asr_router.backends.port import Options
 from asr_router.languages import LANGUAGES
-from asr_router.routing import BackendName, Quality, Wish, unused
-from asr_router.service import Outcome, TranscriptionService
+from asr_router.routing import Quality, Wish, unused
+from asr_router.transcribing import Outcome, Transcriber
 from duet.errors import InvalidRequest, ModelNotFound
 from duet.http.disconnect import unless_gone
-from duet.wire import Transcript
-from speech import formats
+from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
+from speech.keywords import parse_keywords
+from speech.recognisers.port import Options
 
 logger = logging.getLogger(__name__)
 router = APIRouter()
 
-ResponseFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
-MODELS: dict[str, BackendName | None] = {
-    "auto": None, "whisper-1": None, "sensevoice": "sensevoice", "qwen3-asr": "qwen3_asr",
-}  # fmt: skip
+CHOOSE_FOR_ME = ("auto", "whisper-1")
 """`whisper-1` is what stock clients send by default: taken as auto."""
 KNOWN = frozenset(
     {"file", "model", "language", "prompt", "response_format", "temperature", "quality", "keywords", "keywords[]",
@@ -34,7 +29,7 @@ KNOWN = frozenset(
 REFUSED = (
     "stream", "include[]", "include", "chunking_strategy", "known_speaker_names[]", "known_speaker_references[]", "languages[]",
 )  # fmt: skip
-MAX_KEYWORDS, MAX_KEYWORD_CHARACTERS, MAX_PROMPT_CHARACTERS = 500, 64, 8000
+MAX_PROMPT_CHARACTERS = 8000
 
 
 @router.post("/v1/audio/transcriptions")
@@ -56,35 +51,18 @@ async def transcriptions(
     code = _language(language)
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)
-    service: TranscriptionService = request.app.state.transcriptions
+    transcriber: Transcriber = request.app.state.transcriber
     async with request.app.state.spool.take(file) as path:
-        outcome = await unless_gone(request, service.transcribe(path, wish, options))
+        outcome = await unless_gone(request, transcriber.transcribe(path, wish, options))
     unknown = [name for name in form if name not in KNOWN and name not in REFUSED]
-    idle = unused(outcome.route.backend, options, words="word" in granularities, heard=outcome.transcript.language)
+    idle = unused(outcome.abilities, options, words="word" in granularities, heard=outcome.transcript.language)
     headers = _headers(outcome, ignored=sorted({*unknown, *idle}))
-    if outcome.route.backend in request.app.state.demonstrations:
+    if outcome.route.recogniser in request.app.state.demonstrations.values():
         headers["X-Duet-Demonstration"] = "true"
     logger.info("transcribed", extra={"action": "transcribed", **_log_fields(outcome)})
-    return _rendered(outcome.transcript, response_format, granularities, headers)
-
-
-def parse_keywords(given: list[str]) -> tuple[str, ...]:
-    """Repeated fields, one field with commas, or a JSON list. Raises `InvalidRequest` naming `keywords`."""
-    words: list[str] = []
-    for item in given:
-        if item.lstrip().startswith("["):
-            try:
-                words += [str(word) for word in json.loads(item)]
-            except (ValueError, RecursionError) as error:
-                raise InvalidRequest("keywords is no JSON list", param="keywords") from error
-        else:
-            words += item.replace("\n", ",").split(",")
-    cleaned = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
-    if len(cleaned) > MAX_KEYWORDS or any(len(word) > MAX_KEYWORD_CHARACTERS for word in cleaned):
-        raise InvalidRequest(
-            f"at most {MAX_KEYWORDS} keywords of {MAX_KEYWORD_CHARACTERS} characters", param="keywords"
-        )
-    return cleaned
+    words, segments = "word" in granularities, "segment" in granularities
+    body = rendered(outcome.transcript, response_format, words=words, segments=segments)
+    return Response(body, headers=headers, media_type=MEDIA_TYPES[response_format])
 
 
 def _refuse(form: FormData) -> None:
@@ -124,8 +102,15 @@ def _language(given: str | None) -> str | None:
     return code or None
 
 
-def _pinned(request: Request, model: str) -> BackendName | None:
-    names: dict[str, BackendName | None] = {**MODELS, **request.app.state.model_ids}
+def model_names(request: Request) -> dict[str, str | None]:
+    """What `model` may be, and the recogniser that it pins; None lets us choose."""
+    transcriber: Transcriber = request.app.state.transcriber
+    pins = {name.replace("_", "-"): name for name in transcriber.recognisers}
+    return {**dict.fromkeys(CHOOSE_FOR_ME), **pins, **request.app.state.demonstrations}
+
+
+def _pinned(request: Request, model: str) -> str | None:
+    names = model_names(request)
     if model not in names:
         raise ModelNotFound(f"there is no model {model!r}; there are: {', '.join(names)}", param="model")
     return names[model]
@@ -133,7 +118,7 @@ def _pinned(request: Request, model: str) -> BackendName | None:
 
 def _headers(outcome: Outcome, *, ignored: list[str]) -> dict[str, str]:
     headers = {
-        "X-Duet-Route": outcome.route.backend,
+        "X-Duet-Route": outcome.route.recogniser,
         "X-Duet-Route-Reason": outcome.route.reason,
         "X-Duet-Audio-Seconds": f"{outcome.transcript.duration:.2f}",
     }
@@ -147,29 +132,8 @@ def _headers(outcome: Outcome, *, ignored: list[str]) -> dict[str, str]:
 
 def _log_fields(outcome: Outcome) -> dict[str, object]:
     return {
-        "route": outcome.route.backend,
+        "route": outcome.route.recogniser,
         "reason": outcome.route.reason,
         "degraded": outcome.route.degraded,
         "audio_seconds": round(outcome.transcript.duration, 2),
     }
-
-
-def _rendered(
-    transcript: Transcript, response_format: ResponseFormat, granularities: frozenset[str], headers: dict[str, str]
-) -> Response:
-    match response_format:
-        case "text":
-            return PlainTextResponse(transcript.text + "\n", headers=headers)
-        case "srt":
-            return PlainTextResponse(
-                formats.to_srt(transcript.segments), headers=headers, media_type="application/x-subrip"
-            )
-        case "vtt":
-            return PlainTextResponse(formats.to_vtt(transcript.segments), headers=headers, media_type="text/vtt")
-        case "verbose_json":
-            words, segments = "word" in granularities, "segment" in granularities
-            shown = formats.to_verbose_json(transcript, words=words, segments=segments)
-            return JSONResponse(shown, headers=headers)
-        case "json":
-            usage = {"type": "duration", "seconds": round(transcript.duration)}
-            return JSONResponse({"text": transcript.text, "usage": usage}, headers=headers)

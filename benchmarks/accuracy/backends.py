@@ -21,7 +21,7 @@ from duet.keys import api_key
 from duet.settings import Settings
 from speech import vad
 from speech.decode import decode
-from speech.sensevoice import MAX_CLIP_SECONDS, SenseVoice, find_sensevoice
+from speech.recognisers.sensevoice import MAX_CLIP_SECONDS, SenseVoice, find_sensevoice
 from speech.splitter import SAMPLE_RATE, split
 from speech.wav import as_wav
 

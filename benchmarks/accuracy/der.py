@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.accuracy.manifest import ManifestError, Meeting
+from duet.wire import SpeakerTurn
 from speech.decode import decode_to_pcm
-from speech.diarizer import Diarizer
-from speech.metrics import DiarizationErrors, SpeakerTurn, der
+from speech.diarizers.port import Diarizer
+from speech.metrics import DiarizationErrors, der
 
 MAX_AUDIO_SECONDS = 8 * 3600.0
 

@@ -16,7 +16,8 @@ from benchmarks.accuracy import backends, cer, der, figures, manifest, report
 from duet.cli.failures import failed
 from duet.errors import DuetError
 from duet.settings import Settings
-from speech.diarizer import Diarizer, find_diarizer
+from speech.diarizers.port import Diarizer
+from speech.diarizers.sherpa import SherpaDiarizer, find_diarizer
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def run_der(settings: Settings, paths: Sequence[Path], *, collar_seconds: float,
         found = manifest.read(paths)
         if not found.meetings:
             raise failed("der needs meetings: JSON files with `turns`")
-        results = asyncio.run(_der(Diarizer(folder), found, collar_seconds))
+        results = asyncio.run(_der(SherpaDiarizer(folder), found, collar_seconds))
     except DuetError as error:
         raise failed(error.message) from error
     console = _console()

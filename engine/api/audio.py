@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse
 
 from duet.errors import Busy, InvalidRequest
 from duet.http.disconnect import unless_gone
-from duet.wire import Transcript
 from engine.api.deadlines import deadline_of
 from engine.api.dependencies import ModelsDep, OperatorsDep, WorkDep, answer_headers, priority_of, tenant_of
 from engine.types import Operators, Transcribed, TranscriptionRequest, only
-from speech import formats
 from speech.decode import decode
+from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
+from speech.keywords import parse_keywords
 
 router = APIRouter()
 
-ResponseFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
 KNOWN = frozenset(
     {"file", "model", "prompt", "language", "response_format", "temperature", "hotwords", "keywords", "keywords[]"}
     | {"timestamp_granularities[]"}
 )
 REFUSED = ("stream", "include[]", "chunking_strategy", "known_speaker_names[]")
-MAX_HOTWORDS, MAX_PROMPT_CHARACTERS = 500, 8000
+MAX_PROMPT_CHARACTERS = 8000
+MEDIA = MEDIA_TYPES | {"srt": "text/plain"}
+"""The engine names SRT plain text; the router names it by its own type."""
 
 
 @router.post("/v1/audio/transcriptions")
@@ -68,7 +67,7 @@ async def transcriptions(
         model=info.id,
         audio=audio,
         prompt=prompt,
-        hotwords=_hotwords([*(hotwords or []), *(keywords or []), *(keyword_list or [])]),
+        hotwords=parse_keywords([*(hotwords or []), *(keywords or []), *(keyword_list or [])], name="hotwords"),
         language=language or None,
         temperature=temperature,
         tenant=tenant_of(request),
@@ -77,7 +76,8 @@ async def transcriptions(
     )
     result = await unless_gone(request, only(work.run(asked), Transcribed))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
-    return _rendered(result.transcript, response_format, answer_headers(info, ignored))
+    headers = answer_headers(info, ignored)
+    return Response(rendered(result.transcript, response_format), headers=headers, media_type=MEDIA[response_format])
 
 
 @contextlib.contextmanager
@@ -104,35 +104,3 @@ async def _decoded(file: UploadFile, max_seconds: float) -> bytes:
                 await asyncio.to_thread(target.write, piece)
         samples = await asyncio.to_thread(decode, path, max_seconds=max_seconds)
     return samples.astype("<f4").tobytes()
-
-
-def _hotwords(given: list[str]) -> tuple[str, ...]:
-    """Repeated fields, or one with commas or a JSON list, as clients send them."""
-    words: list[str] = []
-    for item in given:
-        if item.lstrip().startswith("["):
-            try:
-                words += [str(word) for word in json.loads(item)]
-            except ValueError as error:
-                raise InvalidRequest("hotwords is no JSON list", param="hotwords") from error
-        else:
-            words += item.replace("\n", ",").split(",")
-    cleaned = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
-    if len(cleaned) > MAX_HOTWORDS or any(len(word) > 64 for word in cleaned):
-        raise InvalidRequest(f"at most {MAX_HOTWORDS} hotwords of 64 characters", param="hotwords")
-    return cleaned
-
-
-def _rendered(transcript: Transcript, response_format: ResponseFormat, headers: dict[str, str]) -> Response:
-    match response_format:
-        case "text":
-            return PlainTextResponse(transcript.text + "\n", headers=headers)
-        case "srt":
-            return PlainTextResponse(formats.to_srt(transcript.segments), headers=headers)
-        case "vtt":
-            return PlainTextResponse(formats.to_vtt(transcript.segments), headers=headers, media_type="text/vtt")
-        case "verbose_json":
-            return JSONResponse(formats.to_verbose_json(transcript), headers=headers)
-        case "json":
-            usage = {"type": "duration", "seconds": round(transcript.duration)}
-            return JSONResponse({"text": transcript.text, "usage": usage}, headers=headers)

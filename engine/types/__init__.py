@@ -25,7 +25,6 @@ from engine.types.models import (
     ModelState,
     Placement,
     PoolStatus,
-    ReviewLimits,
     Role,
     Unloading,
 )
@@ -71,7 +70,6 @@ __all__ = [
     "Priority",
     "Request",
     "Result",
-    "ReviewLimits",
     "Role",
     "SamplingParams",
     "Structure",

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
+from duet.wire import ReviewLimits
 from engine.types.reports import BatchReport, MemoryReport
 
 Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
-
-
-class ReviewLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of a meeting a model can review at once: segments to correct in one request, segments around them to read,
-    glossary terms to choose from, and characters of transcript to summarise. `overview`: its overviews are worth reading."""
-
-    window_segments: Annotated[int, msgspec.Meta(ge=1)] = 20
-    context_segments: Annotated[int, msgspec.Meta(ge=0)] = 5
-    glossary_terms: Annotated[int, msgspec.Meta(ge=1)] = 60
-    summary_characters: Annotated[int, msgspec.Meta(ge=1)] = 24_000
-    overview: bool = True
 
 
 ModelState = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from duet.wire import SpeakerTurn
 from pipelines.meeting.context import Context
-from speech.diarizer import Diarizer, find_diarizer
+from speech.diarizers.sherpa import SherpaDiarizer, find_diarizer
 
 VERSION = 1
-
-
-class SpeakerTurn(msgspec.Struct, frozen=True):
-    """Seconds; `overlap`: another speaker at the same time."""
-
-    start: float
-    end: float
-    speaker: str
-    overlap: bool = False
 
 
 async def diarize(context: Context, done: dict[str, str]) -> str:
@@ -31,11 +21,10 @@ async def diarize(context: Context, done: dict[str, str]) -> str:
     if model_dir is None:
         context.warn("no speaker models are installed ($DUET_HOME/models/speaker): speakers are not told apart")
     elif has_speech:
-        diarizer = Diarizer(model_dir)
+        diarizer = SherpaDiarizer(model_dir)
         try:
             pcm = context.artifacts.path(done["decode"], ".pcm")
-            found = await diarizer.diarize(pcm, speakers=speakers, on_progress=context.report)
-            turns = [SpeakerTurn(turn.start, turn.end, turn.speaker, turn.overlap) for turn in found]
+            turns = await diarizer.diarize(pcm, speakers=speakers, on_progress=context.report)
         finally:
             await diarizer.close()
     context.artifacts.write(key, turns)

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from duet.wire import SpeakerTurn
 from pipelines.glossary import parse
 from pipelines.meeting.artifacts import write_atomically
 from pipelines.meeting.context import Context
-from pipelines.meeting.diarize import SpeakerTurn
 from pipelines.meeting.review.stage import Review, ReviewedSegment
 from pipelines.meeting.summarize import Summary
 from speech import formats

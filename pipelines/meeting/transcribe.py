@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 
 from duet.errors import Unavailable
-from duet.wire import Segment
+from duet.wire import Segment, SpeakerTurn
 from pipelines.clients import Engine
 from pipelines.glossary import parse
 from pipelines.meeting.context import Context
-from pipelines.meeting.diarize import SpeakerTurn
 from speech.decode import open_pcm
-from speech.sensevoice import BATCH_CLIPS, SenseVoice, find_sensevoice, shifted
+from speech.recognisers.sensevoice import BATCH_CLIPS, SenseVoice, find_sensevoice
+from speech.recognisers.stitching import shifted
 from speech.splitter import SAMPLE_RATE, Span, split
 
 VERSION = 1
@@ -95,10 +95,10 @@ async def _again_by_engine(
         if not await engine.has_asr(model):
             context.warn("quality=high: the engine has no speech model ready, SenseVoice transcribed instead")
             return heard
-        hotwords = [term.text for term in parse(options.glossary)]
+        keywords = [term.text for term in parse(options.glossary)]
         better = []
         for clip, segment in zip(clips, heard, strict=True):
-            found = await engine.transcribe(model, clip, language=options.language, hotwords=hotwords)
+            found = await engine.transcribe(model, clip, language=options.language, keywords=keywords)
             better.append(
                 msgspec.structs.replace(
                     segment,

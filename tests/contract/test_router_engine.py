@@ -10,8 +10,8 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse, Response
 
-from asr_router import service as service_module
-from asr_router.backends import qwen3_asr
+from asr_router import transcribing
+from speech.recognisers import engine as engine_recogniser
 from tests.fakes.engine_http import FakeEngine, failure, fake_engine, transcription
 from tests.fakes.router_service import KEY, NOWHERE, RouterService, clip, long_clip, router_service
 
@@ -19,8 +19,8 @@ from tests.fakes.router_service import KEY, NOWHERE, RouterService, clip, long_c
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's state is waited for and believed for longer than any test takes: the machine's pace decides nothing."""
-    monkeypatch.setattr(qwen3_asr, "ASK_SECONDS", 60.0)
-    monkeypatch.setattr(qwen3_asr, "HEALTH_SECONDS", 600.0)
+    monkeypatch.setattr(engine_recogniser, "ASK_SECONDS", 60.0)
+    monkeypatch.setattr(engine_recogniser, "HEALTH_SECONDS", 600.0)
 
 
 @pytest.fixture
@@ -182,15 +182,15 @@ async def test_a_client_that_leaves_ends_the_work_in_the_engine_too(router: Rout
 async def test_a_full_house_answers_429_with_the_time_to_come_back(
     router: RouterService, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "WAITING", 0)
+    monkeypatch.setattr(transcribing, "WAITING", 0)
     engine.hold = asyncio.Event()
-    asking = [asyncio.create_task(router.send(clip("en"), quality="high")) for _ in range(service_module.AT_ONCE)]
-    await until(lambda: engine.at_once == service_module.AT_ONCE)
+    asking = [asyncio.create_task(router.send(clip("en"), quality="high")) for _ in range(transcribing.AT_ONCE)]
+    await until(lambda: engine.at_once == transcribing.AT_ONCE)
     answer = await router.send(clip("en"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "server_busy")
     assert int(answer.headers["retry-after"]) > 0
     engine.hold.set()
-    assert [(await task).status_code for task in asking] == [200] * service_module.AT_ONCE
+    assert [(await task).status_code for task in asking] == [200] * transcribing.AT_ONCE
     assert (await router.send(clip("en"))).status_code == 200
 
 
@@ -242,7 +242,7 @@ async def test_the_engine_is_found_again_after_it_came_up(engine: FakeEngine, ro
 
 async def test_httpx_errors_are_the_engines(engine: FakeEngine, router: RouterService) -> None:
     """The engine goes away between its health and the request."""
-    backend = router.service._backends["qwen3_asr"]
+    backend = router.transcriber.recognisers["qwen3_asr"]
     assert await backend.ready()
     http: httpx.AsyncClient = backend._client._http  # type: ignore[attr-defined]
     http.base_url = httpx.URL(NOWHERE)

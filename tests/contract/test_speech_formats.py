@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duet.wire import Segment, Transcript, Word
-from speech.formats import to_cues, to_srt, to_text, to_verbose_json, to_vtt
+from speech.formats import rendered, to_cues, to_srt, to_verbose_json, to_vtt
 
 VTT_CUE = re.compile(r"(\d\d+):(\d\d):(\d\d)\.(\d{3}) --> (\d\d+):(\d\d):(\d\d)\.(\d{3})\n(.+)", re.DOTALL)
 
@@ -146,4 +146,4 @@ def test_verbose_json_gives_the_granularities_asked_for(segments: bool, words: b
 
 
 def test_text_is_the_transcript() -> None:
-    assert to_text(Transcript("你好", 1.0)) == "你好"
+    assert rendered(Transcript("你好", 1.0), "text") == "你好\n"

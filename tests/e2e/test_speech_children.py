@@ -15,11 +15,11 @@ import pytest
 
 import models
 from duet.errors import Unavailable, WorkerLost
-from duet.wire import Segment
+from duet.wire import Segment, SpeakerTurn
 from speech.decode import decode, decode_to_pcm
-from speech.diarizer import Diarizer
-from speech.metrics import SpeakerTurn, der
-from speech.sensevoice import SenseVoice
+from speech.diarizers.sherpa import SherpaDiarizer
+from speech.metrics import der
+from speech.recognisers.sensevoice import SenseVoice
 from speech.splitter import SAMPLE_RATE
 from tests import sounds
 
@@ -161,7 +161,7 @@ def meeting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("speakers", [None, 2])
 async def test_turns_are_labelled_by_appearance_and_inside_the_audio(meeting: Path, speakers: int | None) -> None:
-    diarizer, seen = Diarizer(SPEAKER), list[float]()
+    diarizer, seen = SherpaDiarizer(SPEAKER), list[float]()
     try:
         turns = await diarizer.diarize(meeting, speakers=speakers, on_progress=seen.append)
     finally:
@@ -176,7 +176,7 @@ async def test_turns_are_labelled_by_appearance_and_inside_the_audio(meeting: Pa
 
 async def test_the_people_of_the_demo_s_meeting_are_counted_and_told_apart(meeting: Path) -> None:
     truth = json.loads((DEMO / "meeting.json").read_text(encoding="utf-8"))["turns"]
-    diarizer = Diarizer(SPEAKER)
+    diarizer = SherpaDiarizer(SPEAKER)
     try:
         turns = await diarizer.diarize(meeting)
     finally:
@@ -191,7 +191,7 @@ async def test_the_people_of_the_demo_s_meeting_are_counted_and_told_apart(meeti
 async def test_silence_has_no_turns(tmp_path: Path, seconds: float) -> None:
     path = tmp_path / "silence.pcm"
     path.write_bytes(bytes(2 * int(seconds * SAMPLE_RATE)))
-    diarizer = Diarizer(SPEAKER)
+    diarizer = SherpaDiarizer(SPEAKER)
     try:
         assert await diarizer.diarize(path) == []
     finally:
@@ -213,7 +213,7 @@ async def test_a_broken_speaker_model_is_an_error_that_names_the_cause(
     for name in ("seg.onnx", "spk.onnx"):
         shutil.copy(SPEAKER / name, tmp_path)
     (tmp_path / model).write_bytes(_without(key)((SPEAKER / model).read_bytes()))
-    diarizer = Diarizer(tmp_path)
+    diarizer = SherpaDiarizer(tmp_path)
     try:
         with pytest.raises(Unavailable, match=f"{model} is no .*lacks {key.decode()}"):
             await diarizer.diarize(meeting)

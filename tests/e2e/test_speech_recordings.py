@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import models
+from duet.wire import SpeakerTurn
 from speech import vad
 from speech.decode import decode, decode_to_pcm, probe
-from speech.diarizer import Diarizer
+from speech.diarizers.sherpa import SherpaDiarizer
 from speech.formats import to_srt
-from speech.metrics import SpeakerTurn, der
-from speech.sensevoice import SenseVoice, shifted
+from speech.metrics import der
+from speech.recognisers.sensevoice import SenseVoice
+from speech.recognisers.stitching import shifted
 from speech.splitter import SAMPLE_RATE, split
 
 FOLDER = os.environ.get("DUET_TEST_AUDIO", "")
@@ -58,7 +60,7 @@ async def test_a_conversation_is_diarized_near_its_reference(path: Path, tmp_pat
     pcm = tmp_path / "a.pcm"
     decode_to_pcm(path, pcm, max_seconds=3600)
     reference = _rttm(path.with_suffix(".rttm"))
-    diarizer = Diarizer(models.EMBEDDED / "duet-tiny-speaker")
+    diarizer = SherpaDiarizer(models.EMBEDDED / "duet-tiny-speaker")
     try:
         turns = await diarizer.diarize(pcm, speakers=len({turn.speaker for turn in reference}))
     finally:

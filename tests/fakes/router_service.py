@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 
 import models
-from asr_router.app import create_app, create_service
-from asr_router.backends.sensevoice import SenseVoiceBackend
-from asr_router.service import TranscriptionService
+from asr_router.app import create_app, recognisers
+from asr_router.transcribing import Transcriber
 from duet.settings import RouterSettings, Settings
 from speech.decode import decode
+from speech.recognisers.port import Recogniser
+from speech.recognisers.sensevoice import SenseVoiceRecogniser
 from tests import sounds
 from tests.fakes.engine_http import served
 
@@ -31,7 +32,7 @@ class RouterService:
     url: str
     home: Path
     client: httpx.AsyncClient
-    service: TranscriptionService
+    transcriber: Transcriber
 
     async def send(self, data: bytes, *, name: str = "audio", **fields: Any) -> httpx.Response:
         """POST a file; a field ending in an underscore is written with brackets (`keywords_` is `keywords[]`)."""
@@ -40,9 +41,9 @@ class RouterService:
 
     @property
     def recogniser_pid(self) -> int | None:
-        backend = self.service._backends["sensevoice"]
-        assert isinstance(backend, SenseVoiceBackend)
-        return backend.recogniser.pid
+        recogniser = self.transcriber.recognisers["sensevoice"]
+        assert isinstance(recogniser, SenseVoiceRecogniser)
+        return recogniser.model.pid
 
     def spooled(self) -> list[Path]:
         return list((self.home / "tmp" / "router").iterdir())
@@ -50,14 +51,16 @@ class RouterService:
 
 @asynccontextmanager
 async def router_service(
-    home: Path, engine_url: str = NOWHERE, *, embedded: bool = True, **router: Any
+    home: Path, engine_url: str = NOWHERE, *, embedded: bool = True, more: Sequence[Recogniser] = (), **router: Any
 ) -> AsyncIterator[RouterService]:
+    """`more` recognisers follow the two of the house."""
     settings = Settings(home=home, embedded=embedded, router=RouterSettings(engine_url=engine_url, **router))
-    service = create_service(settings, key=KEY)
-    async with served(create_app(settings, service, key=KEY), lifespan="on") as url:
+    found = [*recognisers(settings, key=KEY), *more]
+    transcriber = Transcriber(found, max_audio_seconds=settings.router.max_audio_seconds)
+    async with served(create_app(settings, transcriber, key=KEY), lifespan="on") as url:
         headers = {"Authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
-            yield RouterService(url, home, client, service)
+            yield RouterService(url, home, client, transcriber)
 
 
 def clip(language: str = "en") -> bytes:

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from duet.errors import InvalidRequest
-from duet.wire import Segment
+from duet.wire import Segment, SpeakerTurn
 from pipelines.glossary import Term, parse, relevant
 from pipelines.meeting.artifacts import Artifacts
-from pipelines.meeting.diarize import SpeakerTurn
 from pipelines.meeting.export import clock, escaped, reviewed_markdown, srt_text, transcript
 from pipelines.meeting.job import Progress, StageTimes
 from pipelines.meeting.review.stage import Review, ReviewedSegment

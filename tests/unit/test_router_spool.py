@@ -1,4 +1,4 @@
-"""Uploads on disk: private, bounded, gone afterwards; and how keywords are written."""
+"""Uploads on disk: private, bounded, gone afterwards."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from asr_router.backends.port import Options
-from asr_router.routes.transcriptions import MAX_KEYWORDS, parse_keywords
 from asr_router.routing import Wish
-from asr_router.service import TranscriptionService
 from asr_router.spool import Spool
-from duet.errors import InvalidRequest, PayloadTooLarge, Unavailable
+from asr_router.transcribing import Transcriber
+from duet.errors import PayloadTooLarge, Unavailable
 from speech.decode import InvalidAudio
+from speech.recognisers.port import Options
 from tests import sounds
 
 
@@ -94,38 +93,8 @@ async def test_a_disk_that_takes_nothing_is_unavailable(spool: Spool, folder: Pa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 async def test_a_full_disk_while_decoding_is_unavailable(spool: Spool, folder: Path) -> None:
-    service = TranscriptionService({}, max_audio_seconds=60)
+    transcriber = Transcriber([], max_audio_seconds=60)
     async with spool.take(Upload(sounds.wav(sounds.pcm(sounds.tone(2.0))))) as path:
         path.with_name("decoded.pcm").symlink_to("/dev/full")
         with pytest.raises(Unavailable, match="No space left"):
-            await service.transcribe(path, Wish(), Options())
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ([], ()),
-        (["向量数据库", "Qwen"], ("向量数据库", "Qwen")),
-        (["a, b\nc"], ("a", "b", "c")),
-        (['["a, b", "c"]'], ("a, b", "c")),
-        ([" a ", "a", ""], ("a",)),
-    ],
-)
-def test_keywords_are_read_as_clients_write_them(given: list[str], expected: tuple[str, ...]) -> None:
-    assert parse_keywords(given) == expected
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["[1"],
-        ["[" * 100_000],
-        ["x" * 65],
-        [",".join(map(str, range(MAX_KEYWORDS + 1)))],
-    ],
-    ids=["no list", "too deep", "too long", "too many"],
-)
-def test_bad_keywords_are_refused_by_name(given: list[str]) -> None:
-    with pytest.raises(InvalidRequest) as raised:
-        parse_keywords(given)
-    assert raised.value.param == "keywords"
+            await transcriber.transcribe(path, Wish(), Options())

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from duet.errors import Unavailable
-from speech.diarizer import OVERLAP_SECONDS, WINDOW_SECONDS, Diarizer, Turn, _windows, linked, named, smoothed
-from speech.diarizer_messages import Diarized, LocalTurn
+from duet.wire import SpeakerTurn
+from speech.diarizers.child.messages import Diarized, LocalTurn
+from speech.diarizers.sherpa import SherpaDiarizer
+from speech.diarizers.turns import named, smoothed
+from speech.diarizers.windows import OVERLAP_SECONDS, WINDOW_SECONDS, linked, windows
 from speech.splitter import SAMPLE_RATE
 
 STEP = WINDOW_SECONDS - OVERLAP_SECONDS
@@ -28,17 +31,17 @@ def window(turns: list[tuple[float, float, int]], voices: list[tuple[float, ...]
 
 def test_windows_cover_everything_and_overlap() -> None:
     total = int(3 * 3600 * SAMPLE_RATE)
-    windows = _windows(total)
-    assert windows[0][0] == 0
-    assert windows[-1][1] == total
-    for (_, end), (start, _) in itertools.pairwise(windows):
+    found = windows(total)
+    assert found[0][0] == 0
+    assert found[-1][1] == total
+    for (_, end), (start, _) in itertools.pairwise(found):
         assert (end - start) / SAMPLE_RATE == pytest.approx(OVERLAP_SECONDS)
-    assert max(last - first for first, last in windows) / SAMPLE_RATE <= WINDOW_SECONDS
+    assert max(last - first for first, last in found) / SAMPLE_RATE <= WINDOW_SECONDS
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 29.0, 31.0, WINDOW_SECONDS])
 def test_a_short_recording_is_one_window(seconds: float) -> None:
-    assert _windows(int(seconds * SAMPLE_RATE)) == [(0, int(seconds * SAMPLE_RATE))]
+    assert windows(int(seconds * SAMPLE_RATE)) == [(0, int(seconds * SAMPLE_RATE))]
 
 
 def test_a_voice_keeps_its_speaker_across_windows() -> None:
@@ -94,9 +97,9 @@ def test_flicker_becomes_part_of_its_longer_neighbour() -> None:
 
 def test_labels_follow_appearance_and_overlap_is_marked() -> None:
     assert named([(0.0, 2.0, 7), (1.5, 3.0, 2), (3.0, 4.0, 7)]) == [
-        Turn(0.0, 2.0, "S1", overlap=True),
-        Turn(1.5, 3.0, "S2", overlap=True),
-        Turn(3.0, 4.0, "S1"),
+        SpeakerTurn(0.0, 2.0, "S1", overlap=True),
+        SpeakerTurn(1.5, 3.0, "S2", overlap=True),
+        SpeakerTurn(3.0, 4.0, "S1"),
     ]
 
 
@@ -104,7 +107,7 @@ def test_missing_models_are_named(tmp_path_factory: pytest.TempPathFactory) -> N
     folder = tmp_path_factory.mktemp("models")
     (folder / "seg.onnx").touch()
     with pytest.raises(Unavailable, match=r"lack spk.onnx"):
-        Diarizer(folder)
+        SherpaDiarizer(folder)
 
 
 def test_parameters_of_the_models_are_checked(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -119,4 +122,4 @@ def test_parameters_of_the_models_are_checked(tmp_path_factory: pytest.TempPathF
     ):
         (folder / "speaker.toml").write_text(text)
         with pytest.raises(Unavailable, match=f"{name} is no number"):
-            Diarizer(folder)
+            SherpaDiarizer(folder)

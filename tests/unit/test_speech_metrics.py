@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.metrics import ErrorCounts, SpeakerTurn, cer, der, mer
+from duet.wire import SpeakerTurn
+from speech.metrics import ErrorCounts, cer, der, mer
 
 # Text -------------------------------------------------------------------------------------------------------------------
 

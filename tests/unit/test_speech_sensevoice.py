@@ -10,8 +10,9 @@ import pytest
 import models
 from duet.settings import load_settings
 from duet.wire import Segment, Word
-from speech.sensevoice import find_sensevoice, shifted
-from speech.sensevoice_child import as_segment
+from speech.recognisers.child.sensevoice import as_segment
+from speech.recognisers.sensevoice import find_sensevoice
+from speech.recognisers.stitching import shifted
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speech.diarizer import Rules, Turn, joined
-from speech.diarizer_messages import Diarized, LocalTurn
-from speech.voice_prints import Voice, agglomerated, mean_print, people
+from duet.wire import SpeakerTurn
+from speech.diarizers.child.messages import Diarized, LocalTurn
+from speech.diarizers.sherpa import Rules, joined
+from speech.speakers.prints import Voice, agglomerated, mean_print, people
 
 
 def voice(person: int, seconds: float, *, drift: float = 0.0) -> Voice:
@@ -94,4 +95,4 @@ def test_a_given_number_overrules_the_distance() -> None:
 
 def test_a_recording_of_prints_too_short_to_compare_keeps_its_clusters() -> None:
     mute = part([(0, 1, 0), (2, 3, 1)], [Voice((), 0), Voice((), 0)])
-    assert joined([(0.0, mute)], RULES, None) == [Turn(0, 1, "S1"), Turn(2, 3, "S2")]
+    assert joined([(0.0, mute)], RULES, None) == [SpeakerTurn(0, 1, "S1"), SpeakerTurn(2, 3, "S2")]

@@ -72,17 +72,17 @@ def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
     `speed` is CPU time, not the clock's: other work on the machine would count there. With one thread an idle core takes as
     long. `language`: of the sentences in one language, those whose mark names it.
     """
-    from speech import sensevoice_child
     from speech.decode import decode
-    from speech.sensevoice import MAX_CLIP_SECONDS
-    from speech.sensevoice_messages import Recognise, RecogniseFailed
+    from speech.recognisers.child import sensevoice
+    from speech.recognisers.child.messages import Recognise, RecogniseFailed
+    from speech.recognisers.sensevoice import MAX_CLIP_SECONDS
     from speech.splitter import SAMPLE_RATE
 
     clips = [decode(utterance.audio, max_seconds=MAX_CLIP_SECONDS) for utterance in utterances]
-    recogniser = sensevoice_child.load(folder, 1)
+    recogniser = sensevoice.load(folder, 1)
     request = Recognise("speed", tuple(np.asarray(clip, dtype="<f4").tobytes() for clip in clips), True)
     began = time.process_time()
-    answer = sensevoice_child.recognise(recogniser, request)
+    answer = sensevoice.recognise(recogniser, request)
     spent = time.process_time() - began
     if isinstance(answer, RecogniseFailed):
         raise RuntimeError(answer.message)  # noqa: TRY004 - the model is wrong, not a type

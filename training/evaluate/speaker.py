@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import models
+from duet.wire import SpeakerTurn
 from speech.decode import decode_to_pcm
-from speech.diarizer import Diarizer, Rules, Turn, joined
-from speech.diarizer_child import diarize
-from speech.diarizer_messages import Diarize, Diarized
-from speech.metrics import DiarizationErrors, SpeakerTurn, der
+from speech.diarizers.child.messages import Diarize, Diarized
+from speech.diarizers.child.sherpa import diarize
+from speech.diarizers.sherpa import Rules, SherpaDiarizer, joined
+from speech.metrics import DiarizationErrors, der
 
 MAX_AUDIO_SECONDS: Final = 720.0
 """One window of the diarizer."""
@@ -59,7 +60,7 @@ def read(folder: Path) -> Iterator[Truth]:
         yield Truth(meeting["id"], folder / meeting["audio"], turns)
 
 
-def score(meeting: Truth, turns: Sequence[Turn]) -> Score:
+def score(meeting: Truth, turns: Sequence[SpeakerTurn]) -> Score:
     heard = [SpeakerTurn(turn.start, turn.end, turn.speaker) for turn in turns]
     return Score(meeting, der(meeting.turns, heard), len({turn.speaker for turn in heard}))
 
@@ -88,7 +89,7 @@ def report(scores: Sequence[Score]) -> dict[str, Any]:
 
 async def measure(model: Path, meetings: Sequence[Truth]) -> dict[str, Any]:
     """`report` of a model with its own speaker.toml, and seconds of work a second of audio."""
-    diarizer, scores, audio_seconds, spent = Diarizer(model), [], 0.0, 0.0
+    diarizer, scores, audio_seconds, spent = SherpaDiarizer(model), [], 0.0, 0.0
     try:
         for meeting in meetings:
             with tempfile.TemporaryDirectory(prefix="duet-speaker-") as folder:

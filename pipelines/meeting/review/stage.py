@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import msgspec
 
@@ -52,7 +51,7 @@ async def review(context: Context, done: dict[str, str]) -> str:
             reviewer = await engine.reviewer(model) if segments else None
         except (EngineUnavailable, DuetError) as error:
             problem = error.message
-        asked = asdict(reviewer) if reviewer else None
+        asked = msgspec.structs.asdict(reviewer) if reviewer else None
         base: list[object] = [done["transcribe"], context.request.options.glossary, asked, VERSION]
         key = context.artifacts.key("review", "segments", *base)
         if context.artifacts.read(key, Review) is not None:

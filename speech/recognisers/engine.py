@@ -1,4 +1,7 @@
-"""Qwen3-ASR on the engine, over HTTP: long audio split at pauses, pieces sent side by side so that they batch there."""
+"""Any speech model behind `POST /v1/audio/transcriptions`, over HTTP.
+
+Long audio is split at pauses, and the pieces are sent side by side so that they batch there.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import logging
 import time
 from typing import Any
 
-from asr_router.backends.port import Options, Pcm
-from asr_router.backends.sensevoice import spoken_language
+from httpx import Response
+
 from duet.client import Client, Refused, Unreachable
 from duet.errors import InvalidRequest, Unavailable, first_error
 from duet.wire import Segment, Transcript
 from speech import vad
+from speech.recognisers.port import Abilities, Options, Pcm
+from speech.recognisers.stitching import stitched
 from speech.splitter import SAMPLE_RATE, Span, split
-from speech.text import join
 from speech.wav import as_wav
 
 logger = logging.getLogger(__name__)
@@ -27,10 +31,19 @@ ASK_SECONDS = 2.0
 """How long that answer is waited for: a recording waits with it."""
 
 
-class Qwen3AsrBackend:
-    """`model` is what the engine is asked for: an id, an alias or the role `asr`."""
+ENGINE = "the engine"
+QWEN3_ASR = Abilities(
+    languages=None, honours=frozenset({"keywords", "language", "prompt", "temperature"}), remote=ENGINE
+)
 
-    def __init__(self, client: Client, model: str) -> None:
+
+class EngineRecogniser:
+    """`model` is what the service is asked for: an id, an alias or the role `asr`."""
+
+    unready = f"{ENGINE} has no speech model ready"
+
+    def __init__(self, name: str, abilities: Abilities, client: Client, model: str) -> None:
+        self.name, self.abilities = name, abilities
         self._client, self._model = client, model
         self._state = "unknown"
         self._checked_at = float("-inf")
@@ -74,45 +87,43 @@ class Qwen3AsrBackend:
         except BaseExceptionGroup as failures:
             self._checked_at = float("-inf")  # whatever was known of the engine may have changed
             raise first_error(failures) from failures
-        segments = [segment for task in tasks for segment in task.result()]
-        return Transcript(
-            join(segment.text for segment in segments),
-            len(pcm) / SAMPLE_RATE,
-            spoken_language(segments),
-            tuple(segments),
-        )
+        return stitched((segment for task in tasks for segment in task.result()), len(pcm) / SAMPLE_RATE)
 
     async def _piece(self, pcm: Pcm, span: Span, options: Options) -> list[Segment]:
         """Segments of one piece, at their times in the whole."""
-        fields: dict[str, str | list[str]] = {
-            "model": self._model,
-            "response_format": "verbose_json",
-            "temperature": str(options.temperature),
-        }
-        if options.language:
-            fields["language"] = options.language
-        if options.prompt:
-            fields["prompt"] = options.prompt
-        if options.keywords:
-            fields["keywords[]"] = list(options.keywords)
-        clip = as_wav(pcm[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)])
+        clip = pcm[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)]
         try:
-            answer = await self._client.request(
-                "POST", "/v1/audio/transcriptions", data=fields, files={"file": ("piece.wav", clip, "audio/wav")}
-            )
+            answer = await transcription(self._client, self._model, clip, options)
         except Unreachable as error:
-            raise Unavailable(f"the engine failed: {error.cause}") from error
+            raise Unavailable(f"{ENGINE} failed: {error.cause}") from error
         except Refused as error:
             if error.answered in (400, 413, 422):
                 raise InvalidRequest(error.message, param=error.param) from error
-            raise Unavailable(f"the engine failed: {error.message}") from error
+            raise Unavailable(f"{ENGINE} failed: {error.message}") from error
         try:
             return _parsed(answer.json(), span)
         except (ValueError, KeyError, TypeError) as error:
-            raise Unavailable("the engine's answer is no transcription") from error
+            raise Unavailable(f"{ENGINE}'s answer is no transcription") from error
 
     async def close(self) -> None:
         await self._client.close()
+
+
+async def transcription(client: Client, model: str, clip: Pcm, options: Options) -> Response:
+    """The service's answer for one clip, in OpenAI's verbose_json. Raises `Unreachable` or `Refused`."""
+    fields: dict[str, str | list[str]] = {
+        "model": model,
+        "response_format": "verbose_json",
+        "temperature": str(options.temperature),
+    }
+    if options.language:
+        fields["language"] = options.language
+    if options.prompt:
+        fields["prompt"] = options.prompt
+    if options.keywords:
+        fields["keywords[]"] = list(options.keywords)
+    files = {"file": ("clip.wav", as_wav(clip), "audio/wav")}
+    return await client.request("POST", "/v1/audio/transcriptions", data=fields, files=files)
 
 
 def _parsed(answer: Any, span: Span) -> list[Segment]:

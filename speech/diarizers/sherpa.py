@@ -1,8 +1,4 @@
-"""Who speaks when, over a recording of any length.
-
-sherpa's clustering takes time and memory by the square of the length, so windows of 12 minutes are diarized apart, and
-their speakers are linked by their voice prints.
-"""
+"""sherpa-onnx's diarization in a supervised child process, over a recording of any length."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import asyncio
 import secrets
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,27 +16,18 @@ import models
 from duet.errors import Unavailable
 from duet.settings import Settings
 from duet.supervise.service import Service
-from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
+from duet.wire import SpeakerTurn
+from speech.diarizers.child.messages import Diarize, Diarized, DiarizeFailed, LocalTurn
+from speech.diarizers.turns import named, smoothed
+from speech.diarizers.windows import linked, windows
+from speech.speakers.prints import Voice, mean_print, people
 from speech.splitter import SAMPLE_RATE
-from speech.voice_prints import Voice, agglomerated, mean_print, people
 
-WINDOW_SECONDS, OVERLAP_SECONDS = 720.0, 30.0
 LINK_DISTANCE = 0.5
 """Cosine distance of voice prints below which speakers of two windows are one, unless the models' speaker.toml says it:
 prints of 20 s are steadier than the short pieces that the clustering of a window sees."""
 TIMEOUT_SECONDS = 900.0
-_TOUCHING_SECONDS = 0.15
 EMBEDDED_ID = "duet-tiny-speaker"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One speaker's stretch, in seconds. `overlap`: someone else speaks at the same time."""
-
-    start: float
-    end: float
-    speaker: str
-    overlap: bool = False
 
 
 def find_diarizer(settings: Settings) -> Path | None:
@@ -53,7 +40,7 @@ def find_diarizer(settings: Settings) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-class Diarizer:
+class SherpaDiarizer:
     """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints), and may hold speaker.toml with `threshold`
     (clustering distance), `min_turn_seconds`, and `same_voice_distance` with `min_speaker_seconds`: then a window's
     clusters, found with a `threshold` that rather splits a person than joins two, are joined by their voice prints."""
@@ -68,12 +55,12 @@ class Diarizer:
         )
         arguments = ["--model-dir", str(model_dir), "--threshold", str(_parameter(model_dir, "threshold", 0.5))]
         self._service: Service[Diarized | DiarizeFailed] = Service(
-            "speech.diarizer_child", arguments, Diarized | DiarizeFailed, name="diarizer"
+            "speech.diarizers.child.sherpa", arguments, Diarized | DiarizeFailed, name="diarizer"
         )
 
     async def diarize(
         self, pcm: Path, *, speakers: int | None = None, on_progress: Callable[[float], None] | None = None
-    ) -> list[Turn]:
+    ) -> list[SpeakerTurn]:
         """Turns of a file of `speech.decode.decode_to_pcm`, by start. Speakers are S1, S2 … in order of appearance;
         `speakers` is their number if it is known: more are found only for voices too short to compare,
         fewer where voices cannot be told apart.
@@ -81,11 +68,11 @@ class Diarizer:
         `on_progress` is called with the share done. Raises `WorkerLost` or `Unavailable`.
         """
         total = pcm.stat().st_size // 2
-        windows = _windows(total)
+        cuts = windows(total)
         # Not everybody speaks in every window: the number can only bind where there is one.
-        in_window = speakers if len(windows) == 1 else None
+        in_window = speakers if len(cuts) == 1 else None
         parts: list[tuple[float, Diarized]] = []
-        for first, last in windows:
+        for first, last in cuts:
             request = Diarize(secrets.token_hex(8), str(pcm), first, last, in_window)
             answer = await self._service.call(request, timeout_seconds=TIMEOUT_SECONDS)
             if isinstance(answer, DiarizeFailed):
@@ -108,7 +95,7 @@ class Rules:
     min_speaker_seconds: float = 0.0
 
 
-def joined(parts: Sequence[tuple[float, Diarized]], rules: Rules, speakers: int | None) -> list[Turn]:
+def joined(parts: Sequence[tuple[float, Diarized]], rules: Rules, speakers: int | None) -> list[SpeakerTurn]:
     """Turns of all windows, given by their offsets in seconds. Flicker goes before voices are counted, and again where
     windows were joined."""
     in_window = speakers if len(parts) == 1 else None
@@ -148,102 +135,6 @@ def _counted(part: Diarized, rules: Rules, speakers: int | None) -> Diarized:
         number = who[nearest.speaker if who[turn.speaker] is None else turn.speaker]
         turns.append(LocalTurn(turn.start, turn.end, number if number is not None else turn.speaker))
     return Diarized(part.id, tuple(turns), tuple(prints))
-
-
-def _windows(total: int) -> list[tuple[int, int]]:
-    """First and last sample of each window; all but the last are of full length, and each overlaps the next."""
-    step, window = int((WINDOW_SECONDS - OVERLAP_SECONDS) * SAMPLE_RATE), int(WINDOW_SECONDS * SAMPLE_RATE)
-    starts = range(0, max(total - int(OVERLAP_SECONDS * SAMPLE_RATE), 1), step)
-    return [(first, min(total, first + window)) for first in starts]
-
-
-def linked(
-    parts: Sequence[tuple[float, Diarized]], *, threshold: float, speakers: int | None
-) -> list[tuple[float, float, int]]:
-    """Turns of all windows as (start, end, speaker), with the same number for the same voice in all windows.
-
-    Voices without a turn do not count. In the overlap of two windows the earlier one speaks up to its middle.
-    """
-    heard = [
-        (index, local) for index, (_, part) in enumerate(parts) for local in sorted({t.speaker for t in part.turns})
-    ]
-    voices = [(index, parts[index][1].voices[local]) for index, local in heard]
-    names = dict(zip(heard, _clustered(voices, threshold=threshold, speakers=speakers), strict=True))
-    turns: list[tuple[float, float, int]] = []
-    for index, (offset, part) in enumerate(parts):
-        begin = offset + OVERLAP_SECONDS / 2 if index else 0.0
-        end = parts[index + 1][0] + OVERLAP_SECONDS / 2 if index + 1 < len(parts) else float("inf")
-        for turn in part.turns:
-            start, stop = max(begin, offset + turn.start), min(end, offset + turn.end)
-            if stop > start:
-                turns.append((start, stop, names[index, turn.speaker]))
-    return sorted(turns)
-
-
-def _clustered(voices: Sequence[tuple[int, tuple[float, ...]]], *, threshold: float, speakers: int | None) -> list[int]:
-    """A cluster for each (window, voice print), by average cosine distance up to `threshold`, or, with `speakers` given,
-    until so many are left.
-
-    Two voices of one window are different people as long as the number allows; a voice without a print (too short) stays
-    alone.
-    """
-    distance = np.full((len(voices), len(voices)), np.inf)
-    for i, (window, voice) in enumerate(voices):
-        for j, (other_window, other) in enumerate(voices[:i]):
-            if voice and other:
-                # Four is more than any cosine distance: such a pair is joined only when nothing else is left to join.
-                apart = 1.0 - float(np.dot(voice, other)) + (4.0 if window == other_window else 0.0)
-                distance[i, j] = distance[j, i] = apart
-    limit = threshold if speakers is None else None
-    return agglomerated(distance, [1.0] * len(voices), limit=limit, count=speakers)
-
-
-def smoothed(turns: Sequence[tuple[float, float, int]], min_seconds: float) -> list[tuple[float, float, int]]:
-    """Turns of one speaker that touch become one; then turns shorter than `min_seconds` become part of a longer one that
-    they touch, the shortest first: a change of speaker that short is the model's flicker. A short turn that stands alone
-    stays."""
-    result = _fused(turns)
-    while True:
-        short = [
-            (end - start, i, j)
-            for i, (start, end, _) in enumerate(result)
-            for j in (i - 1, i + 1)
-            if end - start < min_seconds
-            and 0 <= j < len(result)
-            and max(start, result[j][0]) - min(end, result[j][1]) < _TOUCHING_SECONDS
-            and result[j][1] - result[j][0] >= end - start
-        ]
-        if not short:
-            return _fused(result)
-        _, i, j = min(short)
-        low, high = min(i, j), max(i, j)
-        result[low : high + 1] = [(result[low][0], max(result[low][1], result[high][1]), result[j][2])]
-
-
-def _fused(turns: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
-    fused: list[tuple[float, float, int]] = []
-    for start, end, speaker in turns:
-        if fused and fused[-1][2] == speaker and start - fused[-1][1] < _TOUCHING_SECONDS:
-            fused[-1] = (fused[-1][0], max(fused[-1][1], end), speaker)
-        else:
-            fused.append((start, end, speaker))
-    return fused
-
-
-def named(turns: Sequence[tuple[float, float, int]]) -> list[Turn]:
-    """Labels by first appearance, and the mark of overlapping speech."""
-    labels: dict[int, str] = {}
-    result: list[Turn] = []
-    for start, end, speaker in turns:
-        label = labels.setdefault(speaker, f"S{len(labels) + 1}")
-        result.append(Turn(round(start, 3), round(end, 3), label))
-    for i, turn in enumerate(result):
-        for j in range(i + 1, len(result)):
-            if result[j].start >= turn.end:
-                break
-            if result[j].speaker != turn.speaker:
-                result[i], result[j] = replace(result[i], overlap=True), replace(result[j], overlap=True)
-    return result
 
 
 _Default = TypeVar("_Default", float, None)

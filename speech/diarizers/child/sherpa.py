@@ -1,6 +1,6 @@
 """sherpa-onnx's diarization in a process of its own: it holds the interpreter's lock for its whole run.
 
-`python -m speech.diarizer_child --fd N --model-dir DIR --threshold T`
+`python -m speech.diarizers.child.sherpa --fd N --model-dir DIR --threshold T`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from duet.channel import BlockingChannel, ChannelClosed
 from speech import onnx_metadata
 from speech.decode import open_pcm
-from speech.diarizer_messages import Diarize, Diarized, DiarizeFailed, LocalTurn
+from speech.diarizers.child.messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.splitter import SAMPLE_RATE
 
 SEGMENTATION_METADATA = frozenset(
@@ -31,7 +31,7 @@ VOICE_SECONDS = 20.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="speech.diarizer_child", description="Who speaks when.")
+    parser = argparse.ArgumentParser(prog="speech.diarizers.child.sherpa", description="Who speaks when.")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--threshold", type=float, default=0.5)

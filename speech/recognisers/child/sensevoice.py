@@ -1,6 +1,6 @@
 """The SenseVoice recogniser in a process of its own: a bad model ends the process, and that must not be a service.
 
-`python -m speech.sensevoice_child --fd N --model-dir DIR --threads N`
+`python -m speech.recognisers.child.sensevoice --fd N --model-dir DIR --threads N`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from duet.channel import BlockingChannel, ChannelClosed
 from duet.wire import Segment, Word
 from speech import onnx_metadata
-from speech.sensevoice_messages import Recognise, Recognised, RecogniseFailed
+from speech.recognisers.child.messages import Recognise, Recognised, RecogniseFailed
 from speech.splitter import SAMPLE_RATE
 from speech.text import is_wide
 
@@ -33,7 +33,9 @@ MIN_SAMPLES = 400
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="speech.sensevoice_child", description="SenseVoice through sherpa-onnx.")
+    parser = argparse.ArgumentParser(
+        prog="speech.recognisers.child.sensevoice", description="SenseVoice through sherpa-onnx."
+    )
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,0 +1,142 @@
+"""One transcription from spooled file to transcript: decode, route, recognise, fall back in the open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr_router.routing import SHORT_CLIP, Candidate, Clip, Route, Wish, choose
+from duet.errors import Busy, DuetError, InvalidRequest, Unavailable, WorkerLost
+from duet.wire import Transcript
+from speech.decode import decode_to_pcm, open_pcm
+from speech.recognisers.port import Abilities, Options, Pcm, Recogniser
+from speech.splitter import SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE, WAITING = 4, 64
+RETRY_AFTER_SECONDS = 5
+NO_MODEL = (
+    "no speech recogniser is installed: start with `duet up --embedded` to try the embedded one, or put SenseVoice's "
+    "model.int8.onnx and tokens.txt into $DUET_HOME/models/sensevoice (or set router.sensevoice_dir)"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`route` is the one that gave the transcript; `abilities` are those of its recogniser."""
+
+    transcript: Transcript
+    route: Route
+    abilities: Abilities
+
+
+class Transcriber:
+    """Owns the recognisers and how many requests run at once."""
+
+    def __init__(self, recognisers: Sequence[Recogniser], *, max_audio_seconds: float) -> None:
+        """`recognisers` in order of preference: from the fastest to the most accurate."""
+        self.recognisers: Mapping[str, Recogniser] = {recogniser.name: recogniser for recogniser in recognisers}
+        self._max_audio_seconds = max_audio_seconds
+        self._running = asyncio.Semaphore(AT_ONCE)
+        self._under_way = 0
+
+    async def health(self) -> dict[str, bool]:
+        """Which recognisers can be used now, by name."""
+        return {name: await recogniser.ready() for name, recogniser in self.recognisers.items()}
+
+    async def transcribe(self, path: Path, wish: Wish, options: Options) -> Outcome:
+        """Leaves the decoded audio beside `path`, whose folder is the caller's to remove.
+
+        Raises `InvalidAudio`, `Busy`, `Unavailable`.
+        """
+        async with self._place():
+            pcm_path = path.with_name("decoded.pcm")
+            try:
+                await asyncio.to_thread(decode_to_pcm, path, pcm_path, max_seconds=self._max_audio_seconds)
+            except OSError as error:
+                raise Unavailable(f"the decoded audio cannot be kept on disk: {error.strerror}") from error
+            pcm = open_pcm(pcm_path)
+            route = await self._route(Clip(len(pcm) / SAMPLE_RATE), wish)
+            outcome = await self._run(pcm, route, options)
+            return await self._rerouted(pcm, wish, options, outcome)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(recogniser.close() for recogniser in self.recognisers.values()))
+
+    async def _route(self, clip: Clip, wish: Wish) -> Route:
+        """A remote recogniser is taken to be ready and asked only when the route leads to it: a short clip never waits for
+        its answer."""
+        known = {name: await r.ready() for name, r in self.recognisers.items() if r.abilities.remote is None}
+        while True:
+            candidates = [
+                Candidate(name, r.abilities, known.get(name, True), r.unready) for name, r in self.recognisers.items()
+            ]
+            route = choose(clip, wish, candidates) if candidates else None
+            if route is None:
+                raise Unavailable(NO_MODEL, retry_after_seconds=60)
+            if route.recogniser in known:
+                return route
+            known[route.recogniser] = await self.recognisers[route.recogniser].ready()
+
+    async def _run(self, pcm: Pcm, route: Route, options: Options) -> Outcome:
+        """By the route, or by a recogniser of ours for the whole clip when a remote one fails on the way."""
+        try:
+            return await self._recognise(route, pcm, options)
+        except InvalidRequest:
+            raise
+        except DuetError as error:
+            remote = self.recognisers[route.recogniser].abilities.remote
+            local = None if remote is None else await self._first_local()
+            if local is None:
+                raise
+            logger.warning("fell back to %s: %s", local.name, error, extra={"action": "route_fallback"})
+            fallback = Route(local.name, f"{route.reason}, but {remote} failed", degraded=True)
+            return await self._recognise(fallback, pcm, options)
+
+    async def _first_local(self) -> Recogniser | None:
+        for recogniser in self.recognisers.values():
+            if recogniser.abilities.remote is None and await recogniser.ready():
+                return recogniser
+        return None
+
+    async def _rerouted(self, pcm: Pcm, wish: Wish, options: Options, outcome: Outcome) -> Outcome:
+        """A clip whose language was not given and that turns out to be in none of its recogniser's languages goes to one
+        that has it."""
+        route, language = outcome.route, outcome.transcript.language
+        if route.reason != SHORT_CLIP or wish.language is not None or language is None:
+            return outcome
+        if outcome.abilities.hears(language):
+            return outcome
+        able = [recogniser for recogniser in self.recognisers.values() if recogniser.abilities.hears(language)]
+        for recogniser in able:
+            if await recogniser.ready():
+                return await self._run(pcm, Route(recogniser.name, f"language {language} was heard"), options)
+        if not able:
+            return outcome
+        reason = f"{route.reason} that sounds like {language}, but {able[0].unready}"
+        return Outcome(outcome.transcript, Route(route.recogniser, reason, degraded=True), outcome.abilities)
+
+    async def _recognise(self, route: Route, pcm: Pcm, options: Options) -> Outcome:
+        recogniser = self.recognisers[route.recogniser]
+        try:
+            transcript = await recogniser.transcribe(pcm, options)
+        except WorkerLost:
+            # A recogniser that died on this clip gets one more try: it may have been killed from outside.
+            transcript = await recogniser.transcribe(pcm, options)
+        return Outcome(transcript, route, recogniser.abilities)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if self._under_way >= AT_ONCE + WAITING:
+            raise Busy(f"{self._under_way} transcriptions are under way", retry_after_seconds=RETRY_AFTER_SECONDS)
+        self._under_way += 1
+        try:
+            async with self._running:
+                yield
+        finally:
+            self._under_way -= 1

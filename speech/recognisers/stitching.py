@@ -1,0 +1,28 @@
+"""Segments of pieces of a recording as one transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from duet.wire import Segment, Transcript, Word
+from speech.text import join
+
+
+def shifted(segment: Segment, seconds: float) -> Segment:
+    """The segment with all its times later by `seconds`."""
+    words = tuple(Word(w.text, w.start + seconds, None if w.end is None else w.end + seconds) for w in segment.words)
+    return msgspec.structs.replace(segment, start=segment.start + seconds, end=segment.end + seconds, words=words)
+
+
+def stitched(segments: Iterable[Segment], seconds: float) -> Transcript:
+    """A transcript of segments in order; its language is the one spoken for most of the time. `seconds`: the recording's
+    length."""
+    segments = tuple(segments)
+    spoken: dict[str, float] = {}
+    for segment in segments:
+        if segment.language:
+            spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
+    language = max(spoken, key=lambda code: spoken[code], default=None)
+    return Transcript(join(segment.text for segment in segments), seconds, language, segments)
