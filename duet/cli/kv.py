@@ -12,6 +12,7 @@ from duet.cli.failures import key_or_exit, reason
 from duet.client import sync_client
 from duet.keys import KEY_FILE
 from duet.settings import Settings
+from duet.sizes import readable
 from engine.kvstore.index import Damaged, IndexBusy
 from engine.kvstore.leases import FOLDER
 from engine.kvstore.notes import read_about
@@ -91,20 +92,12 @@ def _lines(shown: dict[str, Any]) -> list[str]:
     for item in shown["directories"]:
         use = "  in use" if item["in_use"] else ""
         lines.append(
-            f"{item['model']:32} {_size(item['bytes']):>10} {item['entries']:>8} {_size(item['written_today']):>10}{use}"
+            f"{item['model']:32} {readable(item['bytes']):>10} {item['entries']:>8} {readable(item['written_today']):>10}{use}"
         )
     lines += [f"{item['name']:32} unreadable: {item['problem']}" for item in shown["unreadable"]]
     total = sum(item["bytes"] for item in shown["directories"])
-    lines.append(f"{_size(total)} of {_size(shown['disk_bytes_cap'])}")
+    lines.append(f"{readable(total)} of {readable(shown['disk_bytes_cap'])}")
     for model, item in shown["loaded"].items():
         off = f"; nothing goes to SSD: {item['off']}" if item.get("off") else ""
-        lines.append(f"{model}: {_size(item.get('memory_bytes', 0))} in memory{off}")
+        lines.append(f"{model}: {readable(item.get('memory_bytes', 0))} in memory{off}")
     return lines
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

@@ -12,6 +12,7 @@ import typer
 from duet.cli.failures import failed, key_or_exit, reason
 from duet.client import sync_client
 from duet.settings import Settings
+from duet.sizes import gigabytes
 
 PATIENCE = httpx.Timeout(10.0, read=None)
 """A load may have to download the model first, and says so in the engine's log."""
@@ -68,10 +69,6 @@ def described(model: dict[str, Any]) -> str:
     if model["rests_seconds"]:
         parts.append(f"failed too often, rests {model['rests_seconds']:.0f} s")
     return "  ".join(parts)
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
 
 
 def _ask(settings: Settings, method: str, path: str, **query: str) -> Any:

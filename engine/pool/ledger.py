@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from duet.sizes import gigabytes
+
 WEIGHTS_FACTOR: Final = 1.05
 """Weights in memory with what a step computes, over weights on disk."""
 WORKER_BYTES: Final = 400 << 20
@@ -276,10 +278,6 @@ def _retry_after(entries: Sequence[Entry], rules: Rules, now: float) -> int:
 
 def _names(entries: Iterable[Entry]) -> tuple[str, ...]:
     return tuple(entry.model for entry in entries)
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
 
 
 def _too_large(wanted: Wanted, limit: Limit) -> str:

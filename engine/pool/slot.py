@@ -7,10 +7,11 @@ import time
 from typing import Final, Literal
 
 from duet.errors import Unavailable
+from duet.sizes import gigabytes
 from duet.supervise.backoff import HEALTHY_SECONDS
 from engine.cards import Card
 from engine.fleet.handle import WorkerHandle
-from engine.pool.ledger import WORKER_BYTES, Entry, Wanted, charge, estimate, gigabytes, kv_that_fits
+from engine.pool.ledger import WORKER_BYTES, Entry, Wanted, charge, estimate, kv_that_fits
 from engine.presets import LARGE_BYTES, Preset
 from engine.pressure import footprint_bytes
 from engine.types import MemoryReport, ModelState, Unloading
