@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from duet.settings import Settings, load_settings
 from tests.examples import FULL, QUICK
 
 settings.register_profile("duet", deadline=None, derandomize=True, max_examples=FULL)
@@ -17,6 +20,19 @@ settings.load_profile("duet")
 CPU_SECONDS = 3.0
 """A unit test that computes for longer fails under CI. Seconds of the CPU and not of the clock: a machine that is busy with
 other work stretches the clock several times over, and the test is no slower for that."""
+
+
+HomeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def home_settings(tmp_path: Path) -> HomeSettings:
+    """Settings of a home of the test's own, given overrides as the command line has them. Nothing comes from our environment."""
+
+    def load(**overrides: Any) -> Settings:
+        return load_settings({"DUET_HOME": str(tmp_path)}, **overrides)
+
+    return load
 
 
 @pytest.hookimpl(wrapper=True)

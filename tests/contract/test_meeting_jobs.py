@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from duet.errors import Conflict, NotFound
-from duet.settings import Settings, load_settings
+from duet.settings import Settings
 from pipelines.jobs import client as jobs
 from pipelines.jobs import executors, worker
 from pipelines.jobs.client import MeetingClient
@@ -19,12 +19,13 @@ from pipelines.jobs.store import jobs_folder
 from pipelines.meeting.context import Context, StageEnded
 from pipelines.meeting.job import MAX_DEATHS, GaveUp, Progress, StageTimes
 from pipelines.meeting.stages import STAGES, Stage, run_stage
+from tests.conftest import HomeSettings
 from tests.fakes.meetings import asked, opened, submit
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return load_settings({"DUET_HOME": str(tmp_path)}, embedded=True)
+def settings(home_settings: HomeSettings) -> Settings:
+    return home_settings(embedded=True)
 
 
 @pytest.fixture

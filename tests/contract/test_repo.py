@@ -41,7 +41,9 @@ def test_no_file_names_this_machine_or_is_large() -> None:
             assert "/tm" + "p/duet" not in text, path
 
 
-@pytest.mark.parametrize("module", ["engine.app", "engine.pool", "asr_router.app", "pipelines.jobs", "duet.cli.main"])
+@pytest.mark.parametrize(
+    "module", ["engine.app", "engine.pool", "asr_router.app", "pipelines.jobs.worker", "duet.cli.main"]
+)
 def test_only_workers_import_mlx(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(m.split('.')[0] in ('mlx', 'mlx_vlm', 'torch') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
@@ -55,7 +57,7 @@ def test_the_command_line_starts_without_the_services() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["duet.cli.up", "duet.cli.status", "duet.cli.client", "pipelines.jobs", "pipelines.clients"]
+    "module", ["duet.cli.up", "duet.cli.status", "duet.cli.client", "pipelines.jobs.client", "pipelines.clients"]
 )
 def test_what_serves_nothing_does_not_carry_the_web_framework(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(m.split('.')[0] in ('fastapi', 'uvicorn') for m in sys.modules))"

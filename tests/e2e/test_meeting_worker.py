@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from signal import SIGKILL
 
 import pytest
 
-from duet.settings import Settings, load_settings
+from duet.settings import Settings
 from pipelines.jobs.client import MeetingClient
 from pipelines.meeting.job import MAX_DEATHS
+from tests.conftest import HomeSettings
 from tests.fakes.meetings import opened, start, submit
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return load_settings({"DUET_HOME": str(tmp_path)}, embedded=True)
+def settings(home_settings: HomeSettings) -> Settings:
+    return home_settings(embedded=True)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from benchmarks.accuracy import backends, cer, report
 from benchmarks.accuracy.figures import Scored, figures, term_counts
 from benchmarks.accuracy.manifest import Manifest, ManifestError, Utterance, read, script
-from duet.settings import load_settings
 from speech.wav import as_wav
+from tests.conftest import HomeSettings
 
 WORDS = st.text(alphabet="我们测试数据库abc ", max_size=12)
 
@@ -261,13 +261,13 @@ def test_utterances_without_a_hypothesis_are_named(tmp_path: Path) -> None:
         asyncio.run(backends.transcripts(ready, said, None, lambda done: None))
 
 
-def test_the_plot_and_the_document_hold_every_arm(tmp_path: Path) -> None:
+def test_the_plot_and_the_document_hold_every_arm(tmp_path: Path, home_settings: HomeSettings) -> None:
     audio = tmp_path / "a.wav"
     audio.write_bytes(b"x")
     path = manifest(tmp_path, "m.jsonl", json.dumps({"audio": "a.wav", "text": "接口要幂等", "terms": ["幂等"]}))
     known = read([path])
     all_of_it = Manifest(known.files, known.utterances, known.meetings, ("falcon",))
-    review = cer.Review(load_settings({"DUET_HOME": str(tmp_path)}), None)
+    review = cer.Review(home_settings(), None)
     runs = asyncio.run(cer.run(review, all_of_it, ["接口要密等"], ["none", "rule", "lm"], lambda what, done: None))
     assert [(run.arm, run.glossary) for run in runs] == [("none", "true"), ("rule", "true"), ("rule", "absent")]
     assert runs[1].texts == ("接口要幂等",)

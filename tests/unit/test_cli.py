@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from duet.cli.main import app
 from duet.cli.up import greeting, programs
-from duet.settings import load_settings
+from tests.conftest import HomeSettings
 
 COMMANDS = (
     ("up",), ("status",), ("key",), ("config",), ("transcribe",), ("meeting",), ("service", "install"), ("service", "uninstall"),
@@ -78,8 +78,8 @@ def test_up_names_the_port_that_is_taken(home: Path) -> None:
     assert "--engine-port" in result.output
 
 
-def test_the_programs_get_the_settings_of_the_command_line(tmp_path: Path) -> None:
-    settings = load_settings({"DUET_HOME": str(tmp_path)}, embedded=True, engine={"port": 9000})
+def test_the_programs_get_the_settings_of_the_command_line(home_settings: HomeSettings) -> None:
+    settings = home_settings(embedded=True, engine={"port": 9000})
     found = {program.name: program for program in programs(settings)}
     assert set(found) == {"engine", "router", "meetings"}
     for program in found.values():
@@ -87,8 +87,8 @@ def test_the_programs_get_the_settings_of_the_command_line(tmp_path: Path) -> No
         assert program.environment["DUET_EMBEDDED"] == "true"
 
 
-def test_the_greeting_says_where_and_how(tmp_path: Path) -> None:
-    settings = load_settings({"DUET_HOME": str(tmp_path)})
+def test_the_greeting_says_where_and_how(home_settings: HomeSettings) -> None:
+    settings = home_settings()
     shown = greeting(settings, ["some-model"])
     assert "http://127.0.0.1:18080/v1" in shown
     assert '"model": "some-model"' in shown

@@ -13,6 +13,7 @@ import pytest
 from duet.settings import load_settings
 from launchd.installer import Plan, carry_out, plan_install, plan_uninstall, services
 from launchd.units import Service, plist, systemd_unit
+from tests.conftest import HomeSettings
 
 ODD = Service(
     "engine",
@@ -63,8 +64,8 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert ours == []
 
 
-def test_the_services_carry_the_settings_of_now(tmp_path: Path) -> None:
-    settings = load_settings({"DUET_HOME": str(tmp_path), "DUET_ENGINE__PORT": "9000"}, embedded=True)
+def test_the_services_carry_the_settings_of_now(home_settings: HomeSettings) -> None:
+    settings = home_settings(embedded=True, engine={"port": 9000})
     found = services(settings)
     assert [service.name for service in found] == ["engine", "router", "meetings"]
     for service in found:
@@ -74,8 +75,10 @@ def test_the_services_carry_the_settings_of_now(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("platform", "tool"), [("darwin", "launchctl"), ("linux", "systemctl")])
-def test_install_writes_then_loads_and_uninstall_takes_back_the_same(tmp_path: Path, platform: str, tool: str) -> None:
-    found = services(load_settings({"DUET_HOME": str(tmp_path)}))
+def test_install_writes_then_loads_and_uninstall_takes_back_the_same(
+    tmp_path: Path, home_settings: HomeSettings, platform: str, tool: str
+) -> None:
+    found = services(home_settings())
     install, uninstall = (plan(found, platform, tmp_path, 501) for plan in (plan_install, plan_uninstall))
     assert {file.path for file in install.write} == set(uninstall.remove)
     assert all(command[0] == tool for command in (*install.run, *uninstall.tolerated))
@@ -83,8 +86,10 @@ def test_install_writes_then_loads_and_uninstall_takes_back_the_same(tmp_path: P
         assert install.run[0][:3] == ("launchctl", "bootstrap", "gui/501")
 
 
-def test_a_plan_is_carried_out_and_a_dry_run_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = plan_install(services(load_settings({"DUET_HOME": str(tmp_path / "home")})), "linux", tmp_path, 1)
+def test_a_plan_is_carried_out_and_a_dry_run_is_not(
+    tmp_path: Path, home_settings: HomeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_install(services(home_settings()), "linux", tmp_path, 1)
     only_files = Plan(write=plan.write)
     assert carry_out(only_files, dry_run=True) == 0
     assert not (tmp_path / ".config").exists()
