@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import mlx.core as mx
 from mlx_vlm.models import cache as kinds
 
 Cache = list[Any]
-"""One row's layers, as the library's `make_prompt_cache` makes them."""
+"""One row's layers, as the library's `make_prompt_cache` makes them; or the layers of a batch, as `merge` makes them."""
+STEP: Final = kinds.KVCache.step
+"""Plain KV grows by this many tokens at a time."""
+KV_GROUP: Final = 32
+"""Values that share a scale in quantised KV. It divides every head size in use."""
 
 _BY_TOKEN: Final = (kinds.KVCache, kinds.QuantizedKVCache, kinds.ConcatenateKVCache)
 _STATES: Final = (
@@ -23,6 +28,65 @@ _STATES: Final = (
     kinds.ChunkedKVCache,
     kinds.PoolingCache,
 )
+
+
+# One row and several ------------------------------------------------------------------------------------------------------
+
+
+def make(language_model: Any, *, kv_bits: int | None = None) -> Cache:
+    """One row's empty layers. With `kv_bits` (4 or 8) plain KV is quantised."""
+    layers = list(kinds.make_prompt_cache(language_model))
+    if kv_bits is None:
+        return layers
+    return [kinds.QuantizedKVCache(KV_GROUP, kv_bits) if type(layer) is kinds.KVCache else layer for layer in layers]
+
+
+def can_batch(cache: Cache) -> bool:
+    """Whether rows of this kind can run together. Some kinds (chunked attention, quantised KV) have no batched form."""
+    return all(hasattr(layer, "merge") for layer in cache)
+
+
+def merge(rows: Sequence[Cache]) -> Cache:
+    """Single rows as one batch: a copy."""
+    return [type(layers[0]).merge(list(layers)) for layers in zip(*rows, strict=True)]
+
+
+def extend(batch: Cache, rows: Sequence[Cache]) -> None:
+    """Append single rows to a batch. None of them may be empty (`has_empty`).
+
+    The libraries' `extend` pads an empty row (a prompt of one token) with float32, and so turns a whole bfloat16 batch into
+    float32. `merge` does not.
+    """
+    for batched, *layers in zip(batch, *rows, strict=True):
+        batched.extend(type(layers[0]).merge(layers))
+
+
+def has_empty(cache: Cache) -> bool:
+    return any(layer.empty() for layer in cache)
+
+
+def extract(batch: Cache, i: int) -> Cache:
+    """Row `i` of a batch, as a single row: a copy."""
+    return [layer.extract(i) for layer in batch]
+
+
+def keep(batch: Cache, rows: list[int]) -> None:
+    """Drop all rows of a batch but these, which keep their order."""
+    index = mx.array(rows, dtype=mx.int32)
+    for layer in batch:
+        layer.filter(index)
+
+
+def states(cache: Cache) -> list[Any]:
+    """The arrays of all layers, to have them computed."""
+    return [layer.state for layer in cache]
+
+
+def nbytes(cache: Cache) -> int:
+    return sum(int(layer.nbytes) for layer in cache)
+
+
+# Layers in parts --------------------------------------------------------------------------------------------------------
 
 
 def leaves(cache: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -47,12 +47,13 @@ from engine.worker.kvcache.records import Unsupported
 from engine.worker.model import Loaded
 from engine.worker.reports import Reporter
 from engine.worker.runtime import memory
-from engine.worker.runtime.runner import Runner, StepResult
-from engine.worker.scheduler.batch_pause import Gate
+from engine.worker.runtime.runner import Runner
+from engine.worker.scheduler.batch_pause import BatchPause
 from engine.worker.scheduler.jobs import Job, Jobs, Queued
 from engine.worker.scheduler.pace import Ticks
-from engine.worker.scheduler.policy import Plan, Scheduler
-from engine.worker.scheduler.sequence import Phase, Priority
+from engine.worker.scheduler.plan import Plan, StepResult
+from engine.worker.scheduler.policy import Scheduler
+from engine.worker.scheduler.sequence import Phase
 from engine.worker_config import WorkerConfig
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Loop:
         self._jobs = Jobs[Result]()
         self._live: dict[str, float] = {}
         """Deadlines of all requests that have not ended; infinite without one."""
-        self._gate = Gate()
+        self._batch_pause = BatchPause()
         self._ticks = Ticks(self._scheduler.pace)
         self._quiet_since: float | None = None
         self._released = True  # nothing to give back yet
@@ -142,13 +143,13 @@ class Loop:
     def tick(self) -> None:
         self._drain()
         began = time.monotonic()
-        self._scheduler.held = self._gate.closed(began)
+        self._scheduler.paused = self._batch_pause.paused(began)
         for request_id in [name for name, deadline in self._live.items() if began >= deadline]:
             self._fail(request_id, DeadlineExceeded("the answer was not complete by its deadline"))
         if self._runner is not None:
             self._run(self._runner, began)
         self._emit()  # no token waits for a job
-        if (job := self._jobs.next(began, self._may_step, held=self._scheduler.held)) is not None:
+        if (job := self._jobs.next(began, self._may_step, paused=self._scheduler.paused)) is not None:
             self._step(job)
             self._ticks.interrupted()
             self._emit()
@@ -157,12 +158,12 @@ class Loop:
     def _run(self, runner: Runner, now: float) -> None:
         """One tick of the batch."""
         if self._active_kv_bytes is not None and runner.token_bytes is not None:
-            self._scheduler.kv_tokens = self._active_kv_bytes // runner.token_bytes
+            self._scheduler.kv_tokens_bound = self._active_kv_bytes // runner.token_bytes
         self._scheduler.begin(now)
         self._restore(runner)
         plan = self._scheduler.plan()
         result = runner.execute(plan)
-        self._scheduler.apply(plan)
+        self._scheduler.apply(plan, result)
         self._collect(result)
         self._after_leaving(runner, plan)
         if self._kv is not None:
@@ -170,13 +171,13 @@ class Loop:
         if (plan.decode and not runner.pending) or any(chunk.draws for chunk in plan.prefill):
             self._ticks.interrupted()  # a step more was waited for
         else:
-            tokens, beside = sum(chunk.stop - chunk.start for chunk in plan.prefill), runner.pending
+            tokens, beside = sum(chunk.end - chunk.start for chunk in plan.prefill), runner.pending
             self._ticks.ended(now, time.monotonic(), decoded=plan.decode, prefill_tokens=tokens, beside=beside)
 
     def _may_step(self, one: Queued[Result]) -> bool:
         """Batch jobs wait as batch rows do. And what is made of images fills memory, which no bound of KV counts before the
         row begins: one such prompt of a priority waits for that at a time, and one that is aged."""
-        if self._scheduler.held and one.priority is Priority.BATCH:
+        if self._scheduler.paused and one.priority == "batch":
             return False
         return not isinstance(one.job, Preparation) or one.aged or not self._scheduler.waits_with_images(one.priority)
 
@@ -185,12 +186,12 @@ class Loop:
         now = time.monotonic()
         # One look at the gate for both questions: is there work, and when does it open? Had it opened between two looks,
         # nothing would wake us.
-        self._scheduler.held = self._gate.closed(now)
+        self._scheduler.paused = self._batch_pause.paused(now)
         if self.idle and self._mailbox.empty():
             self._ticks.interrupted()
             self._scheduler.check()
             deadline = min(self._live.values(), default=math.inf)
-            wakes = [self._gate.opens_in(now), self._release(now), max(0.0, deadline - now)]
+            wakes = [self._batch_pause.ends_in(now), self._release(now), max(0.0, deadline - now)]
             if self._kv is not None:
                 wakes.append(self._kv.tend(busy=False))
             self._report(now=True)
@@ -242,7 +243,7 @@ class Loop:
                 for request in self._forms.back(message):
                     self._start(request, message.form)
             case PauseBatch(on):
-                self._gate.hold(time.monotonic()) if on else self._gate.release(time.monotonic())
+                self._batch_pause.hold(time.monotonic()) if on else self._batch_pause.release(time.monotonic())
             case Ping():
                 self._channel.send(Pong())
             case ClearKv():
@@ -395,7 +396,7 @@ class Loop:
             if self._kv is not None:
                 sequence.checkpoints_at = self._kv.checkpoints_at(sequence.id)
             output = self._outputs.get(sequence.id)
-            if output is not None and not sequence.issued:
+            if output is not None and not sequence.drawn:
                 output.cached_tokens = sequence.prefilled
 
     def _after_leaving(self, runner: Runner, plan: Plan) -> None:
@@ -405,7 +406,7 @@ class Loop:
                 self._kv.close(request_id)
         for request_id in plan.preempted:
             look_up = self._lookups.get(request_id)
-            if look_up is None or look_up(runner.prompt(request_id)):
+            if look_up is None or look_up(runner.tokens(request_id)):
                 self._scheduler.fetched(request_id)
 
     def _report(self, *, now: bool = False) -> None:
@@ -414,8 +415,8 @@ class Loop:
 
     def _batch_report(self) -> BatchReport:
         scheduler = self._scheduler
-        rows, bound = scheduler.running, scheduler.kv_tokens
-        return BatchReport(rows, len(self._live) - rows, scheduler.held_tokens(), bound, scheduler.preemptions)
+        rows, bound = scheduler.running, scheduler.kv_tokens_bound
+        return BatchReport(rows, len(self._live) - rows, scheduler.kv_tokens, bound, scheduler.preemptions)
 
     def _flush(self) -> None:
         """The gateway wants this process to end: what is only in memory goes to SSD."""

@@ -13,8 +13,8 @@ from mlx_vlm.models.cache import ArraysCache, ChunkedKVCache, KVCache, Quantized
 
 from engine.fleet.protocol import Cancel
 from engine.types import Accepted, Failed, Finished, GenerationRequest, TextDelta
+from engine.worker.caches import can_batch
 from engine.worker.model import Loaded
-from engine.worker.runtime.batch import can_batch
 from tests import checkpoints
 from tests.mlx.conftest import Driver, ask, picture, words
 
@@ -158,8 +158,8 @@ def test_a_model_whose_caches_cannot_run_together_serves_one_request_after_anoth
 
 def test_which_of_the_library_s_caches_can_run_together() -> None:
     together = [KVCache(), RotatingKVCache(max_size=8), ArraysCache(2)]
-    assert [can_batch(layer) for layer in together] == [True, True, True]
-    assert [can_batch(layer) for layer in (ChunkedKVCache(8), QuantizedKVCache())] == [False, False]
+    assert [can_batch([layer]) for layer in together] == [True, True, True]
+    assert [can_batch([layer]) for layer in (ChunkedKVCache(8), QuantizedKVCache())] == [False, False]
 
 
 @pytest.mark.parametrize("make", [KVCache, lambda: RotatingKVCache(max_size=8)], ids=["plain", "rotating"])

@@ -127,7 +127,7 @@ def test_a_row_that_fails_does_not_harm_its_neighbours(
     assert "broken grammar" not in failed.message
 
 
-@pytest.mark.parametrize("place", ["_forward", "read", "caches", "leave"])
+@pytest.mark.parametrize("place", ["_forward", "read", "copies_of", "leave"])
 def test_a_step_that_fails_ends_the_rows_that_ran_and_nobody_else(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

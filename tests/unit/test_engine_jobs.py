@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
-from engine.types import Priority as PriorityName
+from engine.types import Priority
 from engine.worker.scheduler.jobs import Jobs, Queued
 from engine.worker.scheduler.order import AGEING_SECONDS
-from engine.worker.scheduler.sequence import Priority
 
 
 @dataclass
 class Work:
     id: str
-    priority: PriorityName = "normal"
+    priority: Priority = "normal"
     tenant: str = ""
 
     def step(self) -> None:
@@ -63,12 +62,12 @@ def test_a_tenant_with_one_job_has_as_many_turns_as_one_with_many() -> None:
 
 def test_what_may_not_have_a_turn_is_passed_over() -> None:
     jobs = queued(Work("held", "batch"), Work("free"))
-    held = jobs.next(0.0, lambda one: one.priority is not Priority.BATCH)
+    held = jobs.next(0.0, lambda one: one.priority != "batch")
     assert held is not None
     assert held.id == "free"
     jobs.remove("free")
-    assert jobs.next(0.0, lambda one: one.priority is not Priority.BATCH) is None
-    assert not jobs.ready(lambda one: one.priority is not Priority.BATCH)
+    assert jobs.next(0.0, lambda one: one.priority != "batch") is None
+    assert not jobs.ready(lambda one: one.priority != "batch")
     assert [one.job.id for one in jobs.ready(anyone)] == ["held"]
 
 
@@ -81,8 +80,8 @@ def test_a_removed_job_has_no_turn_and_an_unknown_one_is_ended_already() -> None
 
 
 @pytest.mark.parametrize("name", ["normal", "batch"])
-def test_a_job_that_has_waited_too_long_has_every_second_turn_until_it_ends(name: PriorityName) -> None:
-    jobs, now = queued(Work("old", name)), AGEING_SECONDS[Priority[name.upper()]]
+def test_a_job_that_has_waited_too_long_has_every_second_turn_until_it_ends(name: Priority) -> None:
+    jobs, now = queued(Work("old", name)), AGEING_SECONDS[name]
     numbers = count()
     seen: Counter[str] = Counter()
 
@@ -105,9 +104,9 @@ def test_a_job_that_has_waited_too_long_has_every_second_turn_until_it_ends(name
 
 def test_only_one_job_is_aged_at_a_time() -> None:
     jobs = queued(*(Work(f"b{i}", "batch") for i in range(3)), Work("i", "interactive"))
-    assert turns(jobs, 6, now=AGEING_SECONDS[Priority.BATCH]) == "i b0 i b0 i b0"
+    assert turns(jobs, 6, now=AGEING_SECONDS["batch"]) == "i b0 i b0 i b0"
     jobs.remove("b0")
-    assert turns(jobs, 4, now=AGEING_SECONDS[Priority.BATCH]) == "i b1 i b1"
+    assert turns(jobs, 4, now=AGEING_SECONDS["batch"]) == "i b1 i b1"
 
 
 def test_a_long_job_that_has_its_turns_never_counts_as_one_that_waits() -> None:
@@ -118,13 +117,13 @@ def test_a_long_job_that_has_its_turns_never_counts_as_one_that_waits() -> None:
 
 def test_batch_work_that_is_held_keeps_nobody_from_ageing() -> None:
     def may(one: Queued[Any]) -> bool:
-        return one.priority is not Priority.BATCH
+        return one.priority != "batch"
 
-    late = AGEING_SECONDS[Priority.BATCH]
+    late = AGEING_SECONDS["batch"]
     jobs = queued(Work("held", "batch"), Work("held too", "batch"))
     assert turns(jobs, 1, now=late) == "held"  # aged before it was held
     jobs.add(Work("normal"), late)
     jobs.add(Work("quick", "interactive"), late)
-    later = late + AGEING_SECONDS[Priority.NORMAL]
-    found = [jobs.next(later, may, held=True) for _ in range(4)]
+    later = late + AGEING_SECONDS["normal"]
+    found = [jobs.next(later, may, paused=True) for _ in range(4)]
     assert sorted(job.id for job in found if job is not None) == ["normal", "normal", "quick", "quick"]

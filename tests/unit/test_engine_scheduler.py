@@ -5,19 +5,30 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from typing import Any
+from collections import defaultdict
+from typing import Any, get_args
+from weakref import WeakKeyDictionary
 
 import pytest
 
-from engine.worker.scheduler.batch_pause import HOLD_SECONDS, SHARE_SECONDS, Gate
+from engine.types import Priority
+from engine.worker.scheduler.batch_pause import HOLD_SECONDS, SHARE_SECONDS, BatchPause
 from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace, Ticks
-from engine.worker.scheduler.policy import BATCH_CHUNK, Plan, PrefillChunk, Scheduler
-from engine.worker.scheduler.sequence import Phase, Priority, Sequence
+from engine.worker.scheduler.plan import Drawn, Plan, PrefillChunk, StepResult
+from engine.worker.scheduler.policy import Scheduler
+from engine.worker.scheduler.room import BATCH_CHUNK
+from engine.worker.scheduler.sequence import Phase, Sequence
+from tests.fakes.device import Device
+
+devices: WeakKeyDictionary[Scheduler, Device] = WeakKeyDictionary()
+"""One for each scheduler of a test."""
+MANY = defaultdict[str, int](lambda: 1_000_000)
 
 
 def tick(scheduler: Scheduler) -> Plan:
+    device = devices.setdefault(scheduler, Device(MANY))
     plan = scheduler.plan()
-    scheduler.apply(plan)
+    scheduler.apply(plan, device.execute(plan))
     scheduler.check()
     return plan
 
@@ -50,7 +61,7 @@ def test_running_rows_decode_in_every_tick_of_a_long_prefill() -> None:
     scheduler.add(sequence("long", prompt_tokens=1001))
     plans = [tick(scheduler) for _ in range(100)]
     assert all(plan.decode for plan in plans)
-    assert max(sum(chunk.stop - chunk.start for chunk in plan.prefill) for plan in plans) == 10
+    assert max(sum(chunk.end - chunk.start for chunk in plan.prefill) for plan in plans) == 10
     assert plans[-1].prefill[0].joins
 
 
@@ -127,10 +138,9 @@ def test_whatever_comes_and_goes_every_sequence_ends_and_bookkeeping_holds(seed:
     """A device that follows the plans to the letter, and random arrivals and cancellations."""
     random_ = random.Random(seed)
     scheduler = Scheduler(max_rows=3, chunk_tokens=7)
-    drawn: dict[str, int] = {}
-    batch: set[str] = set()
     cancelled: set[str] = set()
     everyone = [sequence(f"s{i}", random_.randint(1, 40), random_.randint(1, 15), whole=i % 5 == 0) for i in range(25)]
+    device = Device({item.id: item.max_tokens for item in everyone})
     arriving = list(everyone)
     while arriving or not scheduler.idle:
         if arriving and random_.random() < 0.4:
@@ -141,28 +151,24 @@ def test_whatever_comes_and_goes_every_sequence_ends_and_bookkeeping_holds(seed:
                 scheduler.end(victim.id)
                 cancelled.add(victim.id)
         plan = scheduler.plan()
-        assert plan.leave <= batch
-        batch -= plan.leave
-        assert plan.decode == bool(batch)
-        for name in batch:
-            drawn[name] = drawn.get(name, 0) + 1
-        batch |= {chunk.id for chunk in plan.prefill if chunk.joins}
-        assert len(batch) <= 3
-        scheduler.apply(plan)
+        assert plan.leave <= device.rows
+        assert plan.decode == bool(device.rows - plan.leave)
+        scheduler.apply(plan, device.execute(plan))
+        assert len(device.rows) <= 3
         scheduler.check()
-    assert not batch
+    assert not device.rows
     for item in everyone:
-        assert drawn.get(item.id, 0) <= item.max_tokens
+        assert device.drawn[item.id] <= item.max_tokens
         if item.id not in cancelled:
-            assert drawn[item.id] == item.max_tokens
+            assert device.drawn[item.id] == item.max_tokens
 
 
-def test_prefill_pauses_at_every_stop_and_goes_on_in_the_same_tick() -> None:
+def test_prefill_pauses_at_every_checkpoint_and_goes_on_in_the_same_tick() -> None:
     scheduler = Scheduler(max_rows=2, chunk_tokens=10)
     one = sequence("a", prompt_tokens=21)
     one.checkpoints_at = (4, 7, 20)
     scheduler.add(one)
-    assert [(chunk.start, chunk.stop) for _ in range(2) for chunk in tick(scheduler).prefill] == [
+    assert [(chunk.start, chunk.end) for _ in range(2) for chunk in tick(scheduler).prefill] == [
         (0, 4), (4, 7), (7, 10), (10, 20),
     ]  # fmt: skip
 
@@ -218,10 +224,9 @@ def test_a_preempted_row_waits_before_all_others_with_what_it_has_said() -> None
 def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
     random_ = random.Random(seed)
     scheduler = Scheduler(max_rows=3, chunk_tokens=7)
-    drawn: dict[str, int] = {}
     fetching: list[str] = []
-    batch: set[str] = set()
     everyone = [sequence(f"s{i}", random_.randint(1, 40), random_.randint(1, 15)) for i in range(25)]
+    device = Device({item.id: item.max_tokens for item in everyone})
     arriving = list(everyone)
     while arriving or fetching or not scheduler.idle:
         if arriving and random_.random() < 0.4:
@@ -231,21 +236,68 @@ def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
             scheduler.add(item)
         if fetching and random_.random() < 0.5:
             scheduler.fetched(fetching.pop())
-        if batch and random_.random() < 0.2:
-            scheduler.preempt(random_.choice(sorted(batch)))
+        if device.rows and random_.random() < 0.2:
+            scheduler.preempt(random_.choice(sorted(device.rows)))
         for item in scheduler.starting():
             item.prefilled = random_.randint(0, item.prefill_tokens)
             item.checkpoints_at = tuple(random_.sample(range(1, 41), 2))
         plan = scheduler.plan()
-        batch -= plan.leave
-        for name in batch:
-            drawn[name] = drawn.get(name, 0) + 1
-        batch |= {chunk.id for chunk in plan.prefill if chunk.joins}
-        assert len(batch) <= 3
-        scheduler.apply(plan)
+        scheduler.apply(plan, device.execute(plan))
+        assert len(device.rows) <= 3
         fetching += plan.preempted
         scheduler.check()
-    assert {item.id: item.max_tokens for item in everyone} == drawn
+    assert {item.id: item.max_tokens for item in everyone} == device.drawn
+
+
+def results(scheduler: Scheduler, *found: StepResult) -> list[Plan]:
+    plans = []
+    for result in found:
+        plan = scheduler.plan()
+        scheduler.apply(plan, result)
+        scheduler.check()
+        plans.append(plan)
+    return plans
+
+
+def test_what_a_row_has_drawn_is_what_was_read_and_a_step_in_flight_counts_as_one_token() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    one = sequence("a", prompt_tokens=5, max_tokens=6)
+    scheduler.add(one)
+    flying, read = frozenset("a"), Drawn("a", 0)
+    counted = []
+    for result in (StepResult(), StepResult((read,)), StepResult((), flying), StepResult((read,) * 3, flying)):
+        results(scheduler, result)
+        counted.append((one.drawn, one.in_flight, one.kv_tokens, one.exhausted))
+    assert counted == [(0, False, 5, False), (1, False, 6, False), (1, True, 7, False), (4, True, 10, False)]
+    (last,) = results(scheduler, StepResult((read,), flying))
+    assert last.decode
+    assert (one.drawn, one.exhausted) == (5, True)  # the last token is in flight: no further step
+    assert results(scheduler, StepResult((read,))) == [Plan(leave=frozenset("a"), decode=False, prefill=())]
+    assert (one.drawn, one.phase) == (6, Phase.ENDED)
+
+
+def test_a_row_that_was_preempted_goes_on_after_all_that_it_was_found_to_have_drawn() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    one = sequence("a", prompt_tokens=5, max_tokens=20)
+    scheduler.add(one)
+    read = Drawn("a", 0)
+    results(scheduler, StepResult(), StepResult((read,)), StepResult((read,) * 2, frozenset("a")))
+    assert scheduler.preempt("a")
+    results(scheduler, StepResult((read,) * 4))  # the step that was in flight is read before the row leaves
+    assert (one.drawn, one.in_flight, one.prompt_growth, one.input_tokens) == (7, False, 7, 12)
+    scheduler.fetched("a")
+    assert tick(scheduler).prefill == (PrefillChunk("a", 0, 11, joins=True),)
+
+
+def test_tokens_of_a_row_that_has_ended_count_for_nobody() -> None:
+    scheduler = Scheduler(max_rows=2, chunk_tokens=100)
+    one = sequence("a")
+    scheduler.add(one)
+    results(scheduler, StepResult(), StepResult((), frozenset("a")))
+    scheduler.end("a")
+    results(scheduler, StepResult((Drawn("a", 0),), frozenset()))
+    assert one.drawn == 0
+    assert scheduler.idle
 
 
 def test_the_scheduler_is_imported_without_mlx() -> None:
@@ -257,11 +309,11 @@ def test_the_scheduler_is_imported_without_mlx() -> None:
 
 
 def batch(name: str, prompt_tokens: int = 5, max_tokens: int = 100, **more: Any) -> Sequence:
-    return Sequence(name, prompt_tokens, max_tokens, priority=Priority.BATCH, **more)
+    return Sequence(name, prompt_tokens, max_tokens, priority="batch", **more)
 
 
 def interactive(name: str, prompt_tokens: int = 5, max_tokens: int = 100, **more: Any) -> Sequence:
-    return Sequence(name, prompt_tokens, max_tokens, priority=Priority.INTERACTIVE, **more)
+    return Sequence(name, prompt_tokens, max_tokens, priority="interactive", **more)
 
 
 def begun(scheduler: Scheduler, now: float = 0.0) -> Plan:
@@ -343,7 +395,7 @@ def test_batch_rows_pause_for_prompts_of_the_batch_too() -> None:
 
 @pytest.mark.parametrize(
     ("priority", "tokens_a_second", "chunk"),
-    [(Priority.BATCH, 8000, 200), (Priority.BATCH, 1000, BATCH_CHUNK), (Priority.NORMAL, 4000, 512)],
+    [("batch", 8000, 200), ("batch", 1000, BATCH_CHUNK), ("normal", 4000, 512)],
 )
 def test_a_prompt_of_the_batch_takes_no_longer_than_others_could_wait_also_when_nothing_runs(
     priority: Priority, tokens_a_second: int, chunk: int
@@ -352,7 +404,7 @@ def test_a_prompt_of_the_batch_takes_no_longer_than_others_could_wait_also_when_
     scheduler = Scheduler(max_rows=8, chunk_tokens=512)
     scheduler.pace.observe(1.0, decoded=False, prefill_tokens=tokens_a_second)
     scheduler.add(Sequence("p", 1000, 5, priority=priority))
-    assert [(one.start, one.stop) for one in begun(scheduler).prefill] == [(0, chunk)]
+    assert [(one.start, one.end) for one in begun(scheduler).prefill] == [(0, chunk)]
 
 
 def test_no_prompt_of_the_batch_begins_while_rows_leave_unless_it_is_aged() -> None:
@@ -405,11 +457,11 @@ def test_a_stream_does_not_pause_for_anybody() -> None:
     assert all(begun(scheduler).decode for _ in range(4))
 
 
-def test_held_batch_work_waits_and_other_work_does_not() -> None:
+def test_paused_batch_work_waits_and_other_work_does_not() -> None:
     scheduler = Scheduler(max_rows=4, chunk_tokens=10)
     scheduler.add(batch("running"))
     begun(scheduler)
-    scheduler.held = True
+    scheduler.paused = True
     scheduler.add(batch("waiting"))
     assert scheduler.idle
     assert begun(scheduler).empty
@@ -419,7 +471,7 @@ def test_held_batch_work_waits_and_other_work_does_not() -> None:
     assert begun(scheduler).decode  # rows of one batch run together
     scheduler.end("n")
     begun(scheduler)
-    scheduler.held = False
+    scheduler.paused = False
     assert [chunk.id for chunk in begun(scheduler).prefill] == ["waiting"]
 
 
@@ -444,7 +496,7 @@ def test_tenants_take_turns() -> None:
 
 
 def test_prompts_wait_for_memory_and_a_first_one_has_all_of_it() -> None:
-    scheduler = Scheduler(max_rows=8, chunk_tokens=1000, kv_tokens=100)
+    scheduler = Scheduler(max_rows=8, chunk_tokens=1000, kv_tokens_bound=100)
     scheduler.add(sequence("large", prompt_tokens=150, max_tokens=5))
     scheduler.add(sequence("next", prompt_tokens=60))
     scheduler.add(sequence("small", prompt_tokens=10))
@@ -455,7 +507,7 @@ def test_prompts_wait_for_memory_and_a_first_one_has_all_of_it() -> None:
 
 
 def test_growing_answers_swap_out_the_least_and_newest_row() -> None:
-    scheduler = Scheduler(max_rows=8, chunk_tokens=1000, kv_tokens=100)
+    scheduler = Scheduler(max_rows=8, chunk_tokens=1000, kv_tokens_bound=100)
     scheduler.add(sequence("a", prompt_tokens=40))
     scheduler.add(batch("b", prompt_tokens=40))
     scheduler.add(interactive("c", prompt_tokens=10))
@@ -470,7 +522,7 @@ def test_growing_answers_swap_out_the_least_and_newest_row() -> None:
 
 
 def test_a_prompt_that_is_begun_goes_on_while_a_more_urgent_one_waits_for_its_memory() -> None:
-    scheduler = Scheduler(max_rows=8, chunk_tokens=7, kv_tokens=120)
+    scheduler = Scheduler(max_rows=8, chunk_tokens=7, kv_tokens_bound=120)
     scheduler.add(sequence("begun", prompt_tokens=58, max_tokens=1))
     begun(scheduler)
     scheduler.add(interactive("urgent", prompt_tokens=80, max_tokens=1))
@@ -489,17 +541,16 @@ def test_who_came_first_begins_first_whenever_it_was_made_ready() -> None:
 def test_sequences_with_images_wait_until_they_have_begun() -> None:
     scheduler = Scheduler(max_rows=1, chunk_tokens=100)
     scheduler.add(sequence("text"))
-    assert not scheduler.waits_with_images(Priority.BATCH)
+    assert not scheduler.waits_with_images("batch")
     image = Sequence("image", 5, 5, preemptible=False, phase=Phase.FETCHING)
     scheduler.add(image)
-    asked = (Priority.INTERACTIVE, Priority.NORMAL, Priority.BATCH)
-    assert [scheduler.waits_with_images(priority) for priority in asked] == [False, True, True]
+    assert [scheduler.waits_with_images(priority) for priority in get_args(Priority)] == [False, True, True]
     scheduler.fetched("image")
-    assert scheduler.waits_with_images(Priority.NORMAL)
+    assert scheduler.waits_with_images("normal")
     scheduler.end("text")
     begun(scheduler)
     assert image.phase is Phase.RUNNING
-    assert not scheduler.waits_with_images(Priority.BATCH)
+    assert not scheduler.waits_with_images("batch")
 
 
 def test_ticks_tell_a_step_s_time_and_a_chunk_s_one_tick_later() -> None:
@@ -528,7 +579,7 @@ def test_beside_a_stream_a_chunk_is_as_long_as_the_stream_can_wait() -> None:
         scheduler.pace.observe(0.110, decoded=True, prefill_tokens=200)  # 0.5 ms a token
     scheduler.add(sequence("long", prompt_tokens=2000))
     (chunk,) = begun(scheduler).prefill
-    assert chunk.stop == pytest.approx(STALL_SECONDS / 0.0005, rel=0.02)
+    assert chunk.end == pytest.approx(STALL_SECONDS / 0.0005, rel=0.02)
 
 
 def test_slow_steps_give_prefill_as_much_time_as_themselves() -> None:
@@ -544,19 +595,19 @@ def test_slow_steps_give_prefill_as_much_time_as_themselves() -> None:
     assert pace.chunk(8) == 8
 
 
-def test_a_gate_opens_by_itself_for_a_moment() -> None:
-    gate = Gate()
-    assert not gate.closed(5.0)
-    gate.hold(5.0)
-    gate.hold(9.0)  # told again: nothing begins anew
-    assert gate.closed(5.0)
-    assert gate.opens_in(6.0) == pytest.approx(HOLD_SECONDS - 1)
-    assert not gate.closed(5.0 + HOLD_SECONDS)
-    assert gate.opens_in(5.0 + HOLD_SECONDS) is None
-    assert gate.closed(5.0 + HOLD_SECONDS + SHARE_SECONDS)
-    gate.release(6.0)
-    assert not gate.closed(6.0)
-    assert gate.opens_in(6.0) is None
+def test_a_pause_ends_by_itself_for_a_moment() -> None:
+    pause = BatchPause()
+    assert not pause.paused(5.0)
+    pause.hold(5.0)
+    pause.hold(9.0)  # told again: nothing begins anew
+    assert pause.paused(5.0)
+    assert pause.ends_in(6.0) == pytest.approx(HOLD_SECONDS - 1)
+    assert not pause.paused(5.0 + HOLD_SECONDS)
+    assert pause.ends_in(5.0 + HOLD_SECONDS) is None
+    assert pause.paused(5.0 + HOLD_SECONDS + SHARE_SECONDS)
+    pause.release(6.0)
+    assert not pause.paused(6.0)
+    assert pause.ends_in(6.0) is None
 
 
 @pytest.mark.parametrize("idle_ticks", [0, 1])
@@ -564,62 +615,50 @@ def test_a_gate_opens_by_itself_for_a_moment() -> None:
 def test_an_aged_sequence_begins_whatever_the_rhythm_of_those_before_it(tokens: int, idle_ticks: int) -> None:
     scheduler, made = Scheduler(max_rows=1, chunk_tokens=64), 0
     old = Sequence("old", 10, 1, arrived=0.0)
-    for tick in range(40 * (tokens + 2)):
+    for count in range(40 * (tokens + 2)):
         while scheduler.waiting < 3:
             made += 1
-            scheduler.add(Sequence(f"r{made}", 10, tokens, priority=Priority.INTERACTIVE, arrived=99.0))
-        if tick == 0:
+            scheduler.add(Sequence(f"r{made}", 10, tokens, priority="interactive", arrived=99.0))
+        if count == 0:
             scheduler.add(old)
             for _ in range(idle_ticks):
                 scheduler.begin(100.0)
-        scheduler.begin(100.0)
-        list(scheduler.starting())
-        scheduler.apply(scheduler.plan())
+        begun(scheduler, 100.0)
         if old.phase is Phase.RUNNING:
             return
     pytest.fail("it never began")
 
 
 def test_an_aged_prompt_too_large_for_what_is_left_gets_its_memory() -> None:
-    scheduler, made = Scheduler(max_rows=16, chunk_tokens=64, kv_tokens=1000), 0
+    scheduler, made = Scheduler(max_rows=16, chunk_tokens=64, kv_tokens_bound=1000), 0
     old = Sequence("old", 800, 1, arrived=0.0)
-    for tick in range(2000):
+    for count in range(2000):
         while scheduler.waiting + scheduler.running < 8:
             made += 1
             tokens = 11 + 13 * made % 37
-            scheduler.add(Sequence(f"r{made}", 60, tokens, priority=Priority.INTERACTIVE, arrived=99.0))
-        if tick == 30:
+            scheduler.add(Sequence(f"r{made}", 60, tokens, priority="interactive", arrived=99.0))
+        if count == 30:
             scheduler.add(old)
-        scheduler.begin(100.0)
-        list(scheduler.starting())
-        scheduler.apply(scheduler.plan())
-        if tick > 30 and old.phase is not Phase.WAITING:
+        begun(scheduler, 100.0)
+        if count > 30 and old.phase is not Phase.WAITING:
             return
     pytest.fail("it never began")
 
 
 @pytest.mark.parametrize("case", ["a prompt that is begun has the memory", "a row that cannot be swapped out"])
-def test_held_batch_work_goes_on_when_it_is_in_the_way_of_somebody_who_waits(case: str) -> None:
+def test_paused_batch_work_goes_on_when_it_is_in_the_way_of_somebody_who_waits(case: str) -> None:
     if "memory" in case:
-        scheduler = Scheduler(max_rows=4, chunk_tokens=256, kv_tokens=1000)
-        scheduler.add(Sequence("batch", 900, 5, priority=Priority.BATCH))
+        scheduler = Scheduler(max_rows=4, chunk_tokens=256, kv_tokens_bound=1000)
+        scheduler.add(Sequence("batch", 900, 5, priority="batch"))
     else:
         scheduler = Scheduler(max_rows=1, chunk_tokens=256)
-        scheduler.add(Sequence("batch", 100, 20, priority=Priority.BATCH, preemptible=False))
-
-    def tick() -> Plan:
-        scheduler.begin(0.0)
-        list(scheduler.starting())
-        plan = scheduler.plan()
-        scheduler.apply(plan)
-        return plan
-
-    tick()
-    urgent = Sequence("urgent", 500, 5, priority=Priority.INTERACTIVE)
+        scheduler.add(Sequence("batch", 100, 20, priority="batch", preemptible=False))
+    begun(scheduler)
+    urgent = Sequence("urgent", 500, 5, priority="interactive")
     scheduler.add(urgent)
     for _ in range(60):
-        scheduler.held = True  # as the loop finds the gate in every tick
-        assert not tick().empty
+        scheduler.paused = True  # as the loop finds it in every tick
+        assert not begun(scheduler).empty
         if urgent.phase is Phase.RUNNING:
             break
     assert urgent.phase is Phase.RUNNING
@@ -627,19 +666,19 @@ def test_held_batch_work_goes_on_when_it_is_in_the_way_of_somebody_who_waits(cas
 
 @pytest.mark.parametrize("pause", [0.001, 0.2])
 def test_batch_work_has_its_share_beside_short_requests_in_a_row(pause: float) -> None:
-    gate, step, opened = Gate(), 0.001, 0.0
+    between, step, opened = BatchPause(), 0.001, 0.0
     for tick in range(110_000):
         now = tick * step
         working = now % (0.5 + pause) < 0.5
-        gate.hold(now) if working else gate.release(now)
-        opened += 0.0 if gate.closed(now) else step
+        between.hold(now) if working else between.release(now)
+        opened += 0.0 if between.paused(now) else step
     pauses = 110 * pause / (0.5 + pause)
     assert 9.0 + 0.9 * pauses < opened < 11.0 + pauses
 
 
 def test_a_release_as_long_as_a_share_begins_a_new_stretch() -> None:
-    gate = Gate()
-    gate.hold(0.0)
-    gate.release(9.0)
-    gate.hold(9.0 + SHARE_SECONDS)
-    assert gate.opens_in(9.0 + SHARE_SECONDS) == pytest.approx(HOLD_SECONDS)
+    pause = BatchPause()
+    pause.hold(0.0)
+    pause.release(9.0)
+    pause.hold(9.0 + SHARE_SECONDS)
+    assert pause.ends_in(9.0 + SHARE_SECONDS) == pytest.approx(HOLD_SECONDS)

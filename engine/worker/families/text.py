@@ -25,7 +25,6 @@ from engine.worker.model import Loaded
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.template import answer_budget, render
 from engine.worker.runtime.batch import Row
-from engine.worker.scheduler.sequence import Priority
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 from engine.worker_config import ModelOptions
 
@@ -90,7 +89,7 @@ class Preparation:
             max_tokens,
             whole=vision is not None and vision.whole is not None,
             preemptible=vision is None,
-            priority=Priority[request.priority.upper()],
+            priority=request.priority,
             tenant=request.tenant,
             arrived=self._arrived,
         )

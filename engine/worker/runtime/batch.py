@@ -1,8 +1,17 @@
 """The decoding batch: rows that run together, their caches, and one step of all of them.
 
-Every row is prefilled alone (batch of one, plain caches, no padding) and then joins. The last prompt token is the row's
-first decode input, so prefill never computes logits. While one row runs the caches are plain ones, from two rows on
-mlx-vlm's batched ones (a batched cache of one row is slow in some models, and needless).
+Every row is prefilled alone (batch of one, plain caches, no padding) and then joins. A row's tokens are its prompt and what was
+drawn since. All but the last are prefilled, so prefill never computes logits; the last is the row's first decode input:
+
+    prompt                                         said
+    |--- prefilled ---|--- next chunk ---|L|  a  b  c | d
+                                          ^ last prompt token: first decode input
+                                                        ^ newest: drawn, not in the cache yet
+
+A row that was preempted after d prefills (or restores) the prompt and a b c; d is then its first decode input.
+
+One row alone has plain caches. From two rows on they are the library's batched ones, because a batched cache of one row is slow
+in some models, and needless.
 """
 
 from __future__ import annotations
@@ -14,8 +23,10 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from engine.types import SamplingParams
+from engine.worker import caches
 from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
 from engine.worker.runtime.vision import VisionInputs
+from engine.worker.scheduler.plan import Drawn
 
 
 class Constraint(Protocol):
@@ -27,42 +38,47 @@ class Constraint(Protocol):
 
 @dataclass
 class Row:
-    """One sequence on the device. `prompt` are token ids, `said` those drawn and read since; `cache` is its own until it joins
-    the batch, and then holds `prefilled` tokens."""
+    """One sequence on the device. `prompt` are the request's token ids, `said` those drawn and read since: neither ever shrinks.
+
+    `cache` is its own until it joins the batch, and holds `prefilled` tokens. `rope_delta` is how far its text positions are
+    ahead of the cache since its `vision` was read.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
-    cache: list[Any] | None = None
+    cache: caches.Cache | None = None
     vision: VisionInputs | None = None
     constraint: Constraint | None = field(default=None, repr=False)
     seed: int = 0
-    issued: int = 0
     prefilled: int = 0
     said: list[int] = field(default_factory=list, repr=False)
     penalties: Penalties | None = field(default=None, repr=False)
     rope_delta: int = 0
-    """What its text positions are ahead of the cache since its `vision` was read."""
 
     def __post_init__(self) -> None:
         chosen = self.sampling.seed
         self.seed = secrets.randbits(32) if chosen is None else chosen
         self.penalties = Penalties.of(self.sampling, self.prompt)
 
+    def __len__(self) -> int:
+        """Tokens that are known."""
+        return len(self.prompt) + len(self.said)
 
-@dataclass(frozen=True)
-class Drawn:
-    """A token of one row, with its log-probability and the best alternatives as (id, log-probability) if asked for."""
+    @property
+    def last(self) -> int:
+        """Its next decode input, once all tokens are read."""
+        return self.said[-1] if self.said else self.prompt[-1]
 
-    id: str
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+    def tokens(self, start: int = 0, end: int | None = None) -> list[int]:
+        """Known tokens start..end."""
+        known, end = len(self.prompt), len(self) if end is None else end
+        return [*self.prompt[start:end], *self.said[max(0, start - known) : max(0, end - known)]]
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """Tokens that are being computed: read one step later, so that Python's work overlaps the device's."""
+    """The tokens of a step that is being computed. They are read one step later, so that Python's work overlaps the device's."""
 
     rows: tuple[Row, ...]
     tokens: Any
@@ -72,7 +88,7 @@ class _Pending:
 
 
 class Batch:
-    """Owned by the runner. Rows keep their order; `_last` [B] is each row's newest token, maybe not computed yet.
+    """Owned by the runner. Rows keep their order. `_last` [B] is each row's newest token, perhaps not computed yet.
 
     Invariant: every row of `_cache` has run. A row that joins waits in `_joining` until the next step runs it, because the
     libraries' caches can neither extract nor filter rows of a batch that is still empty (prompts of one token).
@@ -83,7 +99,7 @@ class Batch:
         self._mrope = mrope
         self.rows: list[Row] = []
         self._joining: list[Row] = []
-        self._cache: list[Any] = []
+        self._cache: caches.Cache = []
         self._last = mx.array([], dtype=mx.int32)
         self._positions = mx.array([], dtype=mx.int32)
         self._columns: Columns | None = None
@@ -98,23 +114,28 @@ class Batch:
         return self._pending is not None
 
     @property
+    def in_flight(self) -> frozenset[str]:
+        """Rows of a step whose tokens nobody has read."""
+        return frozenset() if self._pending is None else frozenset(row.id for row in self._pending.rows)
+
+    @property
     def ids(self) -> frozenset[str]:
-        """Of the rows that take part in the next step."""
+        """Rows that take part in the next step."""
         return frozenset(row.id for row in [*self.rows, *self._joining])
 
-    def caches(self, ids: frozenset[str]) -> list[tuple[Row, list[int], list[Any]]]:
-        """Those of the rows that are in the batch: the tokens that their caches hold, and copies of these.
+    def copies_of(self, ids: frozenset[str]) -> list[tuple[Row, list[int], caches.Cache]]:
+        """Copies of the caches of these rows, as far as they are in the batch, and the tokens that each holds.
 
-        After `read`: the newest token is drawn, and not yet in the cache.
+        Call `read` before: then the newest token is drawn, and not yet in the cache.
         """
-        found: list[tuple[Row, list[int], list[Any]]] = []
+        found: list[tuple[Row, list[int], caches.Cache]] = []
         for i, row in enumerate(self.rows):
             if row.id in ids:
-                found.append((row, [*row.prompt, *row.said][:-1], self._extract(i)))
+                found.append((row, row.tokens()[:-1], self._extract(i)))
         for row in self._joining:
             if row.id in ids:
                 assert row.cache is not None
-                found.append((row, list(row.prompt[:-1]), row.cache))
+                found.append((row, row.tokens()[:-1], row.cache))
         return found
 
     def leave(self, ids: frozenset[str]) -> None:
@@ -128,15 +149,13 @@ class Batch:
         elif len(keep) == 1:
             self._cache = self._extract(keep[0])
         else:
-            index = mx.array(keep, dtype=mx.int32)
-            for layer in self._cache:
-                layer.filter(index)
+            caches.keep(self._cache, keep)
         self.rows = [self.rows[i] for i in keep]
         index = mx.array(keep, dtype=mx.int32)
         self._last, self._positions, self._columns = self._last[index], self._positions[index], None
 
     def join(self, row: Row) -> None:
-        """Take in a prefilled row from the next step on: its cache holds all of its prompt but the last token."""
+        """Take in a prefilled row from the next step on. Its cache holds all of its tokens but the last."""
         assert row.cache is not None
         self._joining.append(row)
 
@@ -145,37 +164,32 @@ class Batch:
         rows, self._joining = self._joining, []
         if not rows:
             return
-        joining: list[Any] = [row.cache for row in rows]
+        joining = [row.cache for row in rows if row.cache is not None]
         if len(self.rows) + len(rows) == 1:
             self._cache = joining[0]
-        elif len(self.rows) < 2 or any(layer.empty() for cache in joining for layer in cache):
-            # The libraries' `extend` pads an empty row (a prompt of one token) with float32 and so turns a whole
-            # bfloat16 batch into float32; `merge` does not.
-            own = [self._extract(i) for i in range(len(self.rows))]
-            self._cache = [_merge(list(layers)) for layers in zip(*own, *joining, strict=True)]
+        elif len(self.rows) < 2 or any(caches.has_empty(cache) for cache in joining):
+            self._cache = caches.merge([*(self._extract(i) for i in range(len(self.rows))), *joining])
         else:
-            for batched, *singles in zip(self._cache, *joining, strict=True):
-                batched.extend(_merge(singles))
+            caches.extend(self._cache, joining)
         positions = []
         for row in rows:
             row.cache = None
             if row.vision is not None:  # the prompt is in the cache: its embeddings need not stay
                 row.rope_delta, row.vision = row.vision.rope_delta, None
-            positions.append(len(row.prompt) - 1 + row.rope_delta)
+            positions.append(len(row) - 1 + row.rope_delta)
         self.rows += rows
-        last = mx.array([row.prompt[-1] for row in rows], dtype=mx.int32)
-        self._last = mx.concatenate([self._last, last])
+        self._last = mx.concatenate([self._last, mx.array([row.last for row in rows], dtype=mx.int32)])
         self._positions = mx.concatenate([self._positions, mx.array(positions, dtype=mx.int32)])
         self._columns = None
 
     def step(self) -> tuple[list[Drawn], dict[str, Exception]]:
-        """Launch one decode step of all rows and return the tokens of the step before; where a row draws its first token,
-        which somebody waits for, also those of this step.
+        """Launch one decode step of all rows and return the tokens of the step before. If a row draws its first token, which
+        somebody waits for, also return those of this step.
 
         A row whose penalties or constraint fail is reported in the second value and does not harm the others.
         """
         self._admit()
-        first = any(row.issued == 0 for row in self.rows)
+        first = any(not row.said for row in self.rows)
         logits = self._forward() if self.rows else None
         drawn = self.read()
         failed = self._sample(logits) if logits is not None else {}
@@ -221,14 +235,12 @@ class Batch:
         logits, failed = self._adjusted(raw)
         if self._columns is None:
             self._columns = Columns([row.sampling for row in self.rows], [row.seed for row in self.rows])
-        self._last = self._columns.sample(logits, [row.issued for row in self.rows])
+        self._last = self._columns.sample(logits, [len(row.said) for row in self.rows])
         logprobs: tuple[Any, Any, Any] = (None, None, None)
         if any(row.sampling.logprobs for row in self.rows):
             count = max(row.sampling.top_logprobs for row in self.rows if row.sampling.logprobs)
             logprobs = top_logprobs(raw, self._last, count)
         mx.async_eval(self._last, *[column for column in logprobs if column is not None])
-        for row in self.rows:
-            row.issued += 1
         self._pending = _Pending(tuple(self.rows), self._last, *logprobs)
         return failed
 
@@ -250,15 +262,5 @@ class Batch:
             parts.append(adjusted)
         return mx.concatenate(parts), failed
 
-    def _extract(self, i: int) -> list[Any]:
-        return self._cache if len(self.rows) == 1 else [layer.extract(i) for layer in self._cache]
-
-
-def can_batch(layer: Any) -> bool:
-    """Whether a layer's cache knows how to run beside others. Some (chunked attention, quantised ones) do not."""
-    return hasattr(layer, "merge")
-
-
-def _merge(caches: list[Any]) -> Any:
-    """Plain single-row caches as one batched cache."""
-    return type(caches[0]).merge(caches)
+    def _extract(self, i: int) -> caches.Cache:
+        return self._cache if len(self.rows) == 1 else caches.extract(self._cache, i)

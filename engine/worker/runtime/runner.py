@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx_vlm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
+from engine.worker import caches
 from engine.worker.model import Loaded
-from engine.worker.runtime.batch import Batch, Drawn, Row, can_batch
+from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import LoadError
 from engine.worker.runtime.vision import uses_mrope
-from engine.worker.scheduler.policy import Plan, PrefillChunk
+from engine.worker.scheduler.plan import Drawn, Plan, PrefillChunk, StepResult
 from engine.worker_config import ModelOptions
 
 MEASURABLE_TOKENS = 256
-"""Caches grow in steps of this many tokens: shorter prompts tell little about what a token takes."""
+"""Caches grow in steps of this many tokens: shorter prompts say little about how many bytes a token takes."""
 FAULTS = 3
-"""Failures without a decode step between them, the first of them one of a step (no memory for a long row, say), after which the
-model or the device counts as broken."""
-KV_GROUP = 32
-"""Values that share a scale in quantised KV: divides every head size in use."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Tokens that became known, and rows that failed by themselves with their cause."""
-
-    drawn: tuple[Drawn, ...]
-    failed: dict[str, Exception]
+"""Failures without a successful decode step between them after which the model or the device counts as broken. The first of them
+is that of a decode step: a prompt that fails (no memory for a long one, say) fails alone."""
 
 
 class Keeper(Protocol):
-    """Who keeps KV for later requests (`engine.worker.kvcache.guarded.GuardedCache`)."""
+    """Keeps KV for later requests (`engine.worker.kvcache.guarded.GuardedCache`)."""
 
-    def restore(self, request_id: str, *, capacity: int) -> tuple[list[Any], int] | None: ...
-    def at_checkpoint(self, request_id: str, cache: list[Any], position: int) -> None: ...
+    def restore(self, request_id: str, *, capacity: int) -> tuple[caches.Cache, int] | None: ...
+    def at_checkpoint(self, request_id: str, cache: caches.Cache, position: int) -> None: ...
     def keep(
-        self, request_id: str, tokens: list[int], cache: list[Any], *, ended: bool, forced: bool = False
+        self, request_id: str, tokens: list[int], cache: caches.Cache, *, ended: bool, forced: bool = False
     ) -> None: ...
 
 
@@ -49,18 +38,20 @@ class KeepsNothing:
     def restore(self, request_id: str, *, capacity: int) -> None:
         return None
 
-    def at_checkpoint(self, request_id: str, cache: list[Any], position: int) -> None:
+    def at_checkpoint(self, request_id: str, cache: caches.Cache, position: int) -> None:
         return None
 
-    def keep(self, request_id: str, tokens: list[int], cache: list[Any], *, ended: bool, forced: bool = False) -> None:
+    def keep(
+        self, request_id: str, tokens: list[int], cache: caches.Cache, *, ended: bool, forced: bool = False
+    ) -> None:
         return None
 
 
 class Runner:
     """Owns every array of the running requests. One thread. Raises `LoadError` for a model it cannot step.
 
-    `batches` says whether rows of this model can run together. What leaves goes to the `keeper` first. With `kv_bits` plain
-    KV is quantised, which the libraries cannot batch.
+    `batches` says whether rows of this model can run together. A row's KV goes to the `keeper` when the row joins or leaves. With
+    `kv_bits` plain KV is quantised, which the libraries cannot batch.
     """
 
     def __init__(self, loaded: Loaded, options: ModelOptions) -> None:
@@ -70,7 +61,7 @@ class Runner:
         self._mrope = uses_mrope(self._model)
         if self._mrope:
             _check_positions(self._model, loaded.config.get("model_type"))
-        self.batches = all(can_batch(layer) for layer in self.new_cache())
+        self.batches = caches.can_batch(self.new_cache())
         self._batch = Batch(self._model, mrope=self._mrope)
         self._prefilling: dict[str, Row] = {}
         self._faults = 0
@@ -88,54 +79,51 @@ class Runner:
 
     @property
     def token_bytes(self) -> int | None:
-        """Bytes of KV a token, as the longest prompt so far had them; None before the first one of some length."""
+        """Bytes of KV a token, measured on the longest prompt so far; None before there was one of some length."""
         return self._token_bytes
 
     def add(self, row: Row) -> None:
         self._prefilling[row.id] = row
 
-    def new_cache(self) -> list[Any]:
+    def new_cache(self) -> caches.Cache:
         """One row's empty layers."""
-        layers = list(make_prompt_cache(self._model))
-        if self._kv_bits is None:
-            return layers
-        bits = self._kv_bits
-        return [QuantizedKVCache(KV_GROUP, bits) if type(layer) is KVCache else layer for layer in layers]
+        return caches.make(self._model, kv_bits=self._kv_bits)
 
-    def prompt(self, row_id: str) -> tuple[int, ...]:
-        """Of a row that has not joined."""
-        return self._prefilling[row_id].prompt
+    def tokens(self, row_id: str) -> tuple[int, ...]:
+        """Known tokens of a row that has not joined."""
+        return tuple(self._prefilling[row_id].tokens())
 
     def drop(self, row_id: str) -> bool:
-        """Forget a row that has not joined, keeping what was computed; False for rows of the batch, which leave by the plan."""
+        """Forget a row that has not joined, and keep the KV that was computed. False for rows of the batch: they leave by the
+        plan."""
         row = self._prefilling.pop(row_id, None)
         if row is not None and row.cache is not None and row.prefilled:
-            self.keeper.keep(row.id, list(row.prompt[: row.prefilled]), row.cache, ended=True)
+            self.keeper.keep(row.id, row.tokens(0, row.prefilled), row.cache, ended=True)
         return row is not None
 
     def restore(self, row_id: str) -> int:
-        """Begin a row with what is known of its prompt. Returns the tokens that need not be computed."""
+        """Begin a row with what the keeper has of its tokens. Returns how many need not be computed."""
         row = self._prefilling[row_id]
         if row.vision is not None and row.vision.whole is not None:
             return 0
-        found = self.keeper.restore(row_id, capacity=len(row.prompt) + KVCache.step)
+        found = self.keeper.restore(row_id, capacity=len(row) + caches.STEP)
         if found is not None:
             row.cache, row.prefilled = found
         return row.prefilled
 
     def execute(self, plan: Plan) -> StepResult:
-        """Raises what the device raises once `FAULTS` steps in a row could not be computed; before, only rows fail."""
+        """Raises what the device raises after `FAULTS` failures in a row; before that only rows fail."""
         drawn: list[Drawn] = []
         rows = self._batch.ids
         try:
             self._leave(plan, drawn)
-            rows = self._batch.ids  # those that were swapped out can go on
+            rows = self._batch.ids  # rows that were swapped out can go on
             failed = self._decode(plan, drawn)
         except Exception as error:  # noqa: BLE001 - the loop ends the rows with it
             self._count_fault(error)
-            # Their caches may hold half a step: none of them can go on. Whoever waits can.
+            # Their caches may hold half a step, so none of these rows can go on. Rows that have not joined can.
             self._batch = Batch(self._model, mrope=self._mrope)
-            traceback.clear_frames(error.__traceback__)  # they hold the caches, of which there may be too much
+            traceback.clear_frames(error.__traceback__)  # they hold the caches, and memory may be what is short
             failed = dict.fromkeys(rows, error)
         for chunk in plan.prefill:
             if chunk.id in failed:
@@ -145,23 +133,24 @@ class Runner:
             except Exception as error:  # noqa: BLE001 - the loop ends this row with it; its neighbours run on
                 self._fail_alone(error)
                 failed[chunk.id] = error
-                self._prefilling[chunk.id].prefilled = 0  # whatever its cache holds is not to be kept
+                self._prefilling[chunk.id].prefilled = 0  # its cache may hold half a chunk: it must not be kept
             else:
                 if chunk.joins:
                     stepped, refused = self._join(self._prefilling.pop(chunk.id), draws=chunk.draws)
                     drawn += stepped
                     failed |= refused
-        return StepResult(tuple(drawn), failed)
+        return StepResult(tuple(drawn), self._batch.in_flight, failed)
 
     def _leave(self, plan: Plan, drawn: list[Drawn]) -> None:
         if not plan.leave:
             return
         drawn += self._batch.read()  # a row that has drawn its last token leaves before that token was read
-        for row, tokens, cache in self._batch.caches(plan.leave):
-            back = row.id in plan.preempted
-            self.keeper.keep(row.id, tokens, cache, ended=True, forced=back)
-            if back:
-                self._wait_again(row)
+        for row, tokens, cache in self._batch.copies_of(plan.leave):
+            comes_back = row.id in plan.preempted
+            self.keeper.keep(row.id, tokens, cache, ended=True, forced=comes_back)
+            if comes_back:
+                row.prefilled, row.cache = 0, None
+                self._prefilling[row.id] = row
         self._batch.leave(plan.leave)
 
     def _decode(self, plan: Plan, drawn: list[Drawn]) -> dict[str, Exception]:
@@ -175,7 +164,7 @@ class Runner:
         return failed
 
     def _fail_alone(self, error: Exception) -> None:
-        """A row failed before it joined: by itself, unless steps fail too, and then it may be the device."""
+        """A row failed before it joined. That is its own fault, unless steps have failed too: then it may be the device's."""
         if self._faults:
             self._count_fault(error)
 
@@ -184,14 +173,9 @@ class Runner:
         if self._faults >= FAULTS:
             raise error
 
-    def _wait_again(self, row: Row) -> None:
-        """Its prompt is now all that it has read and said; draws and penalties go on where they were."""
-        row.prompt, row.said, row.prefilled, row.cache = (*row.prompt, *row.said), [], 0, None
-        self._prefilling[row.id] = row
-
     def _join(self, row: Row, *, draws: bool) -> tuple[list[Drawn], dict[str, Exception]]:
         assert row.cache is not None
-        self.keeper.keep(row.id, list(row.prompt[:-1]), row.cache, ended=False)
+        self.keeper.keep(row.id, row.tokens()[:-1], row.cache, ended=False)
         try:
             found = self._step_alone(row) if draws else ([], {})
         except Exception as error:  # noqa: BLE001 - as in its prefill
@@ -201,43 +185,45 @@ class Runner:
         return found
 
     def _step_alone(self, row: Row) -> tuple[list[Drawn], dict[str, Exception]]:
-        """A row's first step in a batch of its own: its token need not wait for a step of all others. Afterwards the token is the
-        end of its prompt, as for a row that was preempted."""
+        """A row's first step in a batch of its own: its token need not wait for a step of all others."""
         alone = Batch(self._model, mrope=self._mrope)
         alone.join(row)
         drawn, failed = alone.step()
-        drawn += alone.read()  # of a row that comes back it is not the first token of all, which a step waits for
-        ((_, _, row.cache),) = alone.caches(frozenset({row.id}))
-        row.prompt, row.said = (*row.prompt, *row.said), []
+        drawn += (
+            alone.read()
+        )  # `step` waits only for a row's very first token; a row that was preempted needs this read
+        ((_, _, row.cache),) = alone.copies_of(frozenset({row.id}))
         return drawn, failed
 
     def _prefill(self, chunk: PrefillChunk) -> None:
         row = self._prefilling[chunk.id]
+        if chunk.start != row.prefilled:
+            raise RuntimeError(f"a chunk begins at {chunk.start}, and {row.prefilled} tokens are prefilled")
         if row.cache is None:
             row.cache = self.new_cache()
-        if chunk.stop > chunk.start:
-            ids = mx.array([row.prompt[chunk.start : chunk.stop]], dtype=mx.int32)
+        if chunk.end > chunk.start:
+            ids = mx.array([row.tokens(chunk.start, chunk.end)], dtype=mx.int32)
             # Logits stay lazy and are never computed.
             self._model(ids, cache=row.cache, **self._arguments(row, chunk))
-            states = [layer.state for layer in row.cache]
-            # Behind a decode step the next one's tokens are waited for anyway, and this tick's are sent without waiting for
-            # the prompt. Without one, waiting here bounds what is queued, and so how long a cancellation takes.
+            states = caches.states(row.cache)
+            # Beside a decode step the loop waits for that step's tokens anyway, and this tick's tokens are sent without waiting
+            # for the prompt. Without one, waiting here bounds what is queued, and so how long a cancellation takes.
             if self._batch.pending:
                 mx.async_eval(states)
             else:
                 mx.eval(states)
-            row.prefilled = chunk.stop
-            if chunk.stop > self._measured_tokens:
-                self._measured_tokens = chunk.stop
-                self._token_bytes = max(1, sum(int(layer.nbytes) for layer in row.cache) // chunk.stop)
-            self.keeper.at_checkpoint(row.id, row.cache, chunk.stop)
+            row.prefilled = chunk.end
+            if chunk.end > self._measured_tokens:
+                self._measured_tokens = chunk.end
+                self._token_bytes = max(1, caches.nbytes(row.cache) // chunk.end)
+            self.keeper.at_checkpoint(row.id, row.cache, chunk.end)
 
     def _arguments(self, row: Row, chunk: PrefillChunk) -> dict[str, Any]:
         if row.vision is not None:
-            return row.vision.chunk(chunk.start, chunk.stop)
+            return row.vision.chunk(chunk.start, chunk.end)
         if self._mrope:
-            positions = mx.arange(chunk.start, chunk.stop)
-            return {"position_ids": mx.broadcast_to(positions, (3, 1, chunk.stop - chunk.start))}
+            positions = mx.arange(chunk.start, chunk.end)
+            return {"position_ids": mx.broadcast_to(positions, (3, 1, chunk.end - chunk.start))}
         return {}
 
 

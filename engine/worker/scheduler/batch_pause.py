@@ -1,4 +1,7 @@
-"""Batch work waits while other workers have better work on the same device, but never for ever."""
+"""Batch work pauses while another worker has better work on the same device, but never for ever.
+
+This is the worker's half of the rule. The gateway decides when to pause: `engine.fleet.batch_pause`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from typing import Final
 
 HOLD_SECONDS: Final = 10.0
 SHARE_SECONDS: Final = 1.0
-"""Of every eleven seconds that other work runs somewhere, batch work has one."""
+"""Of every eleven seconds in which other work runs somewhere, batch work has one."""
 
 
-class Gate:
-    """Closed for `HOLD_SECONDS`, open for `SHARE_SECONDS`, and so on from the moment it was told to hold.
+class BatchPause:
+    """Paused for `HOLD_SECONDS`, going on for `SHARE_SECONDS`, and so on from the moment it was told to hold.
 
-    A release shorter than a share begins nothing anew: requests that follow one another close are one stretch of work.
+    A release shorter than a share does not start this anew: requests that follow one another closely are one stretch of work.
     """
 
     def __init__(self) -> None:
@@ -28,12 +31,12 @@ class Gate:
     def release(self, now: float) -> None:
         self._released_at = now if self._released_at is None else self._released_at
 
-    def closed(self, now: float) -> bool:
+    def paused(self, now: float) -> bool:
         return self._held and self._phase(now) < HOLD_SECONDS
 
-    def opens_in(self, now: float) -> float | None:
-        """Seconds until a closed gate opens by itself; None when it is open."""
-        return HOLD_SECONDS - self._phase(now) if self.closed(now) else None
+    def ends_in(self, now: float) -> float | None:
+        """Seconds until a pause ends by itself; None when there is none."""
+        return HOLD_SECONDS - self._phase(now) if self.paused(now) else None
 
     @property
     def _held(self) -> bool:

@@ -1,5 +1,7 @@
-"""Requests that are no sequences of tokens, or not yet: they run in steps between the ticks of the decoding batch. Whose step is
-next is a pure decision."""
+"""Work that is not a token sequence, or not yet, runs as a job: in steps between the ticks of the decoding batch.
+
+Whose step is next is a pure decision.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from engine.types import Priority as PriorityName
-from engine.worker.scheduler.order import overdue
-from engine.worker.scheduler.sequence import Priority
+from engine.types import Priority
+from engine.worker.scheduler.order import overdue, rank
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
@@ -19,7 +20,7 @@ class Job(Protocol[Result_co]):
     """One request. A step should take well under a second, so that streams do not stall."""
 
     id: str
-    priority: PriorityName
+    priority: Priority
     tenant: str
 
     def step(self) -> Result_co | None:
@@ -29,7 +30,7 @@ class Job(Protocol[Result_co]):
 
 @dataclass
 class Queued(Generic[Result]):
-    """A job that waits for a turn since `arrived`. An `aged` one has waited so long that it has every second turn."""
+    """A job that has waited for a turn since `arrived`. An `aged` one has waited too long: it has every second turn."""
 
     job: Job[Result]
     arrived: float
@@ -37,14 +38,14 @@ class Queued(Generic[Result]):
 
     @property
     def priority(self) -> Priority:
-        return Priority[self.job.priority.upper()]
+        return self.job.priority
 
 
 class Jobs(Generic[Result]):
-    """The worker's jobs, which end by being removed. Owned by its loop.
+    """The worker's jobs. A job ends by being removed. Owned by the worker's loop.
 
-    Turns go by priority, then to the tenant whose last turn is longest ago, then around: a long recording holds up no short one.
-    Every second turn is that of an aged job, of which there is one at a time, until it ends.
+    Turns go by priority, then to the tenant whose last turn is longest ago, then round robin: a long recording holds up no short
+    one. Every second turn goes to the aged job, if there is one. There is one at a time, and it stays aged until it ends.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Jobs(Generic[Result]):
         self._queue[job.id] = Queued(job, now)
 
     def remove(self, job_id: str) -> None:
-        """Its end, or a cancellation. Unknown ids are ended already."""
+        """It ended or was cancelled. An unknown id has ended already."""
         self._queue.pop(job_id, None)
         if not self._queue:
             self._turn_of.clear()
@@ -68,10 +69,10 @@ class Jobs(Generic[Result]):
         """The jobs that `may` have a turn now, in order of arrival."""
         return [one for one in self._queue.values() if may(one)]
 
-    def next(self, now: float, may: Callable[[Queued[Result]], bool], *, held: bool = False) -> Job[Result] | None:
-        """The job whose turn it is. With it the job arrives anew, as the last. While batch work is `held`, it ages no further,
-        and keeps nobody else from it."""
-        ageing = [one for one in self._queue.values() if not (held and one.priority is Priority.BATCH)]
+    def next(self, now: float, may: Callable[[Queued[Result]], bool], *, paused: bool = False) -> Job[Result] | None:
+        """The job whose turn it is. It then waits anew, behind all others. While batch work is `paused`, it does not age, and
+        keeps no other job from ageing."""
+        ageing = [one for one in self._queue.values() if not (paused and one.priority == "batch")]
         if not any(one.aged for one in ageing) and (late := overdue(ageing, now)):
             late.aged = True
         chosen = min(self.ready(may), key=self._order, default=None)
@@ -84,5 +85,5 @@ class Jobs(Generic[Result]):
         self._queue[job.id] = self._queue.pop(job.id)
         return job
 
-    def _order(self, one: Queued[Result]) -> tuple[bool, Priority, int]:
-        return not (one.aged and self._turns % 2), one.priority, self._turn_of.get(one.job.tenant, 0)
+    def _order(self, one: Queued[Result]) -> tuple[bool, int, int]:
+        return not (one.aged and self._turns % 2), rank(one.priority), self._turn_of.get(one.job.tenant, 0)
