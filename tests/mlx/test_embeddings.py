@@ -16,7 +16,6 @@ from engine.worker.families.embedding import start_embedding
 from engine.worker.model import Loaded
 from engine.worker.runtime.loader import load
 from engine.worker.scheduler.order import AGEING_SECONDS
-from engine.worker.scheduler.sequence import Priority
 from tests.mlx.conftest import Driver, words
 
 TEXTS = tuple(words(length, length) for length in (3, 40, 17, 200, 1, 90))
@@ -72,7 +71,7 @@ def test_a_batch_job_does_not_starve_behind_a_stream_of_urgent_ones(
     for i in range(30):
         driver.post(EmbeddingRequest(id=f"i{i}", model="m", inputs=("x",), priority="interactive"))
         driver.tick()
-        shift = AGEING_SECONDS[Priority.BATCH] if i > 10 else 0.0
+        shift = AGEING_SECONDS["batch"] if i > 10 else 0.0
     assert driver.of("old", Embedded)
     over = [result.id for result in driver.recorder.sent]
     assert over.index("old") == over.index("i15") - 1, "three steps of it, one after each of the others"

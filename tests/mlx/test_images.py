@@ -17,7 +17,6 @@ from engine.worker.families import text
 from engine.worker.families.vision import MAX_IMAGE_PIXELS, open_image
 from engine.worker.model import Loaded
 from engine.worker.scheduler.order import AGEING_SECONDS
-from engine.worker.scheduler.sequence import Priority as Rank
 from tests.mlx.conftest import Driver, ask, picture
 
 
@@ -155,7 +154,7 @@ def test_an_image_that_has_waited_too_long_is_encoded_however_many_are_more_urge
     for _ in range(10):
         driver.tick()
     assert len(encodings) == 1
-    shift = AGEING_SECONDS[Rank.BATCH]
+    shift = AGEING_SECONDS["batch"]
     for _ in range(3):
         driver.tick()
     assert driver.of("old", Accepted)
