@@ -1,4 +1,7 @@
-"""Memory between models: who gives way to whom, who waits, who is refused, and what operators can do about it."""
+"""Memory between models, over real processes and HTTP: how refusals look, what processes take and leave, and what operators do.
+
+Who gives way to whom, and who waits, is decided without processes: `tests/unit/test_pool_memory.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,10 @@ from typer.testing import CliRunner
 from duet.cli.main import app
 from duet.cli.models import described
 from duet.errors import Unavailable
-from duet.supervise.child import Child
-from engine.pool import residents
 from engine.pool.ledger import WORKER_BYTES
-from engine.pressure import Reading, footprint_bytes
+from engine.pressure import footprint_bytes
 from engine.worker_config import WorkerConfig
-from tests.contract.test_engine_pool import is_alive, until_dead
+from tests.contract.test_engine_pool import is_alive
 from tests.fakes.engine_service import (
     KEY,
     WORKER,
@@ -35,7 +36,6 @@ from tests.fakes.engine_service import (
     FakeMachine,
     chat_body,
     engine_service,
-    leave,
     model_folder,
     starts,
 )
@@ -85,16 +85,6 @@ async def busy(engine: EngineService, model: str) -> AsyncIterator[None]:
         yield
 
 
-async def test_the_longest_unused_model_makes_room_for_a_third(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", "c") as engine:
-        first = (await engine.status("a"))["pid"]
-        await engine.chat("hello", "b")
-        assert (await engine.chat("hello", "c")).status_code == 200
-        assert await loaded(engine) == {"b", "c"}
-        assert not is_alive(first)
-        assert (await placement(engine, "a"))["unloads"] == {"evicted": 1}
-
-
 async def test_models_in_use_are_named_in_a_503_that_says_when_to_come_back(tmp_path: Path) -> None:
     async with engine_for(tmp_path, "a", "b", "c") as engine, busy(engine, "a"), busy(engine, "b"):
         refused = await engine.chat("hello", "c")
@@ -111,16 +101,6 @@ async def test_models_in_use_are_named_in_a_503_that_says_when_to_come_back(tmp_
             )
 
 
-async def test_a_request_waits_for_a_busy_model_to_become_idle(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", "c", memory_wait_seconds=20.0) as engine:
-        async with busy(engine, "a"), busy(engine, "b"):
-            waiting = asyncio.create_task(engine.chat("hello", "c"))
-            async with asyncio.timeout(10):
-                while (await admin(engine))["waiting_for_memory"] == 0:
-                    await asyncio.sleep(0.02)
-        assert (await waiting).status_code == 200
-
-
 async def test_a_waiting_stream_says_what_it_waits_for(tmp_path: Path) -> None:
     async with (
         engine_for(tmp_path, "a", "b", "c", memory_wait_seconds=20.0) as engine,
@@ -133,52 +113,6 @@ async def test_a_waiting_stream_says_what_it_waits_for(tmp_path: Path) -> None:
                 if line.startswith(": loading c"):
                     assert "has 1 request" in line
                     break
-
-
-async def test_nothing_is_unloaded_for_a_client_that_has_left(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", "c", memory_wait_seconds=60.0) as engine, busy(engine, "a"):
-        async with busy(engine, "b"):
-            asking = asyncio.create_task(engine.chat("hello", "c"))
-            async with asyncio.timeout(20):
-                while (await admin(engine))["waiting_for_memory"] != 1:
-                    await asyncio.sleep(0.02)
-                await leave(asking)
-                while (await admin(engine))["waiting_for_memory"]:
-                    await asyncio.sleep(0.02)
-        assert await loaded(engine) == {"a", "b"}
-        assert starts(tmp_path / "models" / "c") == []
-
-
-async def test_a_model_that_was_just_loaded_stays_for_its_minimum(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", "c", minimum_residency_seconds=60.0) as engine:
-        await engine.chat("hello", "a")
-        await engine.chat("hello", "b")
-        refused = await engine.chat("hello", "c")
-        assert refused.status_code == 503
-        assert "was loaded just now" in refused.json()["error"]["message"]
-
-
-async def test_a_pinned_model_stays_until_it_is_unpinned(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", "c", idle_unload_seconds=0.2, memory_limit_bytes=TWO) as engine:
-        assert (await post(engine, "a", "pin")).json()["pinned"]
-        pid = (await engine.status("a"))["pid"]
-        await engine.chat("hello", "b")
-        async with asyncio.timeout(10):
-            while await loaded(engine) != {"a"}:  # b's TTL passes, a's does not count
-                await asyncio.sleep(0.05)
-        assert is_alive(pid)
-        assert not (await post(engine, "a", "unpin")).json()["pinned"]
-        await until_dead(pid)
-
-
-async def test_pinned_models_are_a_503_that_names_them(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", "c") as engine:
-        for model in ("a", "b"):
-            await post(engine, model, "pin")
-            await post(engine, model, "load")
-        message = (await engine.chat("hello", "c")).json()["error"]["message"]
-        assert "a (0.4 GB) is pinned" in message
-        assert "b (0.4 GB) is pinned" in message
 
 
 async def test_a_model_that_never_fits_is_refused_at_once_and_unloads_nothing(tmp_path: Path) -> None:
@@ -195,29 +129,6 @@ async def test_a_model_that_never_fits_is_refused_at_once_and_unloads_nothing(tm
         assert time.monotonic() - started_at < 10
         assert await loaded(engine) == {"a"}
         assert starts(folder) == []
-
-
-async def test_what_a_worker_reports_corrects_the_ledger(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "b") as engine:
-        model_folder(tmp_path / "models", "fat", memory_bytes=TWO - MODEL_BYTES // 2)
-        before = await placement(engine, "b")
-        assert (before["charged_bytes"], before["estimate_bytes"] // 1000) == (0, MODEL_BYTES // 1000)
-        await engine.chat("hello", "fat")
-        found = await placement(engine, "fat")
-        assert found["memory"]["footprint_bytes"] == found["charged_bytes"] == TWO - MODEL_BYTES // 2
-        assert (await engine.chat("hello", "b")).status_code == 200
-        assert await loaded(engine) == {"b"}, "the estimates alone would have fitted side by side"
-
-
-async def test_the_ledger_ends_at_zero(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b") as engine:
-        model_folder(tmp_path / "models", "bad", load_error="cut short")
-        for model in ("a", "b", "bad"):
-            await engine.chat("hello", model)
-        assert (await admin(engine))["charged_bytes"] > 0
-        for model in ("a", "b"):
-            await post(engine, model, "unload")
-        assert (await admin(engine))["charged_bytes"] == 0
 
 
 async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None:
@@ -240,17 +151,16 @@ async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None
         assert (await admin(engine))["held_bytes"] == 0
 
 
-@pytest.mark.parametrize(("limit_bytes", "kv_bytes"), [(6 * GB, 2 * GB), (2 * GB, 2 * GB - MODEL_BYTES)])
-async def test_a_worker_is_told_how_much_kv_its_requests_may_take_of_what_there_is(
-    tmp_path: Path, limit_bytes: int, kv_bytes: int
-) -> None:
-    """A quarter of what this process may have of the machine, or what the model leaves of the limit."""
-    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=8 * GB))
-    async with engine_for(tmp_path, "a", memory_limit_bytes=limit_bytes, machine=machine) as engine:
-        answer = (await engine.chat("told", "a")).json()["choices"][0]["message"]["content"]
-        told = msgspec.json.decode(answer.removesuffix("!"), type=WorkerConfig)
-        assert told.active_kv_bytes is not None
-        assert abs(told.active_kv_bytes - kv_bytes) < 1000
+async def test_a_worker_hears_that_the_machine_is_short_of_memory(tmp_path: Path) -> None:
+    machine = FakeMachine()
+    async with engine_for(tmp_path, "a", machine=machine, idle_unload_seconds=0.4) as engine:
+        await post(engine, "a", "pin")
+        pid = (await engine.status("a"))["pid"]
+        machine.reading = replace(machine.reading, pressure="warning")
+        async with asyncio.timeout(10):
+            while (await engine.status("a"))["freed"] == 0:
+                await asyncio.sleep(0.05)
+        assert is_alive(pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -262,184 +172,14 @@ async def test_nothing_is_on_a_workers_command_line_but_its_channel(tmp_path: Pa
         spares = processes_of(os.getpid())
         spare = (await engine.status("b"))["pid"]
         assert spare in spares - {fresh}
+        for model in ("a", "b"):
+            answer = (await engine.chat("told", model)).json()["choices"][0]["message"]["content"]
+            assert msgspec.json.decode(answer.removesuffix("!"), type=WorkerConfig).model == model
         for pid in (fresh, spare):
             *_, module, option, fd, end = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             assert (module, option, fd.isdecimal(), end) == (WORKER, "--fd", True, "")
             before = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-4]
             assert before == [sys.executable, "-P", "-m"]
-
-
-async def test_other_programs_count(tmp_path: Path) -> None:
-    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=GB))
-    async with engine_for(tmp_path, "a", memory_limit_bytes=6 * GB, memory_reserve_bytes=GB, machine=machine) as engine:
-        refused = await engine.chat("hello", "a")
-        assert refused.status_code == 503
-        assert "other programs use the rest" in refused.json()["error"]["message"]
-        machine.reading = replace(machine.reading, available_bytes=3 * GB)
-        assert (await engine.chat("hello", "a")).status_code == 200
-
-
-async def test_models_that_grow_beyond_the_limit_are_asked_to_give_and_idle_ones_leave(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """`fat` is admitted by its estimate beside the others, and then holds more than all may hold together."""
-    async with engine_for(
-        tmp_path, "idle", "kept", memory_limit_bytes=3 * MODEL_BYTES + GB, idle_unload_seconds=0.8
-    ) as engine:
-        model_folder(tmp_path / "models", "fat", memory_bytes=4 * MODEL_BYTES + GB)
-        await post(engine, "kept", "pin")
-        kept = (await engine.status("kept"))["pid"]
-        async with busy(engine, "idle"), busy(engine, "fat"), asyncio.timeout(10):
-            while (status := await engine.status("kept"))["freed"] == 0:
-                await asyncio.sleep(0.05)
-            assert status["freed"] == (await engine.status("fat"))["freed"] == 1, "asked once"
-            assert await loaded(engine) == {"idle", "kept", "fat"}, "in use or pinned"
-        async with asyncio.timeout(10):
-            while await loaded(engine) != {"kept"}:
-                await asyncio.sleep(0.05)
-        assert (await placement(engine, "fat"))["unloads"] == {"surplus": 1}
-        assert is_alive(kept)
-        assert (await engine.chat("hello", "idle")).status_code == 200
-    said = [record for record in caplog.records if getattr(record, "action", "") == "memory_surplus"]
-    assert len(said) == 1
-    assert vars(said[0])["limit_bytes"] == 3 * MODEL_BYTES + GB < vars(said[0])["charged_bytes"]
-
-
-async def test_under_pressure_idle_models_go_first_then_kv(tmp_path: Path) -> None:
-    machine = FakeMachine()
-    async with engine_for(tmp_path, "a", "b", "c", machine=machine, idle_unload_seconds=0.4) as engine:
-        await post(engine, "b", "pin")
-        idle, pinned = (await engine.status("a"))["pid"], (await engine.status("b"))["pid"]
-        machine.reading = replace(machine.reading, pressure="warning")
-        await until_dead(idle)
-        async with asyncio.timeout(10):
-            while (await engine.status("b"))["freed"] == 0:
-                await asyncio.sleep(0.05)
-        assert is_alive(pinned)
-        assert (await placement(engine, "a"))["unloads"].keys() <= {"pressure", "idle"}
-        assert (await engine.chat("hello", "c")).status_code == 200, "it fits"
-
-
-async def test_a_warning_keeps_more_free_and_does_not_unload_what_was_just_loaded(tmp_path: Path) -> None:
-    machine = FakeMachine()
-    options: dict[str, Any] = {"memory_reserve_bytes": GB, "minimum_residency_seconds": 60.0}
-    async with engine_for(
-        tmp_path, "a", "b", machine=machine, idle_unload_seconds=0.4, ttl_seconds={"a": 0}, **options
-    ) as engine:
-        pid = (await engine.status("a"))["pid"]
-        machine.reading = replace(machine.reading, available_bytes=2 * GB, pressure="warning")
-        async with asyncio.timeout(10):
-            while (await engine.status("a"))["freed"] < 2:  # two sweeps, and nothing idle to unload
-                await asyncio.sleep(0.05)
-        refused = await engine.chat("hello", "b")
-        assert refused.status_code == 503
-        message = refused.json()["error"]["message"]
-        assert "short of memory (warning)" in message
-        assert "a (0.4 GB) was loaded just now" in message
-        assert (await engine.status("a"))["pid"] == pid
-        machine.reading = replace(machine.reading, available_bytes=4 * GB)
-        assert (await engine.chat("hello", "b")).status_code == 200
-
-
-async def test_critically_short_memory_refuses_every_request_until_it_is_over(tmp_path: Path) -> None:
-    machine = FakeMachine()
-    async with engine_for(tmp_path, "a", machine=machine, idle_unload_seconds=0.4) as engine:
-        await post(engine, "a", "pin")
-        await engine.chat("hello", "a")
-        machine.reading = replace(machine.reading, pressure="critical")
-        async with asyncio.timeout(10):
-            while (refused := await engine.chat("hello", "a")).status_code == 200:
-                await asyncio.sleep(0.05)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_full")
-        assert int(refused.headers["Retry-After"]) > 0
-        assert "a (0.4 GB)" in refused.json()["error"]["message"]
-        machine.reading = replace(machine.reading, pressure="normal")
-        async with asyncio.timeout(10):
-            while (await engine.chat("hello", "a")).status_code != 200:
-                await asyncio.sleep(0.05)
-
-
-async def test_the_resident_set_is_loaded_at_start_and_a_missing_one_is_only_logged(tmp_path: Path) -> None:
-    async with engine_for(tmp_path, "a", "b", resident=("nobody", "b"), idle_unload_seconds=0.2) as engine:
-        async with asyncio.timeout(10):
-            while await loaded(engine) != {"b"}:
-                await asyncio.sleep(0.02)
-        found = await placement(engine, "b")
-        assert (found["resident"], found["pinned"]) == (True, True)
-
-
-async def test_a_resident_model_that_was_refused_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(residents, "RETRY_SECONDS", 0.05)
-    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
-    async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
-        async with asyncio.timeout(10):
-            while (await admin(engine))["refused"] < 2:
-                await asyncio.sleep(0.02)
-        machine.reading = replace(machine.reading, available_bytes=8 * GB)
-        async with asyncio.timeout(10):
-            while await loaded(engine) != {"a"}:
-                await asyncio.sleep(0.02)
-        assert (await placement(engine, "a"))["resident"]
-
-
-async def test_a_resident_model_that_an_operator_unpinned_is_not_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(residents, "RETRY_SECONDS", 0.05)
-    machine = FakeMachine(Reading(total_bytes=8 * GB, available_bytes=0))
-    async with engine_for(tmp_path, "a", resident=("a",), machine=machine) as engine:
-        async with asyncio.timeout(10):
-            while (await admin(engine))["refused"] < 1:
-                await asyncio.sleep(0.02)
-        await post(engine, "a", "unpin")
-        async with asyncio.timeout(10):
-            while any(task.get_name() == "residents" for task in asyncio.all_tasks()):
-                await asyncio.sleep(0.02)
-        assert not (await placement(engine, "a"))["pinned"]
-
-
-async def test_a_resident_model_whose_process_cannot_be_started_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(residents, "RETRY_SECONDS", 0.05)
-    start, failures = Child.start, [OSError(24, "too many open files")]
-
-    async def start_second(*arguments: Any, **options: Any) -> Child[Any]:
-        if failures:
-            raise failures.pop()
-        return await start(*arguments, **options)
-
-    monkeypatch.setattr(Child, "start", start_second)
-    async with engine_for(tmp_path, "a", resident=("a",)) as engine, asyncio.timeout(10):
-        while await loaded(engine) != {"a"}:
-            await asyncio.sleep(0.02)
-
-
-async def test_on_16_gb_an_idle_resident_recogniser_leaves_before_a_large_model_loads(tmp_path: Path) -> None:
-    model_folder(tmp_path / "models", "listener", model_type="qwen3_asr", capabilities=["asr"])
-    large = model_folder(tmp_path / "models", "large")
-    os.truncate(large / "model.safetensors", 5 << 30)
-    options = {"preset": "16gb", "resident": ("listener",), "memory_limit_bytes": 40 * GB}
-    async with engine_for(tmp_path, "small", **options) as engine:
-        async with asyncio.timeout(10):
-            while await loaded(engine) != {"listener"}:
-                await asyncio.sleep(0.02)
-        await engine.chat("hello", "small")
-        assert await loaded(engine) == {"listener", "small"}
-        assert (await engine.chat("hello", "large")).status_code == 200
-        assert await loaded(engine) == {"small", "large"}
-
-
-async def test_ttls_are_the_models_own(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"ttl_seconds": {"a": 0.2}, "idle_unload_seconds": 0}
-    async with engine_for(tmp_path, "a", "b", **options) as engine:
-        pid = (await engine.status("a"))["pid"]
-        await engine.chat("hello", "b")
-        await until_dead(pid)
-        assert await loaded(engine) == {"b"}
-        assert (await placement(engine, "b"))["ttl_seconds"] is None
 
 
 async def test_a_spare_process_becomes_the_worker_and_another_takes_its_place(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from duet.channel import ChannelClosed
-from engine.fleet.protocol import Cancel, LoadFailed, Ping, Pong, Ready
-from engine.types import EmbeddingRequest, GenerationRequest, MemoryReport
+from duet.wire import Usage
+from engine.fleet.protocol import Cancel, EventFrame, FreeMemory, LoadFailed, Ping, Pong, Ready
+from engine.types import EmbeddingRequest, Finished, GenerationRequest, MemoryReport
 from engine.worker_config import WorkerConfig
 
 NO_PROCESS = 1 << 23
@@ -20,7 +21,7 @@ STOP_SECONDS = 1.0
 
 class FakeChild:
     """One process. `config` is what it was told to be. `live` are the requests that it has and has neither answered nor been told
-    to cancel."""
+    to cancel. `freed` counts how often it was asked to free memory."""
 
     def __init__(self, name: str, pid: int) -> None:
         self.name, self.pid = name, pid
@@ -28,7 +29,8 @@ class FakeChild:
         self.channel = self
         self.live: dict[str, GenerationRequest | EmbeddingRequest] = {}
         self.loaded = self.deaf = self.stopping = self.reported = False
-        self.resident_bytes = 0
+        self.resident_bytes = self.freed = 0
+        self.on_request: Callable[[FakeChild, str], None] = lambda child, name: None
         self.on_told: Callable[[FakeChild], None] = lambda child: None
         self.before_stop: Callable[[FakeChild], None] = lambda child: None
         self.returncode: int | None = None
@@ -58,6 +60,11 @@ class FakeChild:
     def say(self, message: msgspec.Struct) -> None:
         self._said.put_nowait(message)
 
+    def finish(self, name: str) -> None:
+        """End a request well."""
+        del self.live[name]
+        self.say(EventFrame([Finished(name, "stop", Usage(1, 1, 0))]))
+
     def report(self, resident_bytes: int) -> None:
         self.resident_bytes, self.reported = resident_bytes, True
         self.say(MemoryReport(footprint_bytes=resident_bytes))
@@ -80,8 +87,11 @@ class FakeChild:
         elif isinstance(message, GenerationRequest | EmbeddingRequest):
             assert message.id not in self.live
             self.live[message.id] = message
+            self.on_request(self, message.id)
         elif isinstance(message, Cancel):
             self.live.pop(message.id, None)
+        elif isinstance(message, FreeMemory):
+            self.freed += 1
         elif isinstance(message, Ping) and not self.deaf:
             self.say(Pong())
 
