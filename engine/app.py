@@ -12,8 +12,11 @@ from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.settings import Settings
-from engine.api import admin, audio, chat, embeddings, metrics, models
+from engine.api.dialects.chat import route as chat
+from engine.api.dialects.completions import route as completions
 from engine.api.metered import Metered
+from engine.api.modalities import embeddings, transcriptions
+from engine.api.operators import admin, metrics, models
 from engine.types import Backend
 
 
@@ -33,7 +36,7 @@ def create_app(
     app = FastAPI(
         title="Duet engine",
         version=importlib.metadata.version("mlx-duet"),
-        description="OpenAI-compatible chat, embeddings and transcription on MLX.",
+        description="OpenAI-compatible chat, completions, embeddings and transcription on MLX.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -52,6 +55,6 @@ def create_app(
         open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     install_docs(app)
-    for module in (chat, embeddings, audio, models, admin, metrics):
+    for module in (chat, completions, embeddings, transcriptions, models, admin, metrics):
         app.include_router(module.router)
     return app

@@ -96,6 +96,8 @@ class _Meter:
     def note(self, event: Event) -> None:
         now = time.perf_counter()
         match event:
+            case TextDelta(tokens=0):
+                pass  # the prompt, which the answer repeats
             case TextDelta():
                 self._tokens += event.tokens
                 if self._between is None:

@@ -19,6 +19,7 @@ from engine.types.events import (
     Transcribed,
     is_last,
     only,
+    raise_failure,
 )
 from engine.types.models import (
     ModelInfo,
@@ -82,4 +83,5 @@ __all__ = [
     "Work",
     "is_last",
     "only",
+    "raise_failure",
 ]

@@ -120,12 +120,17 @@ def is_last(event: Event) -> bool:
     return isinstance(event, (Finished, Failed, Result))
 
 
+def raise_failure(event: Event) -> None:
+    """Raise the error that the request failed with, if that is what `event` says."""
+    if isinstance(event, Failed):
+        raise event.as_error()
+
+
 async def only(events: Events, kind: type[R]) -> R:
     """The one answer of a request. Raises the `DuetError` that the request failed with."""
     async with contextlib.aclosing(events):
         async for event in events:
-            if isinstance(event, Failed):
-                raise event.as_error()
+            raise_failure(event)
             if isinstance(event, kind):
                 return event
     raise Internal(f"the request ended without {kind.__name__}")

@@ -58,8 +58,11 @@ class Structure(msgspec.Struct, frozen=True):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """One answer to one conversation. `id` is unique among the live requests of a worker (`n` answers are n requests).
+    """One answer to one conversation, or the continuation of one raw `prompt`. `id` is unique among the live requests of a worker
+    (`n` answers are n requests).
 
+    Either `messages` go through the chat template, or `prompt` is continued as it is: a text, which gets the tokens that its
+    tokenizer puts around a text unless `add_special_tokens` is off, or token ids. `echo`: the answer begins with the prompt.
     `max_tokens` None means up to the context's end. `stop` are strings; the answer ends before the first of them.
     `template_options` reach the chat template (`enable_thinking` for instance). KV is shared within a `tenant` only;
     without `store` nothing of the request is kept for later ones. `deadline`: see `Request`. With `stop_on_repetition` an answer
@@ -68,7 +71,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
 
     id: str
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    add_special_tokens: bool = True
+    echo: bool = False
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()

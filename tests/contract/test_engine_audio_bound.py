@@ -40,7 +40,7 @@ class Decoder:
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
     found = Decoder()
-    monkeypatch.setattr("engine.api.audio.decode", found)
+    monkeypatch.setattr("engine.api.modalities.transcriptions.decode", found)
     return found
 
 

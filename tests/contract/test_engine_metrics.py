@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.api.metrics import rows_of
+from engine.api.operators.metrics import rows_of
 from engine.types import BatchReport, KvDirectory, KvReport, KvStatus, Placement
 from tests.fakes.engine_service import EngineService, chat_body, engine_service, leave, model_folder
 

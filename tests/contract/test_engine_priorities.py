@@ -91,8 +91,8 @@ async def test_a_deadline_ends_the_wait_for_a_load(engine: EngineService, kind: 
 async def test_a_stream_that_has_begun_says_that_its_deadline_has_passed(
     engine: EngineService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.api.chat.PROMISE_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("engine.api.sse.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("engine.api.respond.PROMISE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("engine.api.shared.sse.KEEP_ALIVE_SECONDS", 0.05)
     body = chat_body("hello", "slow", stream=True)
     answer = await engine.client.post("/v1/chat/completions", json=body, headers={"X-Duet-Deadline": "2"})
     assert answer.status_code == 200

@@ -1,8 +1,8 @@
 """A worker process that speaks the real protocol and has no model: `python -m tests.fakes.engine_worker --fd N`.
 
-What it does is decided by the last message of a request (`SAY…` below), and how it loads by `fake.json` in the model
-folder: `{"load_error": "…"}`, `{"exit_code": 3}`, `{"wait_for": "go"}` (a file in the folder), `{"capabilities": [...]}`,
-`{"memory_bytes": N}` (what it says that it holds).
+What it does is decided by the last message of a request or its raw prompt (`SAY…` below), and how it loads by `fake.json` in
+the model folder: `{"load_error": "…"}`, `{"exit_code": 3}`, `{"wait_for": "go"}` (a file in the folder),
+`{"capabilities": [...]}`, `{"memory_bytes": N}` (what it says that it holds).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Worker:
             case Cancel(request_id):
                 self._cancelled += self._live.pop(request_id, None) is not None
             case GenerationRequest():
-                self._fast |= message.messages[-1].parts[0].text == SAY_FAST
+                self._fast |= _said(message) == SAY_FAST
                 self._live[message.id] = self._say(message)
             case FreeMemory():
                 self._freed += 1
@@ -137,9 +137,10 @@ class Worker:
                 self._live[message.id] = iter([_transcribe(message)])
 
     def _say(self, request: GenerationRequest) -> Iterator[Event | None]:
-        said = "".join(part.text for part in request.messages[-1].parts)
+        said = _said(request)
         if said == SAY_REFUSE:
-            yield Failed(request.id, ContextTooLong.code, "the prompt is too long", "messages")
+            param = "messages" if request.prompt is None else "prompt"
+            yield Failed(request.id, ContextTooLong.code, "the prompt is too long", param)
         yield Accepted(request.id, 7)
         tokens = _answer(said)
         if said == SAY_STATUS:
@@ -153,6 +154,8 @@ class Worker:
         thoughts = {SAY_THINK: 3, SAY_PONDER: 10**9}.get(said, 0)
         for _ in range(thoughts):
             yield ThoughtDelta(request.id, "a secret ")
+        if request.echo:
+            yield TextDelta(request.id, said, tokens=0)
         limit = request.max_tokens or 10**9
         count = 0
         for count, text in enumerate(tokens, 1):
@@ -168,6 +171,17 @@ class Worker:
             if count == limit:
                 break
         yield Finished(request.id, "length" if count == limit else "stop", Usage(7, thoughts + count, 3), "!")
+
+
+def _said(request: GenerationRequest) -> str:
+    """The text that decides what happens: the last message, or the raw prompt, in which token i is character i."""
+    match request.prompt:
+        case None:
+            return "".join(part.text for part in request.messages[-1].parts)
+        case str(text):
+            return text
+        case ids:
+            return "".join(map(chr, ids))
 
 
 def _answer(said: str) -> Iterator[str | None]:

@@ -7,8 +7,8 @@ import base64
 import pytest
 
 from duet.errors import InvalidRequest
-from engine.api.chat import with_ocr_prompt
-from engine.api.images import is_public, load_image
+from engine.api.dialects.chat.requests import with_ocr_prompt
+from engine.api.shared.pictures import is_public, load_image
 from engine.types import Message, Part
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from engine.api import sse
-from engine.api.sse import EventStream
+from engine.api.shared import sse
+from engine.api.shared.sse import EventStream, Put, error_frame
 
 
 class Connection:
@@ -29,8 +29,8 @@ class Connection:
     async def close(self) -> None:
         self.closed += 1
 
-    async def run(self, frames: AsyncGenerator[bytes, None]) -> None:
-        stream = EventStream(frames, waiting=lambda: "loading", close=self.close)
+    async def run(self, write: Callable[[Put], Awaitable[None]]) -> None:
+        stream = EventStream(write, waiting=lambda: "loading", error=error_frame, close=self.close)
         await stream({"type": "http"}, self.receive, self.send)  # type: ignore[arg-type]
 
     @property
@@ -38,19 +38,18 @@ class Connection:
         return [(message["body"], message["more_body"]) for message in self.sent[1:]]
 
 
-async def two_frames() -> AsyncGenerator[bytes, None]:
-    yield b"one"
-    yield b"two"
+async def two_frames(put: Put) -> None:
+    await put(b"one")
+    await put(b"two")
 
 
-async def nothing() -> AsyncGenerator[bytes, None]:
+async def nothing(put: Put) -> None:
     await asyncio.Event().wait()
-    yield b"never"
 
 
 async def test_frames_are_sent_as_they_come_and_the_end_is_said_once() -> None:
     connection = Connection()
-    await connection.run(two_frames())
+    await connection.run(two_frames)
     assert connection.sent[0]["type"] == "http.response.start"
     assert connection.bodies == [(b"one", True), (b"two", True), (b"", False)]
     assert connection.closed == 1
@@ -59,7 +58,7 @@ async def test_frames_are_sent_as_they_come_and_the_end_is_said_once() -> None:
 async def test_silence_is_filled_with_comments_that_say_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.01)
     connection = Connection()
-    running = asyncio.create_task(connection.run(nothing()))
+    running = asyncio.create_task(connection.run(nothing))
     async with asyncio.timeout(5):
         while len(connection.bodies) < 3:
             await asyncio.sleep(0.001)
@@ -72,15 +71,15 @@ async def test_silence_is_filled_with_comments_that_say_what_is_waited_for(monke
 async def test_a_client_that_leaves_ends_the_stream_without_a_word_more() -> None:
     connection, closed = Connection(), asyncio.Event()
 
-    async def frames() -> AsyncGenerator[bytes, None]:
+    async def write(put: Put) -> None:
         try:
-            yield b"one"
+            await put(b"one")
             connection.left.set()
             await asyncio.Event().wait()
         finally:
             closed.set()
 
-    await connection.run(frames())
+    await connection.run(write)
     assert connection.bodies == [(b"one", True)]
     assert closed.is_set()
     assert connection.closed == 1
@@ -88,7 +87,7 @@ async def test_a_client_that_leaves_ends_the_stream_without_a_word_more() -> Non
 
 async def test_a_stopping_server_says_so_even_before_the_first_frame() -> None:
     connection = Connection()
-    running = asyncio.create_task(connection.run(nothing()))
+    running = asyncio.create_task(connection.run(nothing))
     await asyncio.sleep(0)
     running.cancel()
     await running
@@ -99,12 +98,12 @@ async def test_a_stopping_server_says_so_even_before_the_first_frame() -> None:
 
 
 async def test_a_fault_is_raised_after_everything_is_closed() -> None:
-    async def frames() -> AsyncGenerator[bytes, None]:
-        yield b"one"
+    async def write(put: Put) -> None:
+        await put(b"one")
         raise ZeroDivisionError
 
     connection = Connection()
     with pytest.raises(ZeroDivisionError):
-        await connection.run(frames())
+        await connection.run(write)
     assert connection.bodies == [(b"one", True)]
     assert connection.closed == 1

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duet.errors import InvalidRequest
-from engine.api.schemas.chat import ChatCompletionRequest, ignored_fields
-from engine.api.schemas.structure import structure_of
+from engine.api.dialects.chat.schema import ChatCompletionRequest, ignored_fields
+from engine.api.shared.structure import structure_of
 from engine.types import Structure
 from engine.worker.forms.endless import endless_grammar, endless_schema
 

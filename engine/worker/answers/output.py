@@ -18,7 +18,8 @@ class Output:
 
     `max_tokens` bounds the tokens before an end-of-sequence token. `cached_tokens` is how many tokens of the prompt were
     restored instead of computed. While `cursor` is in a thought, tokens become `ThoughtDelta`s. With `stop_on_repetition` an
-    answer that repeats one piece without end is cut off like one that is too long.
+    answer that repeats one piece without end is cut off like one that is too long. `echo` is sent before the first token, as a
+    delta of no tokens.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Output:
         prompt_tokens: int,
         max_tokens: int,
         stop_on_repetition: bool = False,
+        echo: str = "",
     ) -> None:
         self._repetition = Repetition() if stop_on_repetition else None
         self._id, self._text, self._tokens, self._cursor = request_id, text, tokens, cursor
@@ -40,11 +42,21 @@ class Output:
         self._prompt_tokens, self._max_tokens = prompt_tokens, max_tokens
         self.cached_tokens = 0
         self._completion_tokens = 0
+        self._echo = echo
 
     def take(
         self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]
     ) -> list[ThoughtDelta | TextDelta | Finished]:
         """The events of one token, in order: a delta, unless it ends the sequence, and `Finished` if it is the last one."""
+        events = self._taken(token, logprob, top)
+        if self._echo:
+            events.insert(0, TextDelta(self._id, self._echo, tokens=0))
+            self._echo = ""
+        return events
+
+    def _taken(
+        self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]
+    ) -> list[ThoughtDelta | TextDelta | Finished]:
         self._completion_tokens += 1
         if token in self._eos_ids:
             held = self._thought(self._cursor.flush(), tokens=0)

@@ -23,7 +23,8 @@ from engine.worker.kvcache.guarded import GuardedCache
 from engine.worker.kvcache.session import CacheRequest
 from engine.worker.model import Loaded
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
-from engine.worker.prompts.template import answer_budget, render
+from engine.worker.prompts.raw import encoded, param_of, text_of
+from engine.worker.prompts.template import answer_budget
 from engine.worker.runtime.batch import Row
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 from engine.worker_config import ModelOptions
@@ -38,7 +39,7 @@ class Prepared:
     row: Row
     output: Output
     text: str
-    """The rendered prompt."""
+    """The prompt's text."""
     encoded: Any
     """The tokens of `text` and their places in it (`tokenizers.Encoding`); images are not expanded."""
 
@@ -64,7 +65,7 @@ class Preparation:
         if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
             vocabulary = f"the vocabulary of {loaded.vocabulary}"
             raise InvalidRequest(f"token {outside[0]} is not in {vocabulary}", param="logit_bias")
-        self._text = render(loaded, request)
+        self._text = text_of(loaded, request)
         self.images = images_of(request)
         self._constraint: FormConstraint | None = None
         self._format, self._begins_in = answer_format(options, self._text), Channel.CONTENT
@@ -76,13 +77,13 @@ class Preparation:
 
     def step(self) -> Prepared:
         loaded, request, text = self._loaded, self._request, self._text
-        encoded = loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        prompt, vision = tuple(encoded.ids), None
+        encoding = encoded(loaded, request, text)
+        prompt, vision = request.prompt if isinstance(request.prompt, tuple) else tuple(encoding.ids), None
         if self.images:
             prompt, vision = prepare(loaded, text, [open_image(image) for image in self.images])
         if not prompt:
-            raise InvalidRequest("the prompt is empty", param="messages")
-        max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context)
+            raise InvalidRequest("the prompt is empty", param=param_of(request))
+        max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context, param=param_of(request))
         sequence = ScheduledSequence(
             request.id,
             len(prompt),
@@ -103,9 +104,10 @@ class Preparation:
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
             stop_on_repetition=request.stop_on_repetition,
+            echo=text if request.echo else "",
         )
         row = Row(request.id, prompt, request.sampling, vision=vision, constraint=self._constraint)
-        return Prepared(request, sequence, row, output, text, encoded)
+        return Prepared(request, sequence, row, output, text, encoding)
 
     def _cursor(self) -> AnswerCursor:
         return AnswerCursor(self._format, self._begins_in, self._tokens)

@@ -34,6 +34,9 @@ class Cuts:
 
 def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, prompt: Sequence[int]) -> Cuts:
     """The cuts of `prompt`, which is the rendered `text`, `encoded` by the tokenizer, with images expanded."""
+    if request.prompt is not None:
+        # All that is known of a raw prompt is its end. The last token stays outside: a longer text may tokenise it differently.
+        return Cuts(boundary=len(prompt) - 1)
     ends = [end for _, end in encoded.offsets]
     special = frozenset(loaded.tokenizer.added_tokens_decoder)
     leading = [message for message in request.messages if message.role == "system"]
@@ -51,7 +54,9 @@ def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, pr
 
 def role_at(request: GenerationRequest, encoded: Any | None, text: str, position: int) -> str:
     """The role of the message that the token at `position` of the `encoded` text belongs to. "template" between messages, and
-    where `encoded` is None, as in prompts with images."""
+    where `encoded` is None, as in prompts with images. "prompt" in a raw prompt."""
+    if request.prompt is not None:
+        return "prompt"
     span = encoded.token_to_chars(position) if encoded is not None and position < len(encoded) else None
     if span is None:
         return "template"

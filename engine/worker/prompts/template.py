@@ -76,13 +76,13 @@ def _as_template_message(message: Message, *, parts: bool) -> dict[str, Any]:
     return {**rendered, "content": content}
 
 
-def answer_budget(prompt_tokens: int, max_tokens: int | None, context: int | None) -> int:
+def answer_budget(prompt_tokens: int, max_tokens: int | None, context: int | None, *, param: str = "messages") -> int:
     """How many tokens the answer may have. Raises `ContextTooLong`, with the numbers, if prompt and answer do not fit."""
     limit = context or DEFAULT_CONTEXT_TOKENS
     if prompt_tokens >= limit:
         raise ContextTooLong(
             f"the prompt has {prompt_tokens} tokens; this model's context is {limit}, the answer included",
-            param="messages",
+            param=param,
         )
     if max_tokens is not None and prompt_tokens + max_tokens > limit:
         raise ContextTooLong(

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, model_validator
 
 from duet.errors import InvalidRequest
-from engine.api.schemas.base import Lenient
+from engine.api.shared.fields import Lenient, Refused
 from engine.types import Structure
 
 MAX_STRUCTURE_BYTES = 1 << 16
@@ -58,14 +58,7 @@ class StructuredOutputs(Lenient):
     choice: Choices | None = None
     grammar: StrictStr | None = None
     json_object: StrictBool | None = None
-    structural_tag: Annotated[Any, Field(description="Not supported yet: a request that needs it is refused.")] = None
-
-    @field_validator("structural_tag")
-    @classmethod
-    def _not_yet(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("is not supported yet")
-        return value
+    structural_tag: Refused = None
 
 
 class AsksForStructure(Protocol):

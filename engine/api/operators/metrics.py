@@ -11,8 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.api.dependencies import OperatorsDep
 from engine.api.metered import REGISTRY
+from engine.api.shared.ports import OperatorsDep
 from engine.types import KvReport, KvStatus, ModelState, Placement, PoolStatus
 
 router = APIRouter()

@@ -14,8 +14,9 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 
 from duet.errors import Busy, InvalidRequest
 from duet.http.disconnect import unless_gone
-from engine.api.deadlines import deadline_of
-from engine.api.dependencies import ModelsDep, OperatorsDep, WorkDep, answer_headers, priority_of, tenant_of
+from engine.api.shared.caller import caller_of
+from engine.api.shared.headers import answer_headers
+from engine.api.shared.ports import ModelsDep, OperatorsDep, WorkDep
 from engine.types import Operators, Transcribed, TranscriptionRequest, only
 from speech.decode import decode
 from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
@@ -58,8 +59,7 @@ async def transcriptions(
             "segments have times, single words have none: timestamp_granularities[] can only be segment",
             param="timestamp_granularities[]",
         )
-    info = models.resolve(model)
-    priority, deadline = priority_of(request), deadline_of(request)
+    info, caller = models.resolve(model), caller_of(request)
     with _place(request, operators):
         audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
     asked = TranscriptionRequest(
@@ -70,9 +70,9 @@ async def transcriptions(
         hotwords=parse_keywords([*(hotwords or []), *(keywords or []), *(keyword_list or [])], name="hotwords"),
         language=language or None,
         temperature=temperature,
-        tenant=tenant_of(request),
-        priority=priority,
-        deadline=deadline,
+        tenant=caller.tenant,
+        priority=caller.priority,
+        deadline=caller.deadline,
     )
     result = await unless_gone(request, only(work.run(asked), Transcribed))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)

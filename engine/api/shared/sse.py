@@ -1,11 +1,11 @@
-"""Server-sent events, and what a client's leaving means. Plain ASGI: an event costs one `send`."""
+"""A response of server-sent events. Plain ASGI: a frame costs one `send`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -18,27 +18,32 @@ from duet.http.errors import envelope
 DONE = b"data: [DONE]\n\n"
 FAREWELL_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 2.0
-"""After so long without a frame a comment is sent: programs between us and the client close connections that say nothing."""
+"""After this long without a frame a comment is sent: programs between us and the client close connections that are silent."""
+
+Put = Callable[[bytes], Awaitable[None]]
+"""Sends frames to the client."""
 
 
 class EventStream(Response):
-    """Sends frames as they come, and between them comments: `waiting` says what for. When the client leaves, the iterator is
-    closed at once, even between two frames."""
+    """Sends what `write` puts, as it comes, and comments while it puts nothing. When the client leaves, `write` is cancelled at
+    once, even between two frames."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        frames: AsyncGenerator[bytes, None],
+        write: Callable[[Put], Awaitable[None]],
         *,
         waiting: Callable[[], str],
+        error: Callable[[DuetError], bytes],
         close: Callable[[], Awaitable[None]],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`close` is called at the end, whatever it is, even if no frame was ever asked for."""
+        """`waiting` says in words what a silent stream waits for. `error` makes the last frame of a stopping server. `close` is
+        called at the end whatever happens, even if `write` was never called."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
-        self._frames, self._waiting, self._close = frames, waiting, close
+        self._write, self._waiting, self._error, self._close = write, waiting, error, close
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,33 +52,33 @@ class EventStream(Response):
         stopping = False
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for work in (self._send(send), disconnected(receive), self._keep_alive(send)):
+            for work in (self._written(send), disconnected(receive), self._keep_alive(send)):
                 tasks.append(asyncio.create_task(work, name="event-stream"))
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            # Nobody but the stopping server cancels a request: this is its end, and the client shall know.
-            stopping = True
+            stopping = True  # only the stopping server cancels a request, and the client is told
         finally:
             for task in tasks:
                 task.cancel()
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
-                await self._frames.aclose()
                 await self._close()
         for task in ended:
             task.result()
         if stopping:
-            with contextlib.suppress(TimeoutError):  # a client that does not read holds nobody up
+            with contextlib.suppress(TimeoutError):  # a client that does not read must not delay the stop
                 async with asyncio.timeout(FAREWELL_SECONDS):
-                    await send(_body(error_frame(stopped()), more=False))
+                    await send(_body(self._error(stopped()), more=False))
         elif tasks[0] in ended:
             await send(_body(b"", more=False))
 
-    async def _send(self, send: Send) -> None:
-        async for frame in self._frames:
-            await send(_body(frame))
+    async def _written(self, send: Send) -> None:
+        async def put(frames: bytes) -> None:
+            await send(_body(frames))
             self._sent_at = time.monotonic()
+
+        await self._write(put)
 
     async def _keep_alive(self, send: Send) -> None:
         while True:
@@ -90,7 +95,7 @@ def _body(frame: bytes, *, more: bool = True) -> dict[str, Any]:
 
 
 def error_frame(error: DuetError) -> bytes:
-    """An error after the stream has begun."""
+    """OpenAI's error after the stream has begun."""
     return b"data: " + envelope(error) + b"\n\n"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter
 
-from engine.api.dependencies import OperatorsDep
+from engine.api.shared.ports import OperatorsDep
 from engine.types import Placement
 
 router = APIRouter()

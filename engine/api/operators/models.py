@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter
 
 from duet.errors import Unavailable
-from engine.api.dependencies import ModelsDep
+from engine.api.shared.ports import ModelsDep
 from engine.types import ModelInfo
 
 router = APIRouter()

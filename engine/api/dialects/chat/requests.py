@@ -1,0 +1,73 @@
+"""OpenAI's chat body becomes requests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from duet.errors import InvalidRequest
+from engine.api.dialects.chat.schema import ChatCompletionRequest, ContentPart
+from engine.api.shared.caller import Caller
+from engine.api.shared.generation import base_request, choices
+from engine.api.shared.pictures import load_image
+from engine.types import GenerationRequest, Message, ModelInfo, Part
+
+MAX_IMAGES = 32
+_RESERVED_OPTIONS = frozenset({"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"})
+
+
+async def to_requests(body: ChatCompletionRequest, model: ModelInfo, caller: Caller) -> list[GenerationRequest]:
+    """One request a choice. Fetches images. Raises `InvalidRequest`."""
+    messages = with_ocr_prompt(await _messages(body), model.ocr_prompt)
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
+    base = base_request(body, model, caller, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    prompt = msgspec.structs.replace(
+        base,
+        messages=messages,
+        max_tokens=body.max_completion_tokens or base.max_tokens,
+        template_options=_template_options(body),
+    )
+    return choices([prompt], body.n or 1)
+
+
+def _template_options(body: ChatCompletionRequest) -> dict[str, Any]:
+    options = dict(body.chat_template_kwargs or {})
+    if reserved := _RESERVED_OPTIONS & set(options):
+        raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
+    try:
+        msgspec.msgpack.encode(options)
+    except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidRequest(f"cannot be passed on: {error}", param="chat_template_kwargs") from error
+    if body.enable_thinking is not None:
+        options["enable_thinking"] = body.enable_thinking
+    return options
+
+
+async def _messages(body: ChatCompletionRequest) -> tuple[Message, ...]:
+    images = sum(part.type == "image_url" for message in body.messages for part in message.content or ())
+    if images > MAX_IMAGES:
+        raise InvalidRequest(f"{images} images; a request takes {MAX_IMAGES}", param="messages")
+    messages = []
+    for i, message in enumerate(body.messages):
+        places = (f"messages[{i}].content[{j}]" for j in range(len(message.content or ())))
+        parts = await asyncio.gather(*map(_part, message.content or (), places))
+        messages.append(Message(message.role, tuple(parts), message.name))
+    return tuple(messages)
+
+
+async def _part(part: ContentPart, place: str) -> Part:
+    if part.image_url is not None and part.type == "image_url":
+        return Part("image", image=await load_image(part.image_url.url, f"{place}.image_url.url"))
+    return Part("text", text=part.text or "")
+
+
+def with_ocr_prompt(messages: tuple[Message, ...], prompt: str | None) -> tuple[Message, ...]:
+    """An OCR model reads a picture sent without words by the words it was trained on."""
+    last = messages[-1]
+    wordless = last.role == "user" and not any(part.type == "text" and part.text.strip() for part in last.parts)
+    if prompt is None or not wordless:
+        return messages
+    return (*messages[:-1], msgspec.structs.replace(last, parts=(*last.parts, Part("text", text=prompt))))

@@ -1,0 +1,1 @@
+"""OpenAI's completions: a raw prompt is continued, without a chat template."""

@@ -1,0 +1,1 @@
+"""Routes that send one request and get one result."""

@@ -1,0 +1,1 @@
+"""Routes for the people who run the engine: models, memory, KV, metrics."""

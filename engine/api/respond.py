@@ -1,0 +1,113 @@
+"""One call of any text dialect becomes one HTTP response: whole or streamed, and cancelled when the client leaves.
+
+A dialect is a row of pure functions: it turns answers and events into bytes, and knows nothing of waiting, closing or failing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fastapi import Request, Response
+
+from duet.errors import DuetError
+from duet.http.disconnect import unless_gone
+from engine.api.answering import collect, fan_in
+from engine.api.assembly import Answer
+from engine.api.shared.headers import cache_header
+from engine.api.shared.sse import EventStream, Put
+from engine.types import Accepted, Event, Events, Failed, GenerationRequest, Work, raise_failure
+
+PROMISE_AFTER_SECONDS = 3.0
+"""A stream waits this long for the worker's first word. Then its status becomes 200, and comments keep it alive."""
+
+
+class Dialect(Protocol):
+    """How one call is answered. Frames are complete server-sent events, any number of them in one piece; b"" for none."""
+
+    def whole(self, answers: Sequence[Answer]) -> bytes:
+        """The body of an answer that is not streamed, from one `Answer` a choice."""
+        ...
+
+    def first_frames(self) -> bytes:
+        """What a stream begins with."""
+        ...
+
+    def frames(self, index: int, event: Event) -> bytes:
+        """What one event of choice `index` shows."""
+        ...
+
+    def last_frames(self) -> bytes:
+        """What a stream ends with once all choices are complete."""
+        ...
+
+    def error(self, error: DuetError) -> bytes:
+        """The frame of an error after the stream has begun. Nothing follows it."""
+        ...
+
+
+async def respond(
+    dialect: Dialect,
+    asked: Sequence[GenerationRequest],
+    *,
+    request: Request,
+    work: Work,
+    waiting: Callable[[], str],
+    stream: bool,
+    headers: Mapping[str, str],
+) -> Response:
+    """The response to one call. `asked` has one request a choice; `waiting` says what a silent stream waits for.
+
+    Raises the `DuetError` of a call that fails before it is clear that there will be an answer.
+    """
+    if not stream:
+        answers = await unless_gone(request, collect(work, asked))
+        found = {**headers, **cache_header(answers[0].cache)}
+        return Response(dialect.whole(answers), media_type="application/json", headers=found)
+    events = fan_in(work, asked)
+    first = await _first_event(events)
+    indexes = {one.id: i for i, one in enumerate(asked)}
+
+    async def write(put: Put) -> None:
+        if frames := dialect.first_frames():
+            await put(frames)
+        event: Event | None = await first
+        while event is not None:
+            if isinstance(event, Failed):
+                await put(dialect.error(event.as_error()))
+                return
+            if frames := dialect.frames(indexes[event.id], event):
+                await put(frames)
+            event = await anext(events, None)
+        await put(dialect.last_frames())
+
+    async def close() -> None:
+        await _closed(first, events)
+
+    found = {**headers, **_cache_header_of(first)}
+    return EventStream(write, waiting=waiting, error=dialect.error, close=close, headers=found)
+
+
+async def _first_event(events: Events) -> asyncio.Task[Event]:
+    """The worker's first word, which decides the HTTP status. The task still runs when that takes too long, because a model is
+    loaded for instance."""
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait([first], timeout=PROMISE_AFTER_SECONDS)
+        if first.done():
+            raise_failure(first.result())
+    except BaseException:
+        await _closed(first, events)
+        raise
+    return first
+
+
+async def _closed(first: asyncio.Task[Event], events: Events) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await events.aclose()
+
+
+def _cache_header_of(first: asyncio.Task[Event]) -> dict[str, str]:
+    return cache_header(event.cache) if first.done() and isinstance(event := first.result(), Accepted) else {}

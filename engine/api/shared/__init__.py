@@ -1,0 +1,1 @@
+"""What several routes need and none of them owns."""
