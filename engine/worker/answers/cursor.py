@@ -14,14 +14,13 @@ class AnswerCursor:
     def __init__(self, answer_format: AnswerFormat, begins_in: Channel, tokens: TokenText) -> None:
         self._channels = Channels(answer_format, begins_in)
         self._text = RawText(tokens)
-
-    @property
-    def in_thought(self) -> bool:
-        return self._channels.channel is Channel.THOUGHT
+        self.in_thought = begins_in is Channel.THOUGHT
 
     def take(self, token: int) -> list[Piece]:
         """One more token, and the text that is certain because of it."""
-        return self._channels.feed(self._text.step(token))
+        pieces = self._channels.feed(self._text.step(token))
+        self.in_thought = self._channels.channel is Channel.THOUGHT
+        return pieces
 
     def flush(self) -> list[Piece]:
         """The answer is over: what was held back."""
