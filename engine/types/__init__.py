@@ -40,6 +40,7 @@ from engine.types.requests import (
     Request,
     SamplingParams,
     Structure,
+    TemplateOptions,
     TranscriptionRequest,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "Role",
     "SamplingParams",
     "Structure",
+    "TemplateOptions",
     "TextDelta",
     "ThoughtDelta",
     "TokenLogprob",

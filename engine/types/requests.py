@@ -57,16 +57,20 @@ class Structure(msgspec.Struct, frozen=True):
     param: str
 
 
+TemplateOptions = dict[str, Any]
+"""Variables of the chat template by name (`enable_thinking` for instance): JSON values that msgpack can carry. They come in
+the body of an HTTP request, so they are bounded with it."""
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One answer to one conversation, or the continuation of one raw `prompt`. `id` is unique among the live requests of a worker
     (`n` answers are n requests).
 
     Either `messages` go through the chat template, or `prompt` is continued as it is: a text, which gets the tokens that its
     tokenizer puts around a text unless `add_special_tokens` is off, or token ids. `echo`: the answer begins with the prompt.
-    `max_tokens` None means up to the context's end. `stop` are strings; the answer ends before the first of them.
-    `template_options` reach the chat template (`enable_thinking` for instance). KV is shared within a `tenant` only;
-    without `store` nothing of the request is kept for later ones. `deadline`: see `Request`. With `stop_on_repetition` an answer
-    that repeats one piece without end is cut off.
+    `max_tokens` None means up to the context's end. The answer ends before the first of the `stop_strings`. KV is shared
+    within a `tenant` only; without `store` nothing of the request is kept for later ones. `deadline`: see `Request`. With
+    `stop_on_repetition` an answer that repeats one piece without end is cut off.
     """
 
     id: str
@@ -77,8 +81,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     echo: bool = False
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    template_options: dict[str, Any] = {}
+    stop_strings: tuple[str, ...] = ()
+    template_options: TemplateOptions = {}
     tenant: str = ""
     store: bool = True
     structure: Structure | None = None

@@ -275,7 +275,7 @@ def ask(
         messages=(Message(role, parts),),
         sampling=params,
         max_tokens=tokens,
-        stop=stop,
+        stop_strings=stop,
         structure=structure,
     )
 

@@ -122,7 +122,7 @@ def base_request(
             top_logprobs=logprobs or 0,
         ),
         max_tokens=body.max_tokens or model.max_tokens,
-        stop=(*(body.stop or ()), *model.stops),
+        stop_strings=(*(body.stop or ()), *model.stops),
         tenant=caller.tenant,
         store=body.store is not False,
         structure=structure_of(body),

@@ -99,8 +99,8 @@ class Preparation:
             text=Detokeniser(loaded.tokenizer),
             tokens=self._tokens,
             cursor=self._cursor(),
-            stop_strings=request.stop,
-            eos_ids=loaded.eos_ids | _stop_ids(loaded.tokenizer, request.stop),
+            stop_strings=request.stop_strings,
+            eos_ids=loaded.eos_ids | _stop_tokens(loaded.tokenizer, request.stop_strings),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
             stop_on_repetition=request.stop_on_repetition,
@@ -161,7 +161,7 @@ def lookup(loaded: Loaded, prepared: Prepared, kv: GuardedCache) -> Callable[[tu
     return partial(kv.open, asked)
 
 
-def _stop_ids(tokenizer: Any, stops: tuple[str, ...]) -> frozenset[int]:
+def _stop_tokens(tokenizer: Any, stop_strings: tuple[str, ...]) -> frozenset[int]:
     """Ids of stop strings that are special tokens. They never show in the text, so they end the answer as tokens."""
     special = set(tokenizer.all_special_tokens)
-    return frozenset(tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special)
+    return frozenset(tokenizer.convert_tokens_to_ids(stop) for stop in stop_strings if stop in special)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import msgspec
 
@@ -12,7 +11,7 @@ from engine.api.dialects.chat.schema import ChatCompletionRequest, ContentPart
 from engine.api.shared.caller import Caller
 from engine.api.shared.generation import base_request, choices
 from engine.api.shared.pictures import load_image
-from engine.types import GenerationRequest, Message, ModelInfo, Part
+from engine.types import GenerationRequest, Message, ModelInfo, Part, TemplateOptions
 
 MAX_IMAGES = 32
 _RESERVED_OPTIONS = frozenset({"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"})
@@ -33,7 +32,7 @@ async def to_requests(body: ChatCompletionRequest, model: ModelInfo, caller: Cal
     return choices([prompt], body.n or 1)
 
 
-def _template_options(body: ChatCompletionRequest) -> dict[str, Any]:
+def _template_options(body: ChatCompletionRequest) -> TemplateOptions:
     options = dict(body.chat_template_kwargs or {})
     if reserved := _RESERVED_OPTIONS & set(options):
         raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
