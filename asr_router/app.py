@@ -1,4 +1,4 @@
-"""The router's HTTP application: routes, edge, and the life of what they use."""
+"""The router's HTTP application: its routes, its edge, its recognisers, and when they start and end."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def create_transcriber(settings: Settings, *, key: str) -> Transcriber:
 
 
 async def _open_meetings(app: FastAPI, client: MeetingClient) -> None:
-    """Beside the first requests: a migration must not delay short clips."""
+    """Runs beside the first requests: a migration must not delay short clips."""
     try:
         await client.open()
     except Exception:

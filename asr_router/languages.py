@@ -1,4 +1,4 @@
-"""What a caller may name as a language. Which of them it can, a recogniser says itself."""
+"""The languages that a caller may name. Each recogniser says which of them it hears (`Abilities.languages`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _ISO_639_1: Final = (
     "tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
 )
 _MORE: Final = "yue fil haw"
-"""Cantonese, Filipino and Hawaiian have no code of two letters, and recognisers know them."""
+"""Cantonese, Filipino and Hawaiian have no two-letter code, and recognisers know them."""
 
 LANGUAGES: Final = frozenset(f"{_ISO_639_1} {_MORE}".split())

@@ -1,4 +1,4 @@
-"""Uploads on disk: bounded, private, and gone when the request is over, whatever happens."""
+"""Uploads on disk: bounded, private, and removed when the request ends, however it ends."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Readable(Protocol):
 
 
 class Spool:
-    """A folder of mode 0700 for uploads under way. Owned by the router; one router per home."""
+    """A folder of mode 0700 for current uploads. Owned by the router; one router per home."""
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
     def open(self) -> None:
-        """Make the folder and sweep what a killed process left."""
+        """Make the folder, and remove what a killed process left."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True)
 
     @asynccontextmanager
     async def take(self, upload: Readable) -> AsyncIterator[Path]:
-        """The upload as a file in a folder of its own, which goes with all that was put there when the block ends.
+        """The upload as a file in its own folder. The folder with all its files is removed when the block ends.
 
-        Raises `PayloadTooLarge`, `InvalidAudio` when it is empty, `Unavailable` when the disk does not take it.
+        Raises `PayloadTooLarge`, `InvalidAudio` when the upload is empty, `Unavailable` when it cannot be written.
         """
         folder = self._folder / secrets.token_hex(16)
         path = folder / "upload"
@@ -49,7 +49,7 @@ class Spool:
                 raise InvalidAudio("the file is empty")
             yield path
         finally:
-            # A thread that was abandoned with its request may still be writing there: its next file cannot be made.
+            # The thread of a cancelled request may still write there; its next file cannot be created.
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _copy(self, upload: Readable, path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The engine, as the pipeline sees it: HTTP, and nothing else."""
+"""The engine as the pipeline sees it, over HTTP."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Reviewer(ReviewLimits, frozen=True):
 
 
 class EngineUnavailable(Unavailable):
-    """The engine is not there, or has no such model, or failed. Review and summary go on without it."""
+    """The engine is down, lacks the model, or failed. Review and summary go on without it."""
 
 
-class _NotTaken(DuetError):
-    """The engine answered 400 or 422; `param` is the parameter that it blames, if it says so."""
+class _BadRequest(DuetError):
+    """The engine answered 400 or 422. `param` is the parameter at fault, if the engine names it."""
 
 
 class Engine:
-    """Owned by one run of a stage; `async with`. Another OpenAI-compatible engine may be behind it: one that does not know
-    schemas is asked without from then on."""
+    """Owned by one run of a stage; use with `async with`. Another OpenAI-compatible engine may answer; one that refuses
+    schemas is no longer sent any."""
 
     def __init__(self, settings: Settings, *, timeout_seconds: float) -> None:
         key = api_key(settings.home)
@@ -70,22 +70,22 @@ class Engine:
     async def chat(
         self, model: str, messages: list[dict[str, str]], *, max_tokens: int, schema: dict[str, Any] | None = None
     ) -> str:
-        """The greedy answer's text, which follows `schema` if the engine can do that: it may have any form all the same.
+        """The text of the greedy answer. It follows `schema` only if the engine can do that, so the caller must check.
 
         Raises `EngineUnavailable`, `DuetError` for a refused request.
         """
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         if schema is None or not self._follows_schemas:
             return await self._answer(body)
-        # Not strict: OpenAI's strict schemas may have no property that can be left out.
+        # Not strict: OpenAI's strict schemas cannot have optional properties.
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         try:
             return await self._answer({**body, "response_format": form})
-        except _NotTaken as error:
+        except _BadRequest as error:
             if error.param is not None and not error.param.startswith("response_format"):
                 raise
         answer = await self._answer(body)
-        # Only now: what was refused may have been something else, without a word.
+        # Only now: a refusal that names no parameter may have had another cause.
         self._follows_schemas = False
         logger.info("the engine follows no schemas", extra={"action": "schemas_off"})
         return answer
@@ -115,7 +115,7 @@ class Engine:
             status, said = error.answered, error.said or "no further word"
             if status in (404, 429) or status >= 500:
                 raise EngineUnavailable(f"the engine answered {status}: {said}") from error
-            kind = _NotTaken if status in (400, 422) else DuetError
+            kind = _BadRequest if status in (400, 422) else DuetError
             raise kind(f"the engine refused the request ({status}): {said}", param=error.param) from error
         found: dict[str, Any] = answer.json()
         return found

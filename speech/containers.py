@@ -1,7 +1,7 @@
 """What the first bytes of an audio file say: which demuxer reads it, and how much audio it should hold.
 
-A name is not trusted. FFmpeg hides two facts that matter for telling whether a file is whole: a WAV file's own length is
-silently cut to what is there, and an MP3 without a Xing header gets a guess from its first frame.
+File names are not trusted. FFmpeg hides two facts that tell whether a file is whole: it silently cuts the length that a WAV
+header declares to what is there, and it guesses the length of an MP3 without a Xing header from the first frame.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import BinaryIO
 
 _FTYP_LIKE = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _STREAMED_FROM = 0x7FFF_0000
-"""Lengths from here on are what programs write that could not know it: 0x7FFFF000 (espeak-ng, sox), 0xFFFFFFFF (ffmpeg)."""
+"""Programs that do not know the length write a value from here on: 0x7FFFF000 (espeak-ng, sox), 0xFFFFFFFF (ffmpeg)."""
 _MAX_CHUNKS = 1000
 
 
 def demuxers(path: Path) -> tuple[str, ...]:
-    """FFmpeg's demuxers to try, best first; empty for what is no known audio file. Only these are ever used: no playlists,
-    devices or protocols."""
+    """FFmpeg's demuxers to try, best first; empty when the file is no known kind of audio. No others are ever used: no
+    playlists, devices or protocols."""
     with path.open("rb") as file:
         head = file.read(64)
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
@@ -45,14 +45,14 @@ def demuxers(path: Path) -> tuple[str, ...]:
 
 
 def declared_seconds(path: Path, container: str, reported: float | None) -> float | None:
-    """The duration that the file itself claims. `reported` is FFmpeg's figure for it; None where nobody knows."""
+    """The duration that the file itself claims. `reported` is FFmpeg's figure; None when neither says."""
     if reported is None:
         return None
     if container == "wav":
         return max(reported, _truncated_wav_seconds(path))
     if container == "mp3":
         return reported if _counts_its_frames(path) else None
-    if container in ("aac", "amr"):  # bare frames: FFmpeg guesses from the first
+    if container in ("aac", "amr"):  # bare frames: FFmpeg guesses from the first one
         return None
     return reported
 
@@ -80,9 +80,9 @@ def _truncated_wav_seconds(path: Path) -> float:
 
 
 def _counts_its_frames(path: Path) -> bool:
-    """Whether an MP3's first frame is a header (Xing, Info or VBRI) that counts the frames of this very file.
+    """Whether an MP3's first frame is a header (Xing, Info or VBRI) that counts the frames of this file.
 
-    In joined files the first part's header speaks for itself alone; its length in bytes tells.
+    In joined files the header of the first part counts that part alone; the length in bytes that it gives shows this.
     """
     with path.open("rb") as file:
         _skip_id3(file)

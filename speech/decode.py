@@ -1,8 +1,7 @@
-"""Audio files of any common kind become mono at 16 kHz, in bounded memory. PyAV carries its own FFmpeg.
+"""Decodes audio files of any common kind to mono at 16 kHz, in bounded memory. PyAV carries its own FFmpeg.
 
-The file is untrusted: only the demuxer that its first bytes call for is tried, so that a playlist cannot make FFmpeg
-open other files or addresses; claims of its header (rate, channels, duration) are checked against bounds and against what
-comes out.
+The file is untrusted. Only the demuxer that fits its first bytes is tried, so a playlist cannot make FFmpeg open other
+files or addresses. What its header claims (rate, channels, duration) is checked against bounds and against the audio.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ MIN_COMPLETE = 0.9
 """A file that gives less than this share of the duration it declares is truncated."""
 
 _PADDING_SECONDS = 0.1
-"""Codecs add or take a frame or two at the ends."""
+"""Codecs add or drop a frame or two at the ends."""
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class InvalidAudio(InvalidRequest):
-    """The file is no audio that can be used. Names the parameter `file`."""
+    """The file is not usable audio. Names the parameter `file`."""
 
     code = "invalid_audio"
 
@@ -70,21 +69,22 @@ def decode(path: Path, *, max_seconds: float, on_progress: Callable[[float], Non
 def decode_to_pcm(
     path: Path, target: Path, *, max_seconds: float, on_progress: Callable[[float], None] | None = None
 ) -> float:
-    """Stream the file into `target` as signed 16-bit little-endian; returns its seconds. Memory does not grow with it.
+    """Stream the file into `target` as signed 16-bit little-endian; returns its seconds. Memory does not grow with
+    the file.
 
     `on_progress` is called with the seconds decoded so far. `target` is incomplete while this runs and after an error.
     """
     count = 0
     with target.open("wb") as file:
         for block in _blocks(path, max_seconds, on_progress):
-            # Not tofile(): it drops the error of a full disk, and the audio would end early without a word.
+            # Not tofile(): it hides a full disk, and the audio would silently end early.
             file.write(np.round(np.clip(block, -1.0, 1.0) * 32767.0).astype("<i2").data)
             count += len(block)
     return count / SAMPLE_RATE
 
 
 def open_pcm(path: Path) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """A file of `decode_to_pcm` as a read-only memory map."""
+    """A file that `decode_to_pcm` wrote, as a read-only memory map."""
     if path.stat().st_size == 0:
         return np.zeros(0, np.int16)
     return np.memmap(path, dtype="<i2", mode="r")
@@ -105,7 +105,7 @@ def _open(path: Path) -> Any:
         raise InvalidAudio("the file is empty")
     for name in demuxers(path):
         try:
-            # file: and nothing else, also for what the container itself refers to.
+            # Only file: is allowed, also for what the container itself refers to.
             container = av.open(f"file:{path}", format=name, options={"protocol_whitelist": "file"})
         except (av.error.FFmpegError, ValueError) as error:
             logger.info("%s could not open the file: %s", name, error, extra={"action": "demuxer_refused"})
@@ -160,7 +160,7 @@ def _blocks(path: Path, max_seconds: float, on_progress: Callable[[float], None]
 def _frames(container: Any) -> Iterator[Any]:
     """Decoded frames of the first audio stream. A damaged packet is left out, as players do.
 
-    Raises `InvalidAudio` when the container breaks off before its last tenth, or more packets are damaged than whole.
+    Raises `InvalidAudio` when the container breaks off before its last tenth, or when more packets are damaged than whole.
     """
     whole = damaged = position = 0
     packets = container.demux(container.streams.audio[0])
@@ -189,9 +189,9 @@ def _frames(container: Any) -> Iterator[Any]:
 
 
 def _resampled(frames: Iterator[Any], rate: int) -> Iterator[Samples]:
-    """Channels averaged first, then resampled: FFmpeg's own float downmix is louder than their mean by √2.
+    """Averages the channels, then resamples: FFmpeg's own float downmix is louder than the mean by √2.
 
-    A stream may change its format, layout or rate on its way (chained Ogg, HE-AAC); each stretch gets its own converter.
+    A stream may change its format, layout or rate midway (chained Ogg, HE-AAC); each stretch gets its own converter.
     """
     to_16k = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     to_planar: Any = None
@@ -200,7 +200,7 @@ def _resampled(frames: Iterator[Any], rate: int) -> Iterator[Samples]:
         seen = (frame.format.name, frame.layout.name, frame.sample_rate)
         if seen != shape:
             to_planar, shape = av.AudioResampler(format="fltp", rate=rate), seen
-        frame.pts = None  # broken time stamps are no reason to stretch the audio
+        frame.pts = None  # audio with broken time stamps is not stretched
         for planar in to_planar.resample(frame):
             for out in to_16k.resample(_as_frame(_clean(planar.to_ndarray()).mean(axis=0, dtype=np.float32), rate)):
                 yield np.clip(out.to_ndarray()[0], -1.0, 1.0)

@@ -1,7 +1,7 @@
-"""Transcripts as files: text, verbose JSON, SRT and VTT, with cues that a person can read.
+"""Transcripts as text, JSON, SRT and VTT, with cues that a person can read.
 
-Rules for cues: times in whole milliseconds, in order, no overlap; at least 0.7 s and at most 7 s; at most two lines of 16
-Han characters or 42 others; cut at punctuation where there is any.
+Rules for cues: whole milliseconds, in order, no overlap; 0.7 s to 7 s; at most two lines of 16 Han characters or 42 others;
+cut at punctuation where there is any.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def _json(shown: dict[str, Any]) -> str:
 
 
 def to_srt(segments: Sequence[Segment], *, speakers: bool = False) -> str:
-    """SubRip. Raises nothing for odd input: cues are repaired, and none is lost."""
+    """SubRip. Odd input raises nothing: cues are repaired, and none is lost."""
     cues = [
         srt.Subtitle(i, _delta(cue.start), _delta(cue.end), cue.text)
         for i, cue in enumerate(to_cues(segments, speakers=speakers), 1)
     ]
     composed = str(srt.compose(cues, reindex=False))
-    # The library drops cues that it dislikes, silently.
+    # The library silently drops cues that it considers wrong.
     if [cue.content for cue in srt.parse(composed)] != [cue.content for cue in cues]:
         raise AssertionError("a cue was lost in SRT")
     return composed
@@ -88,7 +88,7 @@ def to_vtt(segments: Sequence[Segment], *, speakers: bool = False) -> str:
 
 
 def to_verbose_json(transcript: Transcript, *, words: bool = False, segments: bool = True) -> dict[str, Any]:
-    """OpenAI's verbose_json. What a recogniser does not give (log-probabilities) is null, never invented."""
+    """OpenAI's verbose_json. What the recogniser does not give is null or left out (log-probabilities), never invented."""
     shown: dict[str, Any] = {
         "task": "transcribe",
         "language": transcript.language,
@@ -121,7 +121,7 @@ def _verbose_segment(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _word_end(segment: Segment, index: int) -> float:
-    """A recogniser with start times only: a word ends where the next begins, the last with its segment."""
+    """Where a recogniser gives start times only, a word ends where the next begins, and the last one with its segment."""
     word = segment.words[index]
     if word.end is not None:
         return word.end
@@ -133,7 +133,7 @@ def _word_end(segment: Segment, index: int) -> float:
 
 
 def to_cues(segments: Sequence[Segment], *, speakers: bool = False) -> list[Cue]:
-    """Cues of all segments with text, in order. The text of a segment is that of its cues."""
+    """Cues of all segments with text, in order. The cues of a segment hold all of its text."""
     cues: list[Cue] = []
     for segment in sorted(segments, key=lambda item: (item.start, item.end)):
         label = f"{segment.speaker}: " if speakers and segment.speaker else ""
@@ -146,7 +146,7 @@ def to_cues(segments: Sequence[Segment], *, speakers: bool = False) -> list[Cue]
 
 
 def _cut(label: str, text: str, start: int, end: int) -> list[Cue]:
-    """One segment's cues: as many as its text and its length ask for, each given time by its share of the text."""
+    """One segment's cues: as many as its text and its length need, each as long as its share of the text."""
     pieces = _pieces(text, max(1.0, MAX_LINES * MAX_LINE_WIDTH - _width(label)))
     pieces = [part for piece in pieces for part in _in_two_lines(label, piece)]
     while len(pieces) < -(-(end - start) // MAX_CUE_MS) and any(_breakable(piece) for piece in pieces):
@@ -163,13 +163,13 @@ def _cut(label: str, text: str, start: int, end: int) -> list[Cue]:
 
 
 def _in_order(cues: list[Cue]) -> list[Cue]:
-    """No overlap and no cue shorter than the least: later cues give way."""
+    """Cues without overlap, none shorter than the minimum. A later cue gives way to an earlier one."""
     ordered: list[Cue] = []
     for cue in cues:
         previous = ordered[-1] if ordered else None
         start = cue.start
         if previous is not None and start < previous.end:
-            # The earlier cue ends first, if that leaves it long enough; else this one starts later.
+            # The earlier cue ends sooner if that leaves it long enough; otherwise this one starts later.
             if start >= previous.start + MIN_CUE_MS:
                 ordered[-1] = Cue(previous.start, start, previous.text)
             else:
@@ -180,7 +180,7 @@ def _in_order(cues: list[Cue]) -> list[Cue]:
 
 
 def _pieces(text: str, width: float) -> list[str]:
-    """Text in pieces no wider than `width`, cut after punctuation if possible, else between words or characters."""
+    """Text in pieces no wider than `width`, cut after punctuation if possible, otherwise between words or characters."""
     pieces: list[str] = []
     while _width(text) > width:
         at = _cut_position(text, width)
@@ -190,7 +190,7 @@ def _pieces(text: str, width: float) -> list[str]:
 
 
 def _in_two_lines(label: str, piece: str) -> list[str]:
-    """A piece whose words do not break evenly needs a third line: it is halved until it does not."""
+    """The piece, halved until each part fits two lines: words that break unevenly could need a third."""
     if len(piece) == 1 or len(_pieces(label + piece, MAX_LINE_WIDTH)) <= MAX_LINES:
         return [piece]
     return [part for half in _halves(piece) for part in _in_two_lines(label, half)]

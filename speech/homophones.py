@@ -1,4 +1,4 @@
-"""What sounds alike: pinyin without tones and with confusable sounds merged, consonant skeletons of Latin words."""
+"""Which texts sound alike, by keys: pinyin without tones and with confusable sounds merged, consonants of Latin words."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sound(unit: str) -> str:
     """The key of one unit: a Han character's syllable, or a word's letters."""
     if not is_han(unit):
         return re.sub(r"[^a-z0-9]", "", unit.lower())
-    # Its dictionaries take 57 MB: only a process that compares sounds pays for them.
+    # Its dictionaries take 57 MB: only a process that compares sounds loads them.
     from pypinyin import Style, lazy_pinyin
 
     syllable = lazy_pinyin(unit, style=Style.NORMAL)[0]
@@ -53,7 +53,7 @@ def sound(unit: str) -> str:
 
 
 def skeleton(word: str) -> str:
-    """Consonants of a Latin word, spelt as they sound, doubles merged; the first letter stays."""
+    """The consonants of a Latin word, spelt as they sound, with doubles merged. The first letter stays."""
     word = re.sub(r"[^a-z0-9]", "", word.lower())
     for written, merged in _SPELLINGS:
         word = word.replace(written, merged)
@@ -61,7 +61,7 @@ def skeleton(word: str) -> str:
 
 
 def similarity(first: str, second: str) -> float:
-    """0 to 1: how alike two pieces of text sound. Pieces of different scripts sound alike only by their letters."""
+    """How alike two pieces of text sound, 0 to 1. Pieces in different scripts are compared by their letters only."""
     return _alike(_sounds(first), _sounds(second), at_least=0.0)
 
 
@@ -72,15 +72,15 @@ def _sounds(text: str) -> _Sounds:
 
 
 def _alike(first: _Sounds, second: _Sounds, *, at_least: float) -> float:
-    """`similarity` of the two; below `at_least` it may come out as 0, which is cheaper."""
+    """The `similarity` of the two. A value below `at_least` may be returned as 0, which is cheaper."""
     one, two = first.letters, second.letters
     if not one or not two:
         return 0.0
     if first.han and second.han:
         letters = Levenshtein.normalized_similarity(one, two, score_cutoff=at_least)
-        # 土谱 and 图谱 share one syllable exactly and most letters of the other: the better of the two views counts.
+        # 土谱 and 图谱 share one syllable exactly and most letters of the other: take the better of the two measures.
         return max(letters, _syllables_alike(first.keys, second.keys))
-    # The mean of two views: the other is 1 at best.
+    # A mean of two measures, of which the other is at most 1.
     letters = Levenshtein.normalized_similarity(one, two, score_cutoff=max(0.0, 2 * at_least - 1))
     if letters == 0.0 and at_least > 0.5:
         return 0.0
@@ -101,7 +101,7 @@ def _syllable_alike(first: str, second: str) -> float:
 def candidates(text: str, terms: Sequence[tuple[str, Sequence[str]]], *, threshold: float = 0.78) -> list[Candidate]:
     """Places of `text` that sound like a term or one of its aliases, best first, one per term. `terms` are (term, aliases).
 
-    A text that has the term itself has no candidate for it. Sliding windows of about the term's length, in units.
+    A text that has the term itself has no candidate for it. Compares windows of about the term's length, in units.
     """
     placed = list(UNIT.finditer(text))
     keys = [sound(match.group()) for match in placed]
@@ -120,13 +120,13 @@ def candidates(text: str, terms: Sequence[tuple[str, Sequence[str]]], *, thresho
 
 
 def _best_window(keys: list[str], han: list[bool], wanted: _Sounds, threshold: float) -> tuple[float, int, int] | None:
-    """(similarity, first unit, last unit) of the window most like `wanted`, at least `threshold`; the first of equals."""
+    """(similarity, first unit, last unit) of the window most like `wanted`, at least `threshold`; the first one among equals."""
     size = len(wanted.letters)
     best: tuple[float, int, int] | None = None
     for length in range(max(1, len(wanted.keys) - 1), len(wanted.keys) + 3):
         for i in range(len(keys) - length + 1):
             window = tuple(keys[i : i + length])
-            # Cheap bound first: keys of very different length cannot be alike.
+            # A cheap bound first: keys of very different length cannot be alike.
             if abs(sum(map(len, window)) - size) > max(2, 0.4 * size):
                 continue
             alike = _alike(_Sounds(window, all(han[i : i + length])), wanted, at_least=threshold)
@@ -136,7 +136,7 @@ def _best_window(keys: list[str], han: list[bool], wanted: _Sounds, threshold: f
 
 
 def _reads(text: str, placed: list[re.Match[str]], term: str) -> bool:
-    """Whether the text has the term as it is written, from unit to unit: array does not have ray."""
+    """Whether the text has the term as written, in whole units: "array" does not have "ray"."""
     length = len(units(term))
     return any(
         text[placed[i].start() : placed[i + length - 1].end()].lower() == term.lower()

@@ -13,7 +13,7 @@ from duet.wire import SpeakerTurn
 from speech.normalise import characters, normalise, units
 
 MAX_SPEAKERS = 12
-"""On the side with fewer, for the exact mapping of `der`."""
+"""The most speakers on the side that has fewer: the exact mapping of `der` takes time exponential in that number."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors a unit; with an empty reference 0 if nothing was said, else 1 for each unit inserted."""
+        """Errors per unit. With an empty reference: the number of units inserted, so 0 when nothing was heard."""
         errors = self.substitutions + self.insertions + self.deletions
         return errors / self.units if self.units else float(errors)
 
@@ -59,8 +59,8 @@ def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
 
 @dataclass(frozen=True)
 class DiarizationErrors:
-    """Speaker time in seconds: speech nobody was found for, found where nobody spoke, given to another speaker, and the
-    reference's total."""
+    """Speaker time in seconds: speech that was missed, speech found where nobody spoke, speech given to another speaker, and
+    the reference's total."""
 
     missed: float = 0.0
     false_alarm: float = 0.0
@@ -69,7 +69,7 @@ class DiarizationErrors:
 
     @property
     def rate(self) -> float:
-        """The diarization error rate; infinite when somebody is heard in a silent reference."""
+        """The diarization error rate; infinite when speech is found in a silent reference."""
         errors = self.missed + self.false_alarm + self.confusion
         return errors / self.total if self.total else math.inf if errors else 0.0
 
@@ -85,10 +85,10 @@ class DiarizationErrors:
 def der(
     reference: Sequence[SpeakerTurn], hypothesis: Sequence[SpeakerTurn], *, collar_seconds: float = 0.25
 ) -> DiarizationErrors:
-    """Errors of a diarization (NIST RT), speakers mapped at best.
+    """Errors of a diarization (NIST RT) under the best mapping of speakers.
 
-    Frames of 10 ms; those within `collar_seconds` of a reference boundary are not scored. Overlapping speech counts once a
-    speaker. Raises ValueError when both sides have more than `MAX_SPEAKERS`.
+    Frames are 10 ms; those within `collar_seconds` of a boundary in the reference are not scored. Overlapping speech counts
+    once for each speaker. Raises ValueError when both sides have more than `MAX_SPEAKERS`.
     """
     frames = _frames(reference, hypothesis, collar_seconds)
     names = sorted({name for spoken, _ in frames for name in spoken})
@@ -129,7 +129,7 @@ def _frames(
 
 
 def _best_match(names: list[str], labels: list[str], overlap: dict[tuple[str, str], int]) -> int:
-    """Most frames that a one-to-one mapping of the two sides can agree on.
+    """The most frames that a one-to-one mapping of the two sides can agree on.
 
     Exact, by dynamic programming over the sets of the smaller side that are mapped already. Raises ValueError when both
     sides have more than `MAX_SPEAKERS`.

@@ -1,4 +1,4 @@
-"""Text as the metrics see it. Any change here changes figures: raise `NORMALISER_VERSION`."""
+"""Text as the metrics see it. A change here changes figures: raise `NORMALISER_VERSION` with it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _to_simplified() -> Any:
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, traditional Han to simplified, punctuation dropped, one space between words and numbers and none
-    beside Han characters.
+    """NFKC, lower case, traditional Han to simplified, no punctuation, one space between words and numbers, none beside
+    Han characters.
 
-    Numbers stay as they are written, digits or words, but for the comma between thousands: 1,000 is 1000, 3.5 stays 3.5,
-    and 三 is not 3.
+    Numbers stay as written, in digits or in words, except for the comma between thousands: 1,000 becomes 1000, 3.5 stays
+    3.5, and 三 does not become 3.
     """
     simplified = _to_simplified().convert(unicodedata.normalize("NFKC", text).lower())
     joined = ""

@@ -1,7 +1,7 @@
 """The metadata of an ONNX file, read without loading the model.
 
-sherpa-onnx ends the process when a model lacks metadata that it expects, so we look first. The file is a protobuf message
-(`ModelProto` of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); only its top level is walked, weights are skipped.
+sherpa-onnx ends the process when a model lacks metadata that it expects, so we check first. The file is a protobuf message
+(`ModelProto` of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). Only its top level is read; weights are skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Buffer = mmap.mmap | bytes
 
 
 class NotOnnx(ValueError):
-    """The file is no ONNX model, or is cut short."""
+    """The file is not an ONNX model, or is cut short."""
 
 
 def read(path: Path) -> dict[str, str]:
@@ -48,9 +48,9 @@ def _entry(message: bytes) -> tuple[str, str]:
 
 
 def _fields(data: Buffer) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each length-delimited field, but for the graph's: its content is what we skip.
+    """Number and content of each length-delimited field that we need; the graph with its weights is skipped.
 
-    Raises IndexError where the message breaks off or is none.
+    Raises IndexError where the message breaks off or is not protobuf.
     """
     at, size = 0, len(data)
     while at < size:
@@ -74,7 +74,7 @@ def _fields(data: Buffer) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(data: Buffer, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place after it."""
+    """A number written in seven bits a byte, and the position after it."""
     value = shift = 0
     while True:
         byte = data[at]

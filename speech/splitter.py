@@ -1,4 +1,4 @@
-"""Where to cut audio: speech spans become segments, and long stretches are cut where they are quietest.
+"""Where to cut audio: spans of speech become segments, and long spans are cut where they are quietest.
 
 All times are seconds; samples are mono at 16 kHz, float32 in [-1, 1] or int16.
 """
@@ -37,10 +37,10 @@ def split(
     merge_gap_seconds: float = 0.6,
     pad_seconds: float = 0.15,
 ) -> list[Span]:
-    """Segments that cover every span of one speaker: near spans merged, long ones cut, all padded.
+    """Segments that cover every span of one speaker: near spans are merged, long ones cut, all padded.
 
-    `spans` are in order and do not overlap. Segments do not overlap either, and none is longer than `max_seconds` plus
-    its padding.
+    `spans` are in order and do not overlap. The segments do not overlap either, and none is longer than `max_seconds` plus
+    padding.
     """
     pieces: list[Span] = []
     for span in _merged(spans, max_seconds=max_seconds, gap_seconds=merge_gap_seconds):
@@ -52,7 +52,7 @@ def cut(samples: Samples, span: Span, *, max_seconds: float) -> list[Span]:
     """`span` in pieces of at most `max_seconds`, each cut where the audio is quietest in the piece's last third."""
     pieces, start = [], span.start
     while span.end - start > max_seconds:
-        # The rest is shared out so that no sliver is left at the end.
+        # At most two thirds of the rest, so that no sliver is left at the end.
         latest = start + min(max_seconds, (span.end - start) * 2 / 3)
         at = _quietest(samples, start + (latest - start) * 2 / 3, latest)
         pieces.append(Span(start, at))
@@ -85,7 +85,7 @@ def _merged(spans: Sequence[Span], *, max_seconds: float, gap_seconds: float) ->
 
 
 def _padded(pieces: Sequence[Span], pad_seconds: float, *, total_seconds: float) -> list[Span]:
-    """Padding takes at most half of the gap to a neighbour."""
+    """Pads each piece by at most half of the gap to its neighbour."""
     padded = []
     for i, piece in enumerate(pieces):
         before = piece.start - (pieces[i - 1].end if i else 0.0)

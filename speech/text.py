@@ -1,4 +1,4 @@
-"""Pieces of text put together as people write: no space beside Han characters, one between other words."""
+"""Joins pieces of text as people write them: no space beside Han characters, one between other words."""
 
 from __future__ import annotations
 

@@ -17,18 +17,19 @@ from speech.splitter import SAMPLE_RATE, Span
 
 MODEL = models.EMBEDDED / "silero-vad" / "silero_vad_16k_op15.onnx"
 MODEL_SHA256 = "7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49"
-"""sherpa-onnx ends the process on a wrong VAD model, which nothing can catch: so the file is pinned."""
+"""sherpa-onnx ends the process when the VAD model is a wrong file, and nothing can catch that: so the file is pinned."""
 WINDOW = 512
-"""sherpa's detector must be fed exactly this many samples a call; larger pieces give wrong spans silently."""
+"""sherpa's detector must get exactly this many samples a call; larger pieces silently give wrong spans."""
 
 MAX_IDLE = 2
 _Settings = tuple[float, float, float]
 _IDLE: dict[_Settings, deque[Any]] = {}
-"""Detectors between two uses. Making one takes 33 ms, a large part of what a short clip takes; a deque's ends are thread-safe."""
+"""Detectors between two uses. Making one takes 33 ms, a large part of the time for a short clip. A deque's ends are
+thread-safe."""
 
 
 class VadUnavailable(Unavailable):
-    """The VAD model's file is missing or not the one that was pinned."""
+    """The VAD model's file is missing or is not the pinned one."""
 
 
 def detect(
@@ -57,13 +58,13 @@ def detect(
             on_progress(start / SAMPLE_RATE)
     detector.flush()
     spans += _take(detector, total)
-    # Not in a `finally`: after an error its state is unknown, and a new one is made.
+    # Not in a `finally`: after an error the detector's state is unknown, so it is dropped.
     _give_back(settings, detector)
     return spans
 
 
 def _borrow(settings: _Settings) -> Any:
-    """A detector that nobody else uses: one that is idle, or a new one."""
+    """A detector for this call alone: an idle one, or a new one."""
     try:
         return _IDLE[settings].pop()
     except (KeyError, IndexError):
@@ -83,7 +84,7 @@ def _create(threshold: float, min_silence_seconds: float, min_speech_seconds: fl
     config.silero_vad.threshold = threshold
     config.silero_vad.min_silence_duration = min_silence_seconds
     config.silero_vad.min_speech_duration = min_speech_seconds
-    config.silero_vad.max_speech_duration = 3600.0  # long speech is cut by our splitter: this setting is soft
+    config.silero_vad.max_speech_duration = 3600.0  # our splitter cuts long speech: this limit is not kept exactly
     config.sample_rate = SAMPLE_RATE
     return sherpa_onnx.VoiceActivityDetector(config, buffer_size_in_seconds=120)
 

@@ -1,4 +1,4 @@
-"""Samples as a WAV file in memory: how clips go from one service to another."""
+"""Samples as a WAV file in memory: the form in which services send each other clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speech.splitter import SAMPLE_RATE
 
 
 def as_wav(samples: np.ndarray[Any, np.dtype[Any]]) -> bytes:
-    """Mono 16 kHz samples, int16 or float32 in [-1, 1] (what is beyond is clipped), as 16-bit PCM."""
+    """Mono 16 kHz samples, int16 or float32 in [-1, 1] (values beyond are clipped), as 16-bit PCM."""
     if samples.dtype != np.int16:
         samples = np.round(np.clip(samples, -1.0, 1.0) * 32767)
     buffer = io.BytesIO()

@@ -70,7 +70,7 @@ async def submit(
 
 
 def _checked_digest(path: Path, max_seconds: float) -> str:
-    """sha256 of the file. Raises `InvalidAudio` for what could never be processed, before anything is accepted."""
+    """sha256 of the file. Raises `InvalidAudio` for a file that could never be processed, before the job is accepted."""
     info = probe(path)
     if info.duration_seconds is not None and info.duration_seconds > max_seconds:
         raise InvalidAudio(

@@ -34,12 +34,12 @@ Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class BackendError(DuetError):
-    """The backend cannot be used, or failed on a recording."""
+    """The backend cannot be used, or it failed on a recording."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A transcript, and for the router which of its backends made it. `degraded`: not the one that was asked for."""
+    """A transcript. `route`: the router's recogniser that made it. `degraded`: not the one that was asked for."""
 
     text: str
     route: str = ""
@@ -48,7 +48,7 @@ class Heard:
 
 class Backend(Protocol):
     async def identify(self) -> str:
-        """Whoever transcribes, so exactly that the same answer means the same transcripts. Raises `BackendError`."""
+        """A name so exact that backends of the same name give the same transcripts. Raises `BackendError`."""
 
     async def transcribe(self, utterance: Utterance, samples: Samples) -> Heard:
         """Raises `DuetError`."""
@@ -85,11 +85,11 @@ class SenseVoiceBackend:
 class HttpBackend:
     """The router, or the engine with a speech model: `POST /v1/audio/transcriptions`.
 
-    Over HTTP a model is known by its name and size only: another one under the same name needs `--fresh`.
+    Over HTTP a model is known by its name and size only: a changed model under the same name needs `--fresh`.
     """
 
     def __init__(self, settings: Settings, url: str, name: str, shown: str, fields: dict[str, str]) -> None:
-        """`shown` is the path where the service says which models it has."""
+        """`shown` is the path where the service lists its models."""
         self._name, self._shown, self._fields = name, shown, fields
         self._client = Client(
             url, api_key(settings.home), timeout_seconds=ANSWER_SECONDS, connect_seconds=CONNECT_SECONDS
@@ -189,13 +189,13 @@ class Cache:
                 row = json.loads(line)
                 found[row["key"]] = Heard(row["text"], row["route"])
             except (ValueError, TypeError, KeyError):
-                continue  # empty, cut off when the run before was interrupted, or of another version
+                continue  # empty, cut off by an interruption, or written by another version
         return found
 
     def add(self, key: str, heard: Heard) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            # A line of its own, whatever the last run left behind.
+            # Begin a new line: the last run may have left half of one.
             row = {"key": key, "text": heard.text, "route": heard.route}
             file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -203,7 +203,7 @@ class Cache:
 async def transcripts(
     backend: Backend, utterances: Sequence[Utterance], cache: Cache | None, on_progress: Callable[[int], None]
 ) -> list[Heard]:
-    """What `backend` hears, in order; a few at once. A degraded answer is not kept for the next run.
+    """What `backend` hears, in order of the utterances; several are asked for at once. A degraded answer is not cached.
 
     Raises `DuetError` for a recording that cannot be decoded, and what the backend raises.
     """
@@ -235,7 +235,7 @@ async def transcripts(
 
 
 class _Recordings:
-    """Audio files as samples, the few that were used last, and their hashes."""
+    """Samples of the last few audio files, and the hashes of all."""
 
     def __init__(self) -> None:
         self._digests: dict[Path, str] = {}
@@ -256,7 +256,7 @@ class _Recordings:
 
 
 def _cut(samples: Samples, utterance: Utterance) -> Samples:
-    """Raises `BackendError` where the recording is over before the utterance begins."""
+    """Raises `BackendError` when the recording ends before the utterance begins."""
     first = round((utterance.start or 0.0) * SAMPLE_RATE)
     last = len(samples) if utterance.end is None else round(utterance.end * SAMPLE_RATE)
     if first >= len(samples):
@@ -265,7 +265,7 @@ def _cut(samples: Samples, utterance: Utterance) -> Samples:
 
 
 def digest_of_folder(folder: Path) -> str:
-    """Of the names and contents of a model's files."""
+    """A hash of the names and contents of a model's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file():

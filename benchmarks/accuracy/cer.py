@@ -37,9 +37,9 @@ class Run:
 
 
 class Review:
-    """The review model. `reviewer` is None when the engine or the model is out of reach; `problem` then says why.
+    """The review model. `reviewer` is None when the engine or the model is unavailable; `problem` then says why.
 
-    `unreadable` counts windows whose answer had no readable form: no edits, as in a meeting.
+    `unreadable` counts windows whose answer could not be read: they get no edits, as in a meeting.
     """
 
     def __init__(self, settings: Settings, model: str | None) -> None:
@@ -65,8 +65,8 @@ class Review:
     async def proposals(
         self, manifest: Manifest, heard: Sequence[str], kind: str, on_progress: Callable[[int], None]
     ) -> Proposals:
-        """Utterances of one recording are reviewed as a meeting's segments are, in windows with what was said around them;
-        an utterance that is a recording of its own is reviewed alone. Raises `DuetError` when the engine fails."""
+        """Reviews the utterances of one recording like the segments of a meeting, in windows with their context. An utterance
+        that is a whole recording is reviewed alone. Raises `DuetError` when the engine fails."""
         if self._engine is None or self.reviewer is None:
             raise ValueError("there is no reviewer")
         engine, reviewer = self._engine, self.reviewer
@@ -99,7 +99,7 @@ class Review:
 
 
 def _recordings(manifest: Manifest, heard: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """(index of the first utterance, texts) of neighbours that were cut out of the same recording."""
+    """(index of the first utterance, texts) for each run of utterances from the same recording."""
     result = []
     paired = zip(manifest.utterances, heard, strict=True)
     first = 0
@@ -122,9 +122,9 @@ async def run(
     arms: Sequence[str],
     on_progress: Callable[[str, int], None],
 ) -> list[Run]:
-    """Every arm with the true glossary, and those that edit with the absent one too, if there is one.
+    """Every arm with the true glossary; arms that edit also with the absent one, if there is one.
 
-    Arms with a language model are left out when there is none; they share its answers. Raises `DuetError`.
+    Arms with a language model share its answers, and are left out when there is no model. Raises `DuetError`.
     """
     arms = [arm for arm in arms if review.reviewer is not None or not arm.startswith("lm")]
     asked: dict[str, Proposals] = {}
@@ -158,7 +158,7 @@ def _texts(
 def grouped(manifest: Manifest, heard: Sequence[str], texts: Sequence[str], kind: str = "true") -> dict[str, Figures]:
     """Figures of all utterances, of each language, and of those with and without glossary terms.
 
-    With the absent glossary its terms count too: as nobody says them, each that is written lowers the precision.
+    With the absent glossary its terms count too: nobody says them, so each one in a text lowers the precision.
     """
     rows = [
         Scored(utterance.text, before, after)

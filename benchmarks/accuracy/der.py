@@ -1,4 +1,4 @@
-"""`duet bench der`: who spoke when, on the meetings of a manifest, with unknown and with known number of speakers."""
+"""`duet bench der`: who spoke when, on the meetings of a manifest, with and without the number of speakers given."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Diarization:
 async def run(
     diarizer: Diarizer, meetings: tuple[Meeting, ...], collar_seconds: float, on_progress: Callable[[str], None]
 ) -> list[Diarization]:
-    """Every meeting twice. Raises `ManifestError` for too many speakers, and what decoder and diarizer raise."""
+    """Diarizes every meeting twice. Raises `ManifestError` for too many speakers, and what decoder and diarizer raise."""
     results = []
     for meeting in meetings:
         with tempfile.TemporaryDirectory(prefix="duet-bench-") as folder:

@@ -19,7 +19,7 @@ SAMPLES = 2_000
 INTERVAL = 95.0
 SEED = 7
 DRAWN_AT_ONCE = 1_000_000
-"""Utterances: bounds the memory of a bootstrap over a large manifest."""
+"""In utterances: bounds the memory of a bootstrap over a large manifest."""
 
 Whole = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -37,9 +37,9 @@ class Scored:
 class Figures:
     """Rates are shares of 1. `cer_interval` and `difference_interval` (against what was heard) are bootstrap percentiles.
 
-    `term_recall`: occurrences of glossary terms in the references that the text has too; `term_precision`: of those in the
-    text, that the references have too. None where there are none. `protected_changed`: utterances whose numbers or
-    negations the arm changed.
+    `term_recall`: the share of the references' glossary terms that the texts have; `term_precision`: the share of the texts'
+    glossary terms that the references have. None when there are no terms. `protected_changed`: the number of utterances
+    whose numbers or negations the arm changed.
     """
 
     utterances: int
@@ -82,8 +82,8 @@ def figures(rows: Sequence[Scored], glossary: Sequence[str], *, seed: int = SEED
 def term_counts(reference: str, text: str, glossary: Sequence[str]) -> tuple[int, int, int]:
     """Occurrences of the terms in both, in the reference, and in the text.
 
-    After normalisation and without regard to spaces (click house is clickhouse), from the start of a Han character or word
-    to the end of one: array does not have ray.
+    Texts are normalised and spaces ignored ("click house" is "clickhouse"). A term must begin and end where a Han character
+    or word does: "array" does not have "ray".
     """
     one, other = _Bounded.of(reference), _Bounded.of(text)
     right = said = written = 0
@@ -96,7 +96,7 @@ def term_counts(reference: str, text: str, glossary: Sequence[str]) -> tuple[int
 
 @dataclass(frozen=True)
 class _Bounded:
-    """Normalised text without spaces, and the places between its units."""
+    """Normalised text without spaces, and the positions between its units."""
 
     letters: str
     bounds: frozenset[int]
@@ -107,7 +107,7 @@ class _Bounded:
         return cls("".join(found), frozenset(accumulate(map(len, found), initial=0)))
 
     def count(self, wanted: str) -> int:
-        """Occurrences that do not overlap; none of nothing."""
+        """Occurrences that do not overlap; 0 for an empty `wanted`."""
         found, start = 0, self.letters.find(wanted) if wanted else -1
         while start >= 0:
             end = start + len(wanted)
@@ -122,8 +122,8 @@ def _errors(counts: Sequence[ErrorCounts]) -> Whole:
 
 
 def _intervals(columns: Sequence[Whole], lengths: Whole, seed: int) -> list[tuple[float, float]]:
-    """Of each column's sum a unit of reference: percentile bootstrap over utterances (Efron; for error rates Bisani and Ney,
-    ICASSP 2004). Seeded; all columns see the same draws."""
+    """Intervals of each column's sum per unit of reference, by percentile bootstrap over utterances (Efron; for error rates
+    Bisani and Ney, ICASSP 2004). Seeded; all columns see the same draws."""
     generator, size = np.random.default_rng(seed), len(lengths)
     rates: list[list[float]] = [[] for _ in columns]
     rows = max(1, DRAWN_AT_ONCE // size)

@@ -1,4 +1,4 @@
-"""What is measured: recordings, what was said in them and by whom.
+"""What is measured: recordings, and what was said in them by whom.
 
 Two forms, both with audio paths relative to the file itself:
 
@@ -8,7 +8,7 @@ Two forms, both with audio paths relative to the file itself:
 - `*.json`, one meeting: `{"audio": "m.flac", "glossary": ["…"], "glossary_absent": ["…"], "turns": [{"start": 0.6,
   "end": 3.7, "speaker": "A", "text": "…"}]}`; for `cer` each turn is an utterance.
 
-Fields of other names are notes for people.
+Other fields are notes for people.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Meeting(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Utterance:
-    """`text` was said in `audio`, between `start` and `end` seconds if given. `glossary` is that of its meeting or manifest."""
+    """`text` was said in `audio`, between `start` and `end` seconds if given. `glossary` belongs to its meeting or manifest."""
 
     id: str
     audio: Path
@@ -90,7 +90,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Of one or more files. `absent` are terms that are said nowhere in them."""
+    """The contents of one or more files. `absent`: terms that are never said in them."""
 
     files: tuple[Path, ...]
     utterances: tuple[Utterance, ...]
@@ -122,7 +122,7 @@ def read(paths: Sequence[Path]) -> Manifest:
 
 
 def _turns(meeting: _Meeting, name: str, audio: Path) -> list[Utterance]:
-    """Those of known text."""
+    """Turns whose text is known."""
     result = []
     for number, turn in enumerate(meeting.turns):
         if turn.text:

@@ -89,7 +89,7 @@ def _shares(errors: DiarizationErrors) -> list[str]:
 
 
 def document(manifest: Manifest, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Everything needed to tell whether two results may be compared."""
+    """What is needed to tell whether two results can be compared."""
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "duet": importlib.metadata.version("mlx-duet"),
@@ -132,7 +132,7 @@ def _figures(found: Figures) -> dict[str, Any]:
 
 
 def plot(runs: Sequence[Run]) -> str:
-    """CER of every arm and group with its interval, as SVG."""
+    """The CER of every arm and group with its interval, as SVG."""
     rows = [(name, run) for name in runs[0].groups for run in runs if name in run.groups]
     top = max((run.groups[name].cer_interval[1] for name, run in rows), default=0.0) or 1.0
     height = ROW * (len(rows) + 2)
@@ -167,7 +167,7 @@ def _digests(manifest: Manifest) -> set[str]:
 
 
 def _commit() -> str | None:
-    """Of a checkout; None for an installed package."""
+    """The commit of a checkout; None for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None

@@ -24,8 +24,8 @@ from speech.speakers.prints import Voice, mean_print, people
 from speech.splitter import SAMPLE_RATE
 
 LINK_DISTANCE = 0.5
-"""Cosine distance of voice prints below which speakers of two windows are one, unless the models' speaker.toml says it:
-prints of 20 s are steadier than the short pieces that the clustering of a window sees."""
+"""Speakers of two windows are one person below this cosine distance of their voice prints, unless speaker.toml sets
+`same_voice_distance`. Prints of 20 s are steadier than the short pieces that the clustering of a window sees."""
 TIMEOUT_SECONDS = 900.0
 EMBEDDED_ID = "duet-tiny-speaker"
 
@@ -41,9 +41,12 @@ def find_diarizer(settings: Settings) -> Path | None:
 
 
 class SherpaDiarizer:
-    """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints), and may hold speaker.toml with `threshold`
-    (clustering distance), `min_turn_seconds`, and `same_voice_distance` with `min_speaker_seconds`: then a window's
-    clusters, found with a `threshold` that rather splits a person than joins two, are joined by their voice prints."""
+    """`model_dir` holds seg.onnx (segmentation), spk.onnx (voice prints) and perhaps speaker.toml.
+
+    speaker.toml may set `threshold` (distance of the clustering), `min_turn_seconds`, and `same_voice_distance` with
+    `min_speaker_seconds`. With the latter two, a window's clusters are joined by their voice prints; the `threshold` should
+    then be one that splits a person more readily than it joins two.
+    """
 
     def __init__(self, model_dir: Path) -> None:
         if missing := [name for name in ("seg.onnx", "spk.onnx") if not (model_dir / name).is_file()]:
@@ -61,15 +64,16 @@ class SherpaDiarizer:
     async def diarize(
         self, pcm: Path, *, speakers: int | None = None, on_progress: Callable[[float], None] | None = None
     ) -> list[SpeakerTurn]:
-        """Turns of a file of `speech.decode.decode_to_pcm`, by start. Speakers are S1, S2 … in order of appearance;
-        `speakers` is their number if it is known: more are found only for voices too short to compare,
-        fewer where voices cannot be told apart.
+        """Turns of a file that `speech.decode.decode_to_pcm` wrote, by start. Speakers are S1, S2 … in order of appearance.
+
+        `speakers` is their number if it is known. More are found only when voices are too short to compare, fewer only when
+        voices cannot be told apart.
 
         `on_progress` is called with the share done. Raises `WorkerLost` or `Unavailable`.
         """
         total = pcm.stat().st_size // 2
         cuts = windows(total)
-        # Not everybody speaks in every window: the number can only bind where there is one.
+        # Not everybody speaks in every window, so the number holds for a window only when there is one window.
         in_window = speakers if len(cuts) == 1 else None
         parts: list[tuple[float, Diarized]] = []
         for first, last in cuts:
@@ -96,8 +100,8 @@ class Rules:
 
 
 def joined(parts: Sequence[tuple[float, Diarized]], rules: Rules, speakers: int | None) -> list[SpeakerTurn]:
-    """Turns of all windows, given by their offsets in seconds. Flicker goes before voices are counted, and again where
-    windows were joined."""
+    """Turns of the whole recording from (offset in seconds, turns) of each window. Flicker is removed before voices are
+    counted, and again where windows were joined."""
     in_window = speakers if len(parts) == 1 else None
     steady = [(offset, _counted(_steady(part, rules.min_turn_seconds), rules, in_window)) for offset, part in parts]
     distance = LINK_DISTANCE if rules.same_voice_distance is None else rules.same_voice_distance
@@ -110,7 +114,7 @@ def _steady(part: Diarized, min_turn_seconds: float) -> Diarized:
 
 
 def _counted(part: Diarized, rules: Rules, speakers: int | None) -> Diarized:
-    """One window with one voice a person. A turn of a voice too short for a print is of whoever speaks nearest to it."""
+    """One window with one voice a person. A turn whose voice is too short for a print goes to the speaker nearest in time."""
     if rules.same_voice_distance is None:
         return part
     seconds = [sum(t.end - t.start for t in part.turns if t.speaker == k) for k in range(len(part.voices))]
@@ -141,7 +145,7 @@ _Default = TypeVar("_Default", float, None)
 
 
 def _parameter(model_dir: Path, name: str, default: _Default) -> float | _Default:
-    """A number of the models' own speaker.toml, if there is one and it says it."""
+    """A number from the models' speaker.toml, or the default. Raises `Unavailable` for a value that is not a number."""
     path = model_dir / "speaker.toml"
     if not path.is_file():
         return default

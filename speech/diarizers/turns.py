@@ -12,9 +12,11 @@ _TOUCHING_SECONDS = 0.15
 
 
 def smoothed(turns: Sequence[tuple[float, float, int]], min_seconds: float) -> list[tuple[float, float, int]]:
-    """Turns of one speaker that touch become one; then turns shorter than `min_seconds` become part of a longer one that
-    they touch, the shortest first: a change of speaker that short is the model's flicker. A short turn that stands alone
-    stays."""
+    """Turns as (start, end, speaker), without flicker.
+
+    Touching turns of one speaker become one. Then each turn shorter than `min_seconds` joins a longer one that it touches,
+    the shortest first: a change of speaker that short is the model's flicker. A short turn that touches none stays.
+    """
     result = _fused(turns)
     while True:
         short = [
@@ -44,7 +46,7 @@ def _fused(turns: Sequence[tuple[float, float, int]]) -> list[tuple[float, float
 
 
 def named(turns: Sequence[tuple[float, float, int]]) -> list[SpeakerTurn]:
-    """Labels by first appearance, and the mark of overlapping speech."""
+    """Turns with labels in order of appearance; turns that overlap another speaker's are marked."""
     labels: dict[int, str] = {}
     result: list[SpeakerTurn] = []
     for start, end, speaker in turns:

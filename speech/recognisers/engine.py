@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 PIECE_SECONDS = 28.0
 PIECES_AT_ONCE = 4
 HEALTH_SECONDS = 5.0
-"""How long an answer of the engine about its models is believed."""
+"""How long an answer about the model's state is taken to hold."""
 ASK_SECONDS = 2.0
-"""How long that answer is waited for: a recording waits with it."""
+"""The limit for that answer: a recording waits for it."""
 
 
 ENGINE = "the engine"
@@ -50,11 +50,11 @@ class EngineRecogniser:
 
     @property
     def state(self) -> str:
-        """What the engine last said: loaded, unloaded, absent, missing, unreachable."""
+        """What was last known: the engine's own word (loaded, unloaded, absent, failed), missing, unreachable or unknown."""
         return self._state
 
     async def ready(self) -> bool:
-        """Whether the engine has the model on this machine. A model that would first be downloaded is not ready."""
+        """Whether the engine has the model on its machine. A model that must be downloaded first is not ready."""
         if time.monotonic() - self._checked_at > HEALTH_SECONDS:
             self._state = await self._ask()
             self._checked_at = time.monotonic()
@@ -69,7 +69,7 @@ class EngineRecogniser:
             return "unreachable"
         except (Refused, ValueError):  # no such model there, or something else listens there
             return "missing"
-        # Another OpenAI-compatible engine says nothing of states: it has the model, and that is all we ask.
+        # Another OpenAI-compatible engine reports no state: it has the model, which is all we ask.
         ours = model.get("duet") if isinstance(model, dict) else None
         return str(ours.get("state", "unloaded")) if isinstance(ours, dict) else "unloaded"
 
@@ -82,10 +82,10 @@ class EngineRecogniser:
                 return await self._piece(pcm, span, options)
 
         try:
-            async with asyncio.TaskGroup() as group:  # one failed piece cancels the others: never half a transcript
+            async with asyncio.TaskGroup() as group:  # a failed piece cancels the others: never half a transcript
                 tasks = [group.create_task(one(span)) for span in spans]
         except BaseExceptionGroup as failures:
-            self._checked_at = float("-inf")  # whatever was known of the engine may have changed
+            self._checked_at = float("-inf")  # what was known of the engine may have changed
             raise first_error(failures) from failures
         return stitched((segment for task in tasks for segment in task.result()), len(pcm) / SAMPLE_RATE)
 
@@ -127,7 +127,7 @@ async def transcription(client: Client, model: str, clip: Pcm, options: Options)
 
 
 def _parsed(answer: Any, span: Span) -> list[Segment]:
-    """Segments with text; their times clamped to the piece, so that two pieces never overlap.
+    """Segments with text, their times clamped to the piece, so that two pieces never overlap.
 
     Raises ValueError, KeyError or TypeError for an answer of another shape.
     """

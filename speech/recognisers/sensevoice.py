@@ -1,6 +1,6 @@
 """SenseVoice in a supervised child process: clips of at most 30 s, and recordings of any length cut at pauses.
 
-It detects the language itself. For silence it would make up a word, so voice activity is looked for first.
+It detects the language itself. For silence it would make up a word, so only speech that the VAD found is given to it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ABILITIES = Abilities(
     max_seconds=MAX_CLIP_SECONDS,
 )
 BATCH_CLIPS = 8
-"""Clips of one message: bounds its size and how long another caller waits."""
+"""Clips in one message: bounds its size, and how long another caller waits for its turn."""
 TIMEOUT_SECONDS = 120.0
 EMBEDDED_ID = "duet-tiny-asr"
 
@@ -55,7 +55,7 @@ class SenseVoice:
         self._service: Service[Recognised | RecogniseFailed] = Service(
             "speech.recognisers.child.sensevoice", arguments, Recognised | RecogniseFailed, name="sensevoice"
         )
-        # The child does one batch after another: waiting our turn here keeps the wait out of the call's time limit.
+        # The child does one batch after another. The wait for a turn happens here, outside the call's time limit.
         self._turn = asyncio.Lock()
 
     @property
@@ -65,10 +65,10 @@ class SenseVoice:
     async def transcribe(
         self, clips: Sequence[np.ndarray[Any, np.dtype[np.float32]]], *, itn: bool = True
     ) -> list[Segment]:
-        """One segment a clip of at most 30 s, times from the clip's start. `itn`: digits and punctuation.
+        """One segment for each clip of at most 30 s, with times from the clip's start. `itn`: digits and punctuation.
 
-        Raises `WorkerLost` if the child dies meanwhile, `Unavailable` if the model cannot be used, and ValueError for a
-        longer clip: cutting is the caller's (`speech.splitter`).
+        Raises `WorkerLost` if the child dies, `Unavailable` if the model cannot be used, and ValueError for a longer clip: the
+        caller cuts (`speech.splitter`).
         """
         longest = max((len(clip) for clip in clips), default=0) / SAMPLE_RATE
         if longest > MAX_CLIP_SECONDS:
@@ -89,7 +89,7 @@ class SenseVoice:
 
 
 class SenseVoiceRecogniser:
-    """The model in `model_dir` may come later: no restart is needed then. Its process starts with the first clip."""
+    """The model may be put into `model_dir` later, without a restart. Its process starts with the first clip."""
 
     name, abilities, unready = "sensevoice", ABILITIES, "no SenseVoice model is installed"
 
@@ -98,7 +98,7 @@ class SenseVoiceRecogniser:
         self._model_dir = model_dir
 
     async def ready(self) -> bool:
-        """Whether the files are there; that they are a model is seen when it is loaded."""
+        """Whether the files are there. Whether they are a model shows when they are loaded."""
         names = {path.name for path in self._model_dir.iterdir()} if self._model_dir.is_dir() else set()
         return "tokens.txt" in names and not names.isdisjoint(MODEL_NAMES)
 
@@ -123,8 +123,8 @@ def _clip(pcm: Pcm, span: Span) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 def _spoken(pcm: Pcm) -> list[Span]:
-    """Speech to recognise, none in silence: one piece if all of it fits a clip, so that no context is lost, else cut at
-    pauses."""
+    """The speech to recognise; none in silence. It is one piece if it fits a clip, so that no context is lost, and otherwise
+    cut at pauses."""
     spans = vad.detect(pcm)
     if (
         spans

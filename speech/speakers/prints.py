@@ -1,4 +1,4 @@
-"""Which voices are one person, by their voice prints."""
+"""Which voices belong to one person, by their voice prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Distances = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Voice:
-    """A unit vector, empty when too little was heard, and how many seconds it speaks."""
+    """A unit vector, empty when too little was heard, and the seconds that the voice speaks."""
 
     print: tuple[float, ...]
     seconds: float
@@ -22,10 +22,11 @@ class Voice:
 def agglomerated(
     distances: Distances, weights: Sequence[float], *, limit: float | None, count: int | None = None
 ) -> list[int]:
-    """A cluster's number for each row: the two nearest are joined until none are nearer than `limit` (None: whatever the
-    distance), or until `count` are left.
+    """A cluster number for each row of `distances` [N, N]. The two nearest clusters are joined until all are further apart than
+    `limit` (None: no limit), or until `count` are left.
 
-    Average linkage, each row counting by its weight. `inf` is never joined. Same distance: the first rows first.
+    Average linkage, weighted by `weights`. Rows at distance `inf` are never joined. Among equal distances the first rows are
+    joined first.
     """
     distance = distances.copy()
     np.fill_diagonal(distance, np.inf)
@@ -49,11 +50,12 @@ def agglomerated(
 def people(
     voices: Sequence[Voice], *, same_voice_distance: float, min_speaker_seconds: float, count: int | None = None
 ) -> list[int | None]:
-    """Who each voice is: voices of one number are one person. None where there is no print to tell by.
+    """A person's number for each voice; None for a voice without a print.
 
-    Voices that speak for `min_speaker_seconds` make the people, by average cosine distance up to `same_voice_distance`, or
-    until `count` are left. Who speaks less is one of them, the nearest: the print of a second or two is too unsteady to
-    found a person on. Where there are fewer such voices than `count` (or than one), the longest ones make the people.
+    Voices that speak for at least `min_speaker_seconds` found the people: they are joined by average cosine distance up to
+    `same_voice_distance`, or until `count` are left. Each shorter voice joins the nearest person, because the print of a
+    second or two is too unsteady to found one. Where there are fewer long voices than `count` (or none), the longest voices
+    found the people.
     """
     printed = sorted((i for i, voice in enumerate(voices) if voice.print), key=lambda i: -voices[i].seconds)
     steady = sum(voices[i].seconds >= min_speaker_seconds for i in printed)
@@ -75,6 +77,6 @@ def people(
 
 
 def mean_print(prints: Distances, seconds: Distances) -> Distances:
-    """The unit vector between `prints` [N, D], each as heavy as its `seconds` [N]."""
+    """The unit vector of the mean of `prints` [N, D], weighted by `seconds` [N]."""
     centre = seconds @ prints
     return centre / max(float(np.linalg.norm(centre)), 1e-12)

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Diarize(msgspec.Struct, frozen=True, tag="diarize"):
-    """Samples `first`..`last` of a file of 16-bit mono 16 kHz audio. `speakers` None: count them."""
+    """Diarize samples `first`..`last` of a file of 16-bit mono 16 kHz audio. `speakers` None: the number is not known."""
 
     id: str
     pcm: str
@@ -16,7 +16,7 @@ class Diarize(msgspec.Struct, frozen=True, tag="diarize"):
 
 
 class LocalTurn(msgspec.Struct, frozen=True):
-    """One speaker's stretch, seconds from the window's start; `speaker` counts within the window."""
+    """One speaker's stretch, in seconds from the window's start; `speaker` is a number within the window."""
 
     start: float
     end: float
@@ -24,7 +24,7 @@ class LocalTurn(msgspec.Struct, frozen=True):
 
 
 class Diarized(msgspec.Struct, frozen=True, tag="diarized"):
-    """`voices[k]` is the embedding of the window's speaker k, normalised; empty when too little was heard."""
+    """`voices[k]` is the voice print of the window's speaker k, a unit vector; empty when too little was heard."""
 
     id: str
     turns: tuple[LocalTurn, ...]

@@ -1,4 +1,4 @@
-"""sherpa-onnx's diarization in a process of its own: it holds the interpreter's lock for its whole run.
+"""sherpa-onnx's diarization in its own process: it holds the interpreter's lock for its whole run.
 
 `python -m speech.diarizers.child.sherpa --fd N --model-dir DIR --threshold T`
 """
@@ -25,9 +25,9 @@ SEGMENTATION_METADATA = frozenset(
     )
 )
 VOICE_METADATA = frozenset(("framework", "language", "output_dim", "sample_rate"))
-"""What sherpa-onnx reads of the two models; it ends the process where one is missing."""
+"""The keys that sherpa-onnx reads of the two models; it ends the process when one is missing."""
 VOICE_SECONDS = 20.0
-"""Speech of one speaker that is enough for a voice print."""
+"""So many seconds of one speaker are enough for a voice print."""
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def diarize(model_dir: Path, threshold: float, request: Diarize) -> Diarized:
-    """One window's turns and voices. Raises ValueError, OSError or RuntimeError for models or audio that are unusable."""
+    """One window's turns and voices. Raises ValueError, OSError or RuntimeError for unusable models or audio."""
     import sherpa_onnx
 
     onnx_metadata.require(model_dir / "seg.onnx", SEGMENTATION_METADATA, kind="speaker segmentation model")
@@ -57,8 +57,8 @@ def diarize(model_dir: Path, threshold: float, request: Diarize) -> Diarized:
     samples = open_pcm(Path(request.pcm))[request.first : request.last].astype(np.float32) / 32768.0
     turns = _turns(model_dir, sherpa_onnx.FastClusteringConfig(num_clusters=-1, threshold=threshold), samples)
     if request.speakers is not None and len({turn.speaker for turn in turns}) < request.speakers:
-        # A forced number finds worse clusters than the threshold does, so it is the second choice. Too many clusters are no
-        # matter: they are joined by their voice prints.
+        # A forced number gives worse clusters than the threshold, so it is the second choice. Too many clusters do no harm:
+        # they are joined by their voice prints.
         turns = _turns(model_dir, sherpa_onnx.FastClusteringConfig(num_clusters=request.speakers), samples)
     extractor = sherpa_onnx.SpeakerEmbeddingExtractor(_voice_config(model_dir))
     return Diarized(request.id, tuple(turns), voices(extractor, samples, turns))
@@ -91,7 +91,7 @@ def _voice_config(model_dir: Path) -> Any:
 def voices(
     extractor: Any, samples: np.ndarray[Any, np.dtype[np.float32]], turns: list[LocalTurn]
 ) -> tuple[tuple[float, ...], ...]:
-    """One voice print a speaker, from up to 20 s of the longest turns."""
+    """One voice print a speaker, from up to 20 s of its longest turns; empty for less than half a second of speech."""
     prints: list[tuple[float, ...]] = []
     for speaker in range(1 + max((turn.speaker for turn in turns), default=-1)):
         pieces, seconds = [], 0.0

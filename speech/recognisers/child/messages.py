@@ -8,9 +8,9 @@ from duet.wire import Segment
 
 
 class Recognise(msgspec.Struct, frozen=True, tag="recognise"):
-    """`clips` are float32 little-endian mono at 16 kHz.
+    """Recognise `clips`: float32 little-endian mono at 16 kHz.
 
-    `itn` writes numbers as digits and sets punctuation (inverse text normalisation), as the model learnt to.
+    `itn` (inverse text normalisation): the model writes numbers as digits and sets punctuation.
     """
 
     id: str

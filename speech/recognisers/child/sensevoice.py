@@ -1,4 +1,4 @@
-"""The SenseVoice recogniser in a process of its own: a bad model ends the process, and that must not be a service.
+"""SenseVoice in its own process: a bad model ends the process, which must not be a service.
 
 `python -m speech.recognisers.child.sensevoice --fd N --model-dir DIR --threads N`
 """
@@ -27,9 +27,9 @@ METADATA = frozenset(
         *("lang_auto", "lang_zh", "lang_en", "lang_yue", "lang_ja", "lang_ko", "neg_mean", "inv_stddev"),
     )
 )
-"""What sherpa-onnx reads; it ends the process where one is missing."""
+"""The keys that sherpa-onnx reads; it ends the process when one is missing."""
 MIN_SAMPLES = 400
-"""Below one analysis window the recogniser has nothing to hear."""
+"""A shorter clip is less than one analysis window."""
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def load(model_dir: Path, threads: int) -> Any:
-    """Raises RuntimeError or ValueError for files that are missing or no SenseVoice model."""
+    """Raises RuntimeError or ValueError when files are missing or are not a SenseVoice model."""
     import sherpa_onnx
 
     model = next((model_dir / name for name in MODEL_NAMES if (model_dir / name).is_file()), None)
@@ -69,7 +69,8 @@ def load(model_dir: Path, threads: int) -> Any:
 
 
 def recognise(recogniser: Any, request: Recognise) -> Recognised | RecogniseFailed:
-    """Clips one by one: on a CPU a batch is no faster, and with dynamic quantisation its text would depend on its company."""
+    """One clip after another: on a CPU a batch is no faster, and with dynamic quantisation a clip's text would depend on the
+    other clips."""
     try:
         segments = [_hear(recogniser, np.frombuffer(clip, dtype="<f4"), itn=request.itn) for clip in request.clips]
     except IndexError:  # a token that tokens.txt does not have
@@ -112,8 +113,8 @@ def _tag(tag: str) -> str | None:
 def _words(tokens: list[str], timestamps: list[float], seconds: float) -> tuple[Word, ...]:
     """Tokens joined to words, each with the start of its first token.
 
-    A word begins with a piece that leads with a space (or ▁), and with each piece in a script that is written without
-    spaces; punctuation belongs to the word before it.
+    A word begins at a piece that starts with a space (or ▁), and at each piece in a script without spaces. Punctuation
+    belongs to the word before it.
     """
     words: list[tuple[str, float]] = []
     for token, time in zip(tokens, timestamps, strict=False):
