@@ -5,6 +5,8 @@ Something else may answer instead: another server that speaks OpenAI's protocol,
 
 from __future__ import annotations
 
+from email.message import EmailMessage
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -71,6 +73,13 @@ class Client:
 def sync_client(key: str | None, *, url: str = "", timeout: float | httpx.Timeout) -> httpx.Client:
     """For the command line: httpx's own client, with our key. Without a key only open paths can be asked."""
     return httpx.Client(base_url=url, headers=_bearer(key) if key else {}, timeout=timeout, trust_env=False)
+
+
+def offered_name(answer: httpx.Response) -> str:
+    """The file name that a download offers, without any folder; "" where it offers none."""
+    header = EmailMessage()
+    header["Content-Disposition"] = answer.headers.get("Content-Disposition", "")
+    return Path(header.get_filename(failobj="")).name
 
 
 def _bearer(key: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import models
+from duet.client import offered_name
 from duet.testing.stack import Stack, StackFailed, running
 from duet.wire import SpeakerTurn
 from speech.metrics import ErrorCounts, cer, der
@@ -182,13 +183,13 @@ def meeting(console: Console, stack: Stack, outputs: Path) -> dict[str, Any]:
         if job["status"] != "succeeded":
             raise DemoFailed(f"the meeting {job['status']}: {job['error']}")
         outputs.mkdir(parents=True, exist_ok=True)
-        names = {"transcript": "transcript.md", "reviewed": "reviewed.md", "timeline": "timeline.json",
-                 "srt": "subtitles.srt", "summary": "summary.md"}  # fmt: skip
+        names = {}
         for name, url in job["outputs"].items():
-            data = client.get(url).raise_for_status().content
-            if not data:
+            output = client.get(url).raise_for_status()
+            if not output.content:
                 raise DemoFailed(f"the output {name} is empty")
-            (outputs / names[name]).write_bytes(data)
+            names[name] = offered_name(output).removeprefix(f"{job['id']}-")
+            (outputs / names[name]).write_bytes(output.content)
     for name, file_name in names.items():
         console.print(f"[bold]{name}[/bold] {outputs / file_name}", highlight=False)
         console.print(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from duet.cli.failures import failed, key_or_exit, reason
-from duet.client import sync_client
+from duet.client import offered_name, sync_client
 from duet.settings import Settings
 
 TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
@@ -62,17 +61,10 @@ def meeting(
             raise failed(f"the meeting {job['status']}: {job['error'] or ''}")
         for url in job["outputs"].values():
             output = client.get(url).raise_for_status()
-            file = out / _file_name(output, job_id)
+            file = out / offered_name(output).removeprefix(f"{job_id}-")
             file.write_bytes(output.content)
             typer.echo(str(file))
     return 0
-
-
-def _file_name(output: httpx.Response, job_id: str) -> str:
-    """The output's own name: the router offers it as `JOB-NAME`, and here it lies in a folder of its own."""
-    header = EmailMessage()
-    header["Content-Disposition"] = output.headers["Content-Disposition"]
-    return Path(header.get_filename(failobj=job_id)).name.removeprefix(f"{job_id}-")
 
 
 def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:

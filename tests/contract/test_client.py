@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from duet.client import Client, Refused, Unreachable, sync_client
+from duet.client import Client, Refused, Unreachable, offered_name, sync_client
 from duet.errors import Unavailable, first_error
 from tests.fakes.engine_http import served
 
@@ -85,6 +86,18 @@ async def test_where_nobody_listens_the_address_and_the_cause_are_told() -> None
     assert isinstance(caught.value, Unavailable)
     assert caught.value.cause == "ConnectError"
     await client.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"), [("job-summary.md", "job-summary.md"), ("会议.md", "会议.md"), ("../../.ssh/config", "config")]
+)
+async def test_the_name_of_a_download_is_the_one_offered_without_a_folder(
+    client: Client, answers: list[Response], tmp_path: Path, name: str, offered: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    answers.append(FileResponse(tmp_path / "file", filename=name))
+    assert offered_name(await client.request("GET", "/asked")) == offered
+    assert offered_name(await client.request("GET", "/asked")) == ""
 
 
 def test_the_synchronous_client_sends_the_key_if_there_is_one() -> None:

@@ -87,7 +87,9 @@ def test_meeting_fetches_the_five_outputs(stack: Stack, tmp_path: Path) -> None:
         str(tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 5
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "reviewed.md", "subtitles.srt", "summary.md", "timeline.json", "transcript.md",
+    ]  # fmt: skip
 
 
 def test_a_crashed_service_comes_back_and_the_end_leaves_nobody(tmp_path: Path) -> None:
