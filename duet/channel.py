@@ -30,7 +30,7 @@ class ChannelClosed(Exception):
 
 
 def _expected(head: bytes | memoryview) -> int:
-    """The length that a head announces. A peer that announces more than any may send cannot be followed any further."""
+    """The length that a head announces. Raises `ChannelClosed` for one beyond the limit: what follows cannot be read."""
     length: int = _LENGTH.unpack(head)[0]
     if length > MAX_FRAME_BYTES:
         raise ChannelClosed(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
@@ -38,8 +38,8 @@ def _expected(head: bytes | memoryview) -> int:
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """One message as bytes, for several receivers or for counting. Raises `PayloadTooLarge`: nothing was sent then, and the
-    channel is as good as before."""
+    """One message as bytes, for several receivers or for counting. Raises `PayloadTooLarge` before anything is sent, so the
+    channel can still be used."""
     try:
         body = msgspec.msgpack.encode(message)
     except msgspec.EncodeError as error:  # a field of 4 GiB: msgpack has no length for it
@@ -56,9 +56,9 @@ def _too_large(size: str) -> PayloadTooLarge:
 
 
 class AsyncChannel(asyncio.Protocol, Generic[In]):
-    """The parent's end. One reader: it calls `receive`, and then perhaps `forward`. Any task of the loop may call `send`.
+    """The parent's end. One task reads: it calls `receive`, and after that it may call `forward`. Any task may call `send`.
 
-    A protocol and no pair of streams: a token's way from worker to client is short then, without a task of its own.
+    It is an asyncio protocol, not a pair of streams: a token then needs no task of its own on its way to the client.
     """
 
     def __init__(self, incoming: Any) -> None:
@@ -69,21 +69,21 @@ class AsyncChannel(asyncio.Protocol, Generic[In]):
         self._received: deque[In] = deque()
         self._take: Callable[[In], None] = self._received.append
         self._news = asyncio.Event()
-        """Something was received, or nothing will be any more."""
+        """Set when a message has come, or when no more will come."""
         self._writable, self._lost = asyncio.Event(), asyncio.Event()
         self._writable.set()
         self._end: Exception | None = None
 
     @classmethod
     async def open(cls, end: socket.socket, incoming: Any) -> AsyncChannel[In]:
-        """On a connected socket, which the channel owns from now on."""
+        """A channel on a connected socket, which it owns from now on."""
         end.setblocking(False)
         loop = asyncio.get_running_loop()
         _, channel = await loop.create_unix_connection(partial(cls, incoming), sock=end)
         return channel
 
     async def send(self, message: msgspec.Struct) -> None:
-        """Returns when the peer keeps up. Raises `ChannelClosed`, and `PayloadTooLarge` before anything is written."""
+        """Returns when the peer keeps up. Raises `ChannelClosed`, or `PayloadTooLarge` before anything is written."""
         transport = self._transport
         if transport is None or transport.is_closing() or self._lost.is_set():
             raise ChannelClosed
@@ -93,7 +93,7 @@ class AsyncChannel(asyncio.Protocol, Generic[In]):
             raise ChannelClosed
 
     async def receive(self) -> In:
-        """The next message. Raises `ChannelClosed` at the end of the peer, `DecodeError` for what is no message."""
+        """The next message. Raises `ChannelClosed` when the peer has ended, and `DecodeError` for bytes that are no message."""
         while not self._received:
             if self._end is not None:
                 raise self._end
@@ -102,8 +102,8 @@ class AsyncChannel(asyncio.Protocol, Generic[In]):
         return self._received.popleft()
 
     async def forward(self, take: Callable[[In], None]) -> NoReturn:
-        """Have `take` called with every message that is here or comes, until the end. Raises as `receive` does, and what `take`
-        raises, which gets no more then."""
+        """Call `take` with every message, those received before included, until the end. Raises as `receive` does. What `take`
+        raises is raised here, and `take` gets no more messages."""
         while self._received:
             take(self._received.popleft())
         self._take = take
@@ -113,7 +113,7 @@ class AsyncChannel(asyncio.Protocol, Generic[In]):
         raise self._end
 
     async def close(self) -> None:
-        """Returns once the peer has taken what was sent, or has gone. A caller that gives up waiting may call again."""
+        """Returns once the peer has taken everything sent, or has gone. A caller that stops waiting may call it again."""
         if self._transport is not None:
             self._transport.close()
         await self._lost.wait()
@@ -129,7 +129,7 @@ class AsyncChannel(asyncio.Protocol, Generic[In]):
         self._data += data
         try:
             self._read_frames()
-        except Exception as error:  # noqa: BLE001 - it ends the channel, and who reads is told
+        except Exception as error:  # noqa: BLE001 - it ends the channel, and `receive` raises it
             self._finish(error)
 
     def _read_frames(self) -> None:
@@ -178,7 +178,7 @@ class BlockingChannel(Generic[In]):
         return cls(socket.socket(fileno=fd), incoming)
 
     def send(self, message: msgspec.Struct) -> None:
-        """As `AsyncChannel.send`; waits for the peer."""
+        """As `AsyncChannel.send`; blocks until the peer has room."""
         data = frame(message)
         try:
             with self._sending:

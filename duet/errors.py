@@ -12,22 +12,23 @@
     ├── Busy (429)                 a bounded queue is full; says when to come back
     ├── Unavailable (503)          a worker died or a model cannot be loaded now; says when to come back
     │   ├── WorkerLost (503)
-    │   └── MemoryFull (503)       others hold the memory; says who, and when to come back
+    │   └── MemoryFull (503)       others hold the memory; says which, and when to come back
     ├── ModelTooLarge (507)        it never fits on this machine; says what would help
     └── DeadlineExceeded (504)     the caller's own deadline passed
     Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
 
 Every error is raised where its cause is known and translated once, in `duet.http.errors`, into OpenAI's envelope
 (`{"error": {"message", "type", "param", "code"}}`, https://platform.openai.com/docs/guides/error-codes), with `retry_after`
-where it is of use to come back.
+where trying again can help.
 """
 
 from __future__ import annotations
 
 
 class DuetError(Exception):
-    """Root. `status` is the HTTP status, `kind` OpenAI's error type, `code` a stable machine-readable name. Where nobody knows
-    when to come back, `usual_retry_seconds` says it; None: to come back is of no use."""
+    """Root. `status` is the HTTP status, `kind` OpenAI's error type, `code` a stable machine-readable name.
+
+    `usual_retry_seconds` is when to try again if the place that raises it gives no time; None: trying again does not help."""
 
     status: int = 500
     kind: str = "server_error"
@@ -95,13 +96,13 @@ class WorkerLost(Unavailable):
 
 
 class MemoryFull(Unavailable):
-    """What the request needs does not fit beside what is held now. The message says what holds it and why that stays."""
+    """The request needs more memory than others leave now. The message says what holds the memory, and why that stays."""
 
     code = "memory_full"
 
 
 class ModelTooLarge(DuetError):
-    """The model would not fit if nothing else were loaded: to come back is of no use."""
+    """The model would not fit even if nothing else were loaded: trying again does not help."""
 
     status, kind, code = 507, "server_error", "model_too_large"
 
@@ -119,7 +120,7 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:
-    """Classes by their code. A subclass without a code of its own is for our eyes: on the wire it is its parent."""
+    """Classes by their code. A subclass without a code of its own is its parent on the wire."""
     found = {root.code: root} if "code" in vars(root) else {}
     for child in root.__subclasses__():
         found.update(_tree(child))
@@ -129,5 +130,5 @@ def _tree(root: type[DuetError]) -> dict[str, type[DuetError]]:
 def from_code(
     code: str, message: str, *, param: str | None = None, retry_after_seconds: int | None = None
 ) -> DuetError:
-    """The error that a worker process named by `code` on the wire; an unknown code is an `Internal`."""
+    """The error that a worker process sent as `code`; an unknown code gives an `Internal`."""
     return _tree(DuetError).get(code, Internal)(message, param=param, retry_after_seconds=retry_after_seconds)

@@ -1,4 +1,4 @@
-"""The API key of both services: a file that its owner alone can read. Without the web framework, which no client needs."""
+"""The API key of both services: a file that its owner alone can read. Needs no web framework, since clients import it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def api_key(home: Path) -> str:
             continue
         if key:
             return key
-        time.sleep(0.01)  # another process is between creating and writing it
+        time.sleep(0.01)  # another process has created it and not yet written it
     raise DuetError(f"{path} is empty: delete it and a new key is made at the next start")
 
 
 def _create_key(path: Path) -> None:
-    # Written under another name and linked: of two services starting together one wins, and no one reads half a key.
+    # Written under another name and then linked: of two services that start together one wins, and neither reads half a key.
     temporary = path.with_name(f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

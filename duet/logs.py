@@ -1,7 +1,7 @@
 """Logs: one line a record, `time level service message key=value …`, on standard error.
 
-A record's stable name is `extra={"action": "model_loaded", ...}`: greppable, while the human text may change. Prompts,
-transcripts and keys are never logged.
+A record's stable name is `extra={"action": "model_loaded", ...}`: scripts can search for it while the human text changes.
+Prompts, transcripts and keys are never logged.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The HTTP request that is being answered, as its `X-Request-Id` has it."""
+"""The `X-Request-Id` of the HTTP request that is being answered."""
 
-# What every record has by itself; the rest came through `extra`.
+# Attributes that every record has; all others came through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -48,7 +48,7 @@ def configure_logs(level: str, service: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # One line a request is ours (`duet.http.edge`); these would double it, with the URL's query.
+    # `duet.http.edge` writes one line a request; these would write another one, with the URL's query in it.
     for noisy in ("uvicorn.access", "httpx", "httpx2", "httpcore", "urllib3", "dbos", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error"):

@@ -1,7 +1,7 @@
 """Settings: read once at start, frozen, loud, passed in.
 
-Precedence: environment (`DUET_ENGINE__PORT`), then `$DUET_HOME/config.toml`, then the defaults below. A key that is not
-one of these is an error that names it, in the file and in the environment alike; so is a value of the wrong type.
+Precedence: environment (`DUET_ENGINE__PORT`), then `$DUET_HOME/config.toml`, then the defaults below. An unknown key or a value
+of the wrong type is an error that names the key, in the file and in the environment alike.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits(3)
 PREFIX = "DUET_"
-# Environment names that are ours but are no settings of the services.
+# Our environment variables that are not settings of the services.
 NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_LIFELINE", "DUET_TEST_AUDIO", "DUET_TEST_EVAL"})
-# Where the hub's library keeps its files, and whether it may fetch any: read by that library, not by us.
+# Where the hub's library keeps its files, and whether it may fetch any. That library reads them, we do not.
 HUB_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""A folder as the user writes it. Absolute from here on: a service that starts at login has another working directory."""
+"""A folder as the user writes it, made absolute: a service that starts at login has another working directory."""
 
 
 class SettingsError(Exception):
@@ -46,13 +46,13 @@ class EngineSettings(_Section):
     hub_endpoint: str = "https://huggingface.co"
     default_chat_model: str | None = None
     preset: Literal["16gb", "32gb", "64gb"] | None = None
-    """Which models stand for the roles, and how they share the memory; by default as large as the machine."""
+    """Which models have the roles, and how they share the memory; by default chosen by the machine's memory."""
     resident: tuple[str, ...] | None = None
-    """Ids, aliases or roles that are loaded at start and stay; by default the preset's, as far as they are here."""
+    """Ids, aliases or roles that are loaded at start and stay; by default those of the preset whose weights are here."""
     idle_unload_seconds: float = Field(600.0, ge=0)
     """A model unused for longer is unloaded; 0: never."""
     ttl_seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """The same for single models by id, before their cards; in the environment as JSON."""
+    """The same for single models by id; it wins over their cards. In the environment it is JSON."""
     minimum_residency_seconds: float = Field(15.0, ge=0)
     """A loaded model is not unloaded for another one before this: two that take turns must not spend their time loading."""
     memory_limit_bytes: int | None = Field(None, gt=0)
@@ -67,8 +67,8 @@ class EngineSettings(_Section):
     """Keep a worker process ready with everything imported; by default the preset decides."""
     load_timeout_seconds: float = Field(300.0, gt=0)
     worker_silence_seconds: float = Field(300.0, ge=0)
-    """A worker that has requests and does not say a word for so long is ended; 0: never. Longer than the longest step: a chunk of
-    a large model's prompt may take minutes."""
+    """A worker that has requests and sends nothing for this long is ended; 0: never. It must be longer than the longest step: a
+    chunk of a large model's prompt may take minutes."""
     max_body_bytes: int = Field(64 << 20, gt=0)
     max_audio_seconds: float = Field(3 * 3600.0, gt=0)
     max_waiting_requests: int = Field(256, gt=0)
@@ -76,21 +76,21 @@ class EngineSettings(_Section):
     """Sequences decoded together in one worker."""
     prefill_chunk_tokens: int = Field(256, gt=0)
     kv_ram_bytes: int | None = Field(None, ge=0)
-    """KV of earlier prompts that each model keeps in memory; by default a sixteenth of the machine's, 4 GB at most. 0: none
-    is kept anywhere."""
+    """KV of earlier prompts that each model keeps in memory; by default a sixteenth of the machine's, 4 GB at most. 0: no KV
+    is kept, on disk neither."""
     kv_active_bytes: int | None = Field(None, gt=0)
-    """KV of requests that run, for each model: the next ones wait, and where answers grow beyond it the least urgent is swapped
-    out. By default a quarter of the machine's memory."""
+    """KV of running requests, for each model. Beyond it new requests wait; when answers grow beyond it,
+    the least urgent one is swapped out. By default a quarter of the machine's memory."""
     kv_disk_bytes: int = Field(20 << 30, ge=0)
-    """KV of all models under $DUET_HOME/kv, at most. 0: it stays in memory."""
+    """The most KV of all models together under $DUET_HOME/kv. 0: it stays in memory."""
     kv_write_bytes_a_day: int = Field(40 << 30, ge=0)
-    """Bytes of KV written to the SSD a day, at most: SSDs wear."""
+    """The most KV written to the SSD a day: SSDs wear."""
     kv_free_bytes: int = Field(10 << 30, ge=0)
     """What KV must leave free on its disk."""
     kv_age_days: float = Field(30.0, gt=0)
-    """KV unused for longer goes."""
+    """KV that is unused for longer is removed."""
     kv_flush_seconds: float = Field(6.0, ge=0, le=60)
-    """Time that a model may take, when it is unloaded, to write KV that is only in memory."""
+    """How long a model that is unloaded may take to write KV that is only in memory."""
 
     @field_validator("model_dirs", mode="before")
     @classmethod
@@ -195,7 +195,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
 
 def origins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Where each setting that is not at its default was set: dotted name -> variable or file. Reads both again."""
+    """Where each setting without its default value was set: dotted name -> variable or file. Reads file and environment again."""
     environ = os.environ if environ is None else environ
     path = _home(environ) / "config.toml"
     found = dict.fromkeys(_dotted(_from_file(path)), str(path))
@@ -225,7 +225,7 @@ def to_environment(settings: Settings) -> dict[str, str]:
                 if value:
                     found[key] = json.dumps(value)
             elif isinstance(value, tuple):
-                if value or name == "resident":  # none is another thing than the default
+                if value or name == "resident":  # an empty one is not the default
                     found[key] = (os.pathsep if name == "model_dirs" else ",").join(str(item) for item in value)
             elif value is not None and key != "DUET_HOME":
                 found[key] = str(value).lower() if isinstance(value, bool) else str(value)

@@ -20,7 +20,7 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `language` is an ISO 639-1 code (zh, en, yue, ja, ko), `emotion` and `event` are the recogniser's own tags in lower
     case ("neutral", "happy", "speech", "laughter"); None where the recogniser has none. `speaker` is a label such as
-    "S1", None before diarization. `low_confidence` says why this text should not be trusted, None if it may be.
+    "S1", None before diarization. `low_confidence` says why this text should not be trusted; None if it can be.
     """
 
     start: float

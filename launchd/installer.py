@@ -1,4 +1,4 @@
-"""`duet service install|uninstall|status`: write the definitions, load them, say how they are, and take both back."""
+"""`duet service install|uninstall|status`: write the definitions, load them, say how they are, and remove them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class File:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write and remove, then what to run. `tolerated` commands may fail: what they undo may not be there.
+    """Files to write and to remove, and commands to run. `tolerated` commands may fail: there may be nothing to undo.
 
     A command of `run` that fails is tried again for `patience_seconds`.
     """
@@ -39,7 +39,7 @@ class Plan:
 
 
 def services(settings: Settings) -> list[Service]:
-    """All programs with the settings of now, whatever the environment at login will be."""
+    """All programs with the present settings, whatever the environment at login will be."""
     search = {"PATH": "/usr/local/bin:/opt/homebrew/bin:/usr/bin:/bin"}
     environment = {**to_environment(settings), **hub_environment(), **search}
     return [
@@ -60,8 +60,8 @@ def plan_install(found: Sequence[Service], platform: str, user_home: Path, uid: 
         folder, domain = user_home / "Library" / "LaunchAgents", f"gui/{uid}"
         return Plan(
             write=tuple(File(folder / f"{service.label}.plist", plist(service)) for service in found),
-            # An agent that is loaded must leave first, since launchd refuses to load it twice; and one that was once
-            # disabled would not load at all.
+            # A loaded agent must be unloaded first, since launchd refuses to load it twice. An agent that was once disabled
+            # would not load at all.
             tolerated=tuple(
                 ("launchctl", verb, f"{domain}/{service.label}") for verb in ("bootout", "enable") for service in found
             ),
@@ -151,13 +151,13 @@ def _answer(command: Sequence[str]) -> str:
 
 
 def carry_out(plan: Plan, *, dry_run: bool) -> int:
-    """Do it, or only say it."""
+    """Carry out the plan; with `dry_run` only print it."""
     for file in plan.write:
         if dry_run:
             typer.echo(f"write {file.path}\n{file.content.decode()}")
             continue
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        # The environment may hold private paths, never keys; still nobody else's business.
+        # The environment may hold private paths, but no keys. Only the owner may read it.
         file.path.write_bytes(file.content)
         file.path.chmod(0o600)
     for command in plan.tolerated:
@@ -177,7 +177,7 @@ def carry_out(plan: Plan, *, dry_run: bool) -> int:
 
 
 def _run(command: Sequence[str], *, dry_run: bool) -> str:
-    """What went wrong, in the tool's words; "" when nothing did."""
+    """What went wrong, in the tool's words; "" when the command succeeded."""
     if dry_run:
         typer.echo(f"run {' '.join(command)}")
         return ""

@@ -40,7 +40,8 @@ def unit_name(service: str) -> str:
 
 
 def plist(service: Service) -> bytes:
-    """launchd.plist(5). Restarted unless it ended well (a configuration error would come back: every 30 s at most)."""
+    """launchd.plist(5). It is started again unless it succeeded, at most every 30 s (a configuration
+    error would come back)."""
     return plistlib.dumps(
         {
             "Label": service.label,
@@ -60,7 +61,7 @@ def plist(service: Service) -> bytes:
 
 
 def systemd_unit(service: Service) -> str:
-    """systemd.service(5). Exit codes 2 and 78 are usage and configuration errors: another start would end the same way."""
+    """systemd.service(5). Exit codes 2 and 78 are usage and configuration errors: another start would fail the same way."""
     environment = "\n".join(f"Environment={_quoted(f'{name}={value}')}" for name, value in service.environment.items())
     after = "".join(f"\nAfter={unit_name(name)}" for name in service.after)
     return f"""\

@@ -1,4 +1,4 @@
-"""A meeting's glossary: one term a line, what it may be heard as after `|`."""
+"""A meeting's glossary: one term a line; after `|`, what a recogniser may hear instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from speech.homophones import Candidate, candidates
 
 MAX_TERMS, MAX_CHARACTERS, MAX_ALIASES = 500, 64, 16
 NEAR = 0.6
-"""Terms that sound this much like a place of the text are shown to the reviewer first."""
+"""From this similarity of sounds on, a term is shown to the reviewer first."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def parse(text: str) -> tuple[Term, ...]:
 
 
 def near(text: str, terms: Sequence[Term]) -> list[Candidate]:
-    """Places of `text` that sound like a term, best first."""
+    """Pieces of `text` that sound like a term, the most similar first."""
     return candidates(text, [(term.text, term.aliases) for term in terms], threshold=NEAR)
 
 
 def relevant(text: str, terms: Sequence[Term], *, limit: int) -> list[str]:
-    """At most `limit` terms for one prompt: those that sound like something in the text, then the others in order."""
+    """At most `limit` terms for one prompt: first those that sound like something in the text, then the others in order."""
     first = [candidate.term for candidate in near(text, terms)]
     return list(dict.fromkeys([*first, *(term.text for term in terms)]))[:limit]

@@ -22,7 +22,7 @@ from speech.diarizers.sherpa import SherpaDiarizer, find_diarizer
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a run of `duet bench cer` found, and who was asked."""
+    """The result of a run of `duet bench cer`, and what was measured."""
 
     runs: list[cer.Run]
     review: cer.Review
@@ -45,7 +45,7 @@ def run_cer(
 ) -> int:
     """Print the tables; with `out`, write `cer.json` and `cer.svg` there. Returns the exit code.
 
-    Without `arms`, all for which there is a model; an arm that is named and cannot be run is an error.
+    Without `arms`, run every arm that has a model. A named arm that cannot be run is an error.
     """
     if unknown := [arm for arm in arms if arm not in cer.ARMS]:
         raise failed(f"--arms: unknown arm {unknown[0]!r}; there are {', '.join(cer.ARMS)}")
@@ -102,7 +102,7 @@ async def _cer(
     *,
     needs_model: bool,
 ) -> _Measured:
-    """The review model is looked for first: a run of hours must not end with its absence."""
+    """Looks for the review model first: a run of hours must not end because there is none."""
     review = cer.Review(settings, review_model)
     with _progress() as progress:
         task = progress.add_task("recognition", total=len(found.utterances))
@@ -160,7 +160,7 @@ async def _der(diarizer: Diarizer, found: manifest.Manifest, collar_seconds: flo
 
 
 def _console() -> Console:
-    """A table that goes into a file or a pipe is as wide as it needs to be."""
+    """A console. Into a file or a pipe it is wide enough for every table."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 

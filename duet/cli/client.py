@@ -17,7 +17,7 @@ from duet.client import offered_name, sync_client
 from duet.settings import Settings
 
 TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
-"""Seconds. A long recording is transcribed before the answer begins."""
+"""In seconds. A long recording is transcribed before the answer begins."""
 
 
 def transcribe(settings: Settings, file: Path, response_format: str, quality: str) -> int:
@@ -35,7 +35,7 @@ def transcribe(settings: Settings, file: Path, response_format: str, quality: st
 def meeting(
     settings: Settings, recording: Path, *, title: str, glossary: Path | None, speakers: int | None, out: Path
 ) -> int:
-    """Submit, follow, and write the five outputs into `out`. Returns the exit code.
+    """Submit a recording, follow the job, and write its outputs into `out`. Returns the exit code.
 
     The same recording with the same options is the same job: the command can be repeated to follow it again.
     """
@@ -68,7 +68,7 @@ def meeting(
 
 
 def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The job at its end; meanwhile a progress bar fed by the job's events."""
+    """The job when it has ended. Meanwhile the job's events move a progress bar."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),

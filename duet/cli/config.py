@@ -12,7 +12,7 @@ from duet.settings import Settings, origins
 
 
 def lines(settings: Settings) -> list[str]:
-    """One line a setting, `name = value  # origin`; one that has no value is a comment. The first line names the home."""
+    """One line for each setting, `name = value  # origin`; one without a value is a comment. The first line names the home."""
     came_from = origins()
     found = [f"# DUET_HOME = {settings.home}"]
     for name, value in _settings(settings, ""):

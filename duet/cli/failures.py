@@ -13,7 +13,7 @@ from duet.keys import KEY_FILE, api_key
 
 
 def failed(message: str) -> typer.Exit:
-    """Say it; to be raised by the caller."""
+    """Print the message, and return the exit for the caller to raise."""
     typer.echo(f"duet: {message}", err=True)
     return typer.Exit(1)
 
@@ -29,6 +29,6 @@ def key_or_exit(home: Path) -> str:
 
 
 def reason(response: httpx.Response) -> str:
-    """Why a request failed, in the service's words; the status where something else than a service of ours answered."""
+    """Why a request failed, in the service's words; the HTTP status if another program answered."""
     elsewhere = f"{response.url} answers with HTTP status {response.status_code}: is it another program's port?"
     return Refused(response).said or elsewhere

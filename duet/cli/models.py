@@ -1,4 +1,4 @@
-"""`duet models`: what is loaded, and who decides that. The running engine is asked; nothing is kept here."""
+"""`duet models`: which models are loaded, and which stay. It asks the running engine, and keeps nothing itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from duet.settings import Settings
 from duet.sizes import gigabytes
 
 PATIENCE = httpx.Timeout(10.0, read=None)
-"""A load may have to download the model first, and says so in the engine's log."""
+"""A load may have to download the model first; the engine's log says so."""
 LOOK = httpx.Timeout(10.0)
-"""What is there is said at once."""
+"""The engine answers a question about its state at once."""
 
 
 def show(settings: Settings, *, as_json: bool) -> int:
@@ -28,14 +28,14 @@ def show(settings: Settings, *, as_json: bool) -> int:
 
 
 def act(settings: Settings, model: str, action: str, *, force: bool = False) -> int:
-    """`load`, `unload`, `pin` or `unpin` one model, and say what has become of it. Returns 0."""
+    """`load`, `unload`, `pin` or `unpin` one model, and print its state then. Returns 0."""
     found = _ask(settings, "POST", f"/{quote(model)}/{action}", **({"force": "true"} if force else {}))
     typer.echo("\n".join(table([found])))
     return 0
 
 
 def memory_line(status: dict[str, Any]) -> str:
-    """What models hold of what they may, in one line."""
+    """The memory that models hold and may hold, in one line."""
     line = f"memory: {gigabytes(status['charged_bytes'])} of {gigabytes(status['limit_bytes'])} for models"
     if status["limit_bytes"] < status["ceiling_bytes"]:
         line += f" ({gigabytes(status['ceiling_bytes'])} when other programs hold less)"
@@ -45,7 +45,7 @@ def memory_line(status: dict[str, Any]) -> str:
 
 
 def table(models: list[dict[str, Any]]) -> list[str]:
-    """One line a model: id, state, memory, requests, and why it stays."""
+    """One line for each model: id, state, memory, requests, and why it stays loaded."""
     width = max([len(model["id"]) for model in models], default=0)
     return [f"{model['id']:{width}}  {described(model)}" for model in models]
 

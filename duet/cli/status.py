@@ -1,4 +1,4 @@
-"""`duet status`: what the services themselves say."""
+"""`duet status`: asks each service how it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from duet.settings import Settings
 
 def run(settings: Settings, *, as_json: bool) -> int:
     """Returns 0 when both services are up and ready, else 1."""
-    # To look makes nothing: without a key nothing of ours has run here yet.
+    # Looking must not make a key. Without one, nothing of ours has run here yet.
     known = (settings.home / KEY_FILE).exists()
     with sync_client(key_or_exit(settings.home) if known else None, timeout=5.0) as client:
         found = {name: ask(client, address.url) for name, address in addresses(settings).items()}
@@ -33,7 +33,7 @@ def run(settings: Settings, *, as_json: bool) -> int:
 
 
 def ask(client: httpx.Client, url: str) -> dict[str, Any]:
-    """One service: up, ready, why not, and its models."""
+    """One service: whether it is up and ready, why not, and its models."""
     try:
         up = client.get(f"{url}/health").status_code == 200
         ready = client.get(f"{url}/ready")
@@ -62,7 +62,7 @@ def ask(client: httpx.Client, url: str) -> dict[str, Any]:
 
 
 def ask_pool(client: httpx.Client, url: str) -> dict[str, Any] | None:
-    """Memory and models as the engine's own pool has them; None when another engine answers, which has no such thing."""
+    """Memory and models of the engine's pool; None when another kind of engine answers, which has no pool."""
     try:
         answer = client.get(f"{url}/v1/admin/models")
     except httpx.HTTPError:

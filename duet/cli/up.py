@@ -48,7 +48,7 @@ def _port_problem(host: str, port: int) -> str:
 
 
 async def _greet(settings: Settings, key: str) -> None:
-    """Wait until both services answer, then say where they are and how to begin."""
+    """Wait until the services answer, then print where they are and how to begin."""
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
         deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_SECONDS
         for _, _, url in addresses(settings).values():
@@ -74,7 +74,7 @@ async def _answers(client: httpx.AsyncClient, url: str) -> bool:
 
 
 def greeting(settings: Settings, present: list[str]) -> str:
-    """What a user needs for the first request."""
+    """The text that a user needs for a first request."""
     first = present[0] if present else "MODEL"
     lines = [
         "",

@@ -1,6 +1,6 @@
 """`GET /docs`: the service's OpenAPI description as one page without scripts or addresses, so that it works offline.
 
-FastAPI's own page loads a script from a content network, and so tells a stranger when somebody reads about this machine.
+FastAPI's own page loads a script from a content network, which thus learns when somebody reads this page.
 """
 
 from __future__ import annotations

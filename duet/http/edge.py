@@ -71,7 +71,7 @@ class Edge:
         request_id = _request_id(headers)
         logs.request_id.set(request_id)
         error_body = body_for(path, self._error_bodies)
-        # Whose data this is: the primary key is the only one yet.
+        # There is one key so far, so all data has one owner.
         scope.setdefault("state", {}).update(request_id=request_id, tenant=TENANT, error_body=error_body)
         started_at, status = time.perf_counter(), 0
 
@@ -137,6 +137,6 @@ class Edge:
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's own, if it is harmless in a log; else a new one."""
+    """The client's own id if it is harmless in a log; otherwise a new one."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

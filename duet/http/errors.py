@@ -29,7 +29,7 @@ def envelope(error: DuetError) -> bytes:
 
 
 def body_for(path: str, bodies: Mapping[str, ErrorBody]) -> ErrorBody:
-    """The body of errors at `path`: a key of `bodies` speaks for its own path and all below it, and `envelope` for the rest."""
+    """The body of errors at `path`. A key of `bodies` counts for its path and all paths below it; others get `envelope`."""
     for prefix, body in bodies.items():
         if path == prefix or path.startswith(f"{prefix}/"):
             return body
@@ -66,7 +66,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 def explain_validation(errors: Sequence[Any]) -> InvalidRequest:
-    """The first of pydantic's complaints as one sentence, with the parameter's path as OpenAI writes it."""
+    """Pydantic's first complaint as one sentence, with the parameter's path as OpenAI writes it."""
     first = errors[0]
     place = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if first["type"] == "json_invalid":

@@ -22,7 +22,7 @@ def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        logger.error(  # noqa: TRY400 - the cause is in the line, a traceback would bury it
+        logger.error(  # noqa: TRY400 - the cause is in the line, a traceback would hide it
             "cannot listen on %s:%d: %s; stop what uses the port or set another one",
             host,
             port,
@@ -40,7 +40,7 @@ def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Ends with our exit code: uvicorn's own raises SIGTERM once more after it has shut down, and the process dies of it."""
+    """Ends with our exit code. uvicorn's own server raises SIGTERM again after it has shut down, and that kills the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 HEALTHY_SECONDS = 60.0
-"""A process that lived this long has earned a fresh back-off."""
+"""A process that lived this long starts its back-off anew."""
 
 
 def restart_delay_seconds(failures_in_a_row: int) -> float:

@@ -1,6 +1,6 @@
 """A Python module in a process of its own, joined to us by one end of a socket pair.
 
-It sees us die by the end of that socket, and so ends itself even after a `kill -9` of ours; we see it die the same way.
+Each side sees the other die because its end of the socket closes. So a child ends itself even when we get a `kill -9`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ In = TypeVar("In")
 
 
 class Child(Generic[In]):
-    """One child process and the channel to it. Owned by whoever started it, who must `stop` it."""
+    """One child process and the channel to it. Its owner is the caller of `start`, which must `stop` it."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, channel: AsyncChannel[In]) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Child(Generic[In]):
     ) -> Child[In]:
         """Run `python -m MODULE --fd N ARGUMENTS…`; `incoming` is the union of structs that it may send.
 
-        Its session is its own, so that Ctrl-C at the terminal reaches us alone and we end it in order.
+        It has a session of its own, so that Ctrl-C at the terminal reaches only us, and we end it in order.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -76,14 +76,14 @@ class Child(Generic[In]):
         return await self._process.wait()
 
     def kill(self) -> None:
-        """End it and all it started, now."""
+        """End it and every process it started, at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self, grace_seconds: float = 5.0) -> int:
         """Close the channel (its signal to end), then SIGTERM, then SIGKILL. Returns the exit code.
 
-        `grace_seconds` are for all before SIGKILL: a child that reads nothing keeps the channel from closing."""
+        `grace_seconds` bound everything before SIGKILL: a child that reads nothing keeps the channel from closing."""
         try:
             async with asyncio.timeout(grace_seconds):
                 await self.channel.close()

@@ -8,14 +8,15 @@ import threading
 import time
 
 LIFELINE = "DUET_LIFELINE"
-"""Set for a program whose standard input stays open as long as `duet up` lives."""
+"""The environment variable of a program whose standard input stays open while `duet up` lives."""
 
 
 def end_with_parent(grace_seconds: float = 25.0) -> None:
-    """Called once by a program at its start: it ends, as SIGTERM ends it, when the `duet up` that started it is gone.
+    """Called once by a program at its start. When the `duet up` that started it has gone, the program gets SIGTERM, and is
+    ended after `grace_seconds`.
 
-    `duet up` ends its programs itself; this is for when it was killed, or its terminal closed. A program started by
-    anything else is left alone.
+    Normally `duet up` ends its programs itself. This is for a `duet up` that was killed, or whose terminal closed. A
+    program that something else started is left alone.
     """
     if LIFELINE in os.environ:
         threading.Thread(target=_end_after_input, args=(grace_seconds,), name="lifeline", daemon=True).start()
@@ -26,4 +27,4 @@ def _end_after_input(grace_seconds: float) -> None:
         continue
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace_seconds)
-    os._exit(1)  # nobody is left to kill what does not end
+    os._exit(1)  # no parent is left to kill a program that does not end

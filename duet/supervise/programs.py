@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Supervised:
-    """One long-running program of `duet up`. `environment` adds to ours."""
+    """A program to keep running. `environment` is added to ours."""
 
     name: str
     argv: tuple[str, ...]
@@ -28,14 +28,17 @@ class Supervised:
 
 
 EXIT_FINAL = frozenset({2, 78})
-"""Exit codes after which a restart would end the same way: usage and configuration errors."""
+"""Exit codes after which a restart would fail the same way: usage and configuration errors."""
 
 
 async def run_programs(programs: Sequence[Supervised], *, ready: Callable[[], Awaitable[None]] | None = None) -> int:
-    """Run all programs until SIGINT or SIGTERM, restarting with back-off the ones that crash.
+    """Run all programs until SIGINT or SIGTERM. One that crashes is started again after a growing delay.
 
-    `ready` runs beside them (to wait for health and greet). Returns 0 after a signal; otherwise the exit code of the
-    program that cannot start (a configuration error, or a first start that fails at once, or five crashes in a row).
+    `ready` runs beside them (to wait for health and greet). Returns 0 after a signal. Otherwise it returns the exit code of
+    a program that cannot start: a configuration error, a first start that fails at once, or five crashes in a row.
+
+    SIGHUP keeps what it does already. By default it ends us when the terminal closes, and the programs see that by their
+    lifeline. Under `nohup` it is ignored, here and in the programs: all go on.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -61,13 +64,13 @@ async def run_programs(programs: Sequence[Supervised], *, ready: Callable[[], Aw
 
 
 async def _keep_running(program: Supervised) -> int:
-    """Run one program again and again; returns only when another start is of no use."""
+    """Run one program again and again. Returns only when another start would fail too."""
     failures = 0
     for attempt in itertools.count(1):
         started_at = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             *program.argv,
-            stdin=asyncio.subprocess.PIPE,  # never written: its end is ours
+            stdin=asyncio.subprocess.PIPE,  # never written to: it closes when we end (`lifeline`)
             env={**os.environ, **program.environment, LIFELINE: "1"},
             start_new_session=True,
         )

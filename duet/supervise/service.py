@@ -44,11 +44,11 @@ class _Connection(Generic[In]):
             while True:
                 answer = await self.child.channel.receive()
                 waiter = self.waiting.pop(answer.id, None)  # type: ignore[attr-defined]
-                if waiter is not None and not waiter.done():  # its caller may have gone
+                if waiter is not None and not waiter.done():  # its caller may have left
                     waiter.set_result(answer)
         except (ChannelClosed, msgspec.DecodeError) as error:
             if not self._closing:
-                self.give_up()  # half dead is worse than dead
+                self.give_up()  # a child that is half dead is worse than a dead one
             code = await self.child.wait()
             logger.log(
                 logging.INFO if self._closing else logging.WARNING,
@@ -70,7 +70,7 @@ class _Connection(Generic[In]):
 class Service(Generic[In]):
     """A request/response child that is started when first called and restarted after it died.
 
-    Requests and answers are structs with an `id: str`. Calls run concurrently as far as the child does.
+    Requests and answers are structs with an `id: str`. Calls run at the same time if the child allows it.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class Service(Generic[In]):
 
     @property
     def pid(self) -> int | None:
-        """The living child's process id, None when there is none."""
+        """The process id of the living child; None when there is none."""
         return self._connection.child.pid if self._connection and self._connection.alive else None
 
     async def call(self, message: Any, *, timeout_seconds: float) -> In:
         """Send `message`, return the answer with its id.
 
-        Raises `WorkerLost` when the child ends meanwhile, and `Unavailable` after `timeout_seconds`; then the child is
-        killed, since what it is doing cannot be trusted to end.
+        Raises `WorkerLost` when the child ends before it answers, and `Unavailable` after `timeout_seconds`. The child is
+        killed then, since its work may never end.
         """
         connection = await self._connected()
         waiter: asyncio.Future[In] = asyncio.get_running_loop().create_future()
@@ -115,7 +115,7 @@ class Service(Generic[In]):
         finally:
             connection.waiting.pop(message.id, None)
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # seen: the child's end may have been reported to a caller who had just left
+                waiter.exception()  # mark as seen: the child's end may be set on a waiter whose caller has just left
 
     async def _connected(self) -> _Connection[In]:
         async with self._starting:

@@ -1,6 +1,6 @@
 """Durable jobs on DBOS, which no other folder knows.
 
-The artifacts on disk are the truth: a step's recorded result is an artifact key, and a step that runs again finds what it
+The artifacts on disk are the truth. A step's recorded result is an artifact key, and a step that runs again finds what it
 made before.
 
     kinds       what a kind of job is: a name, and its stages in order

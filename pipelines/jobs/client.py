@@ -44,9 +44,9 @@ class Job:
 
 
 class MeetingClient:
-    """Submit, watch, cancel and delete jobs. Owned by the router, one a home; `open` before use.
+    """Submit, watch, cancel, retry and delete jobs. The router owns one; `open` it before use.
 
-    What changes a job is done one after the other, so that nothing is queued that is being deleted, and nothing twice.
+    Changes to one job run one after the other, so that a job that is being deleted is not queued, and none is queued twice.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -88,7 +88,7 @@ class MeetingClient:
         raise NotFound(f"there is no meeting {job_id[:64]!r}", param="id")
 
     async def submit(self, request: Request, source: Path) -> bool:
-        """Queue a job; False if the same one is known already. Takes `source` over. Raises `Busy`."""
+        """Queue a job; False if the same one is known already. It takes `source` away. Raises `Busy`."""
         folder = JobFolder(jobs_folder(self._settings), request.id)
         async with self._lock(request.id):
             known = await self._status(request.id)
@@ -120,7 +120,7 @@ class MeetingClient:
         folder = self.folder(job_id)
         status = await self._status(job_id)
         if status is None:
-            # The submitter died between making the folder and queueing it: queue it now, nothing is lost.
+            # The submitter died after making the folder and before queueing the job: queue it now, and nothing is lost.
             async with self._lock(job_id):
                 self.folder(job_id)  # deleted meanwhile?
                 await self._enqueue(job_id)
@@ -135,7 +135,7 @@ class MeetingClient:
         root = jobs_folder(self._settings)
         requests, jobs = list[Request](), list[Job]()
         for path in root.iterdir():
-            if path.name.isalnum():  # others are being removed
+            if path.name.isalnum():  # a name with a dot is being removed
                 with contextlib.suppress(FileNotFoundError):  # not complete yet, or deleted meanwhile
                     requests.append(JobFolder(root, path.name).request())
         requests.sort(key=lambda request: (-request.created_at, request.id))
@@ -145,7 +145,7 @@ class MeetingClient:
         return jobs
 
     async def events(self, job_id: str) -> AsyncIterator[Job]:
-        """The job whenever it changes, from now to its end."""
+        """The job now, and again whenever it changes, until it ends."""
         last: Any = None
         while True:
             job = await self.get(job_id)
@@ -158,7 +158,7 @@ class MeetingClient:
             await asyncio.sleep(POLL_SECONDS)
 
     async def cancel(self, job_id: str) -> None:
-        """Stop it; finished stages stay for a retry. An ended job stays as it is."""
+        """Stop a job. Its finished stages stay for a retry. A job that has ended stays as it is."""
         async with self._lock(job_id):
             self.folder(job_id)
             await self._cancel(job_id)
@@ -171,7 +171,7 @@ class MeetingClient:
             await self._dbos.cancel_workflow_async(job_id)
 
     async def retry(self, job_id: str) -> None:
-        """Go on with a failed or cancelled job where it stopped. Raises `Conflict`."""
+        """Continue a failed or cancelled job where it stopped. Raises `Conflict`."""
         async with self._lock(job_id):
             folder, status = self.folder(job_id), await self._status(job_id)
             if status not in ("failed", "cancelled"):
@@ -179,7 +179,7 @@ class MeetingClient:
             if not await self._wait_until_idle(folder):
                 raise Conflict("this meeting is still being stopped: try again in a moment")
             folder.forget_failures()
-            # An erroneous workflow has its end recorded: a new one under the same id, and the artifacts, go on there.
+            # The workflow's end is recorded, so it cannot go on. A new one under the same id finds the artifacts.
             await self._dbos.delete_workflow_async(job_id)
             await self._enqueue(job_id)
 
@@ -193,8 +193,8 @@ class MeetingClient:
             await self._dbos.delete_workflow_async(job_id)
 
     async def _wait_until_idle(self, folder: JobFolder) -> bool:
-        """A cancelled stage ends at its next await: give it a moment, so that it meets neither the removal nor its own
-        second run."""
+        """Whether the stage that ran has ended. A cancelled stage ends at its next await, so it gets a moment: it must meet
+        neither the removal of its files nor its own second run."""
         deadline = time.monotonic() + STOP_SECONDS
         while folder.is_locked:
             if time.monotonic() > deadline:

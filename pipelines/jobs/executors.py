@@ -1,5 +1,5 @@
-"""One executor id a living worker. A file lock holds it, and the system frees the lock when the process dies: no heartbeat
-is needed on one machine."""
+"""One executor id for each living worker. A file lock holds the id, and the system frees the lock when the process dies. So no
+heartbeat is needed on one machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def claim(root: Path) -> tuple[str, IO[str]]:
 
 @contextlib.contextmanager
 def if_dead(root: Path, executor: str) -> Iterator[bool]:
-    """Whether no living worker has this id. If so, we hold its lock within the block, and no worker can start under it."""
+    """Whether no living worker has this id. If so, its lock is ours within the block, and no worker can start under the id."""
     with (root / f"{executor}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ import msgspec
 
 
 class Artifacts:
-    """Results keyed by stage, part, inputs and parameters: a step that runs again finds what it had made.
+    """Results keyed by stage, part, inputs and parameters: a step that runs again finds what it made before.
 
     Invariant: a file under its key is complete (written elsewhere, synced, renamed).
     """
@@ -22,7 +22,7 @@ class Artifacts:
         self._folder = folder
 
     def key(self, stage: str, part: str, *inputs: Any) -> str:
-        """`stage-part-hash`: other inputs or parameters give another key, so nothing stale is ever read."""
+        """`stage-part-hash`. Other inputs or parameters give another key, so no stale result is ever read."""
         digest = hashlib.sha256(msgspec.json.encode([stage, part, *inputs], order="sorted")).hexdigest()
         return f"{stage}-{part}-{digest[:20]}"
 
@@ -40,7 +40,7 @@ class Artifacts:
         write_atomically(self.path(key), msgspec.json.encode(value))
 
     def make_file(self, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
-        """A file made by `make` under a temporary name, unless it is there."""
+        """The file under `key`. If it does not exist, `make` writes it under a temporary name first."""
         target = self.path(key, suffix)
         if not target.exists():
             temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -53,7 +53,7 @@ class Artifacts:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Readers see the old content or the new, also after a crash."""
+    """Readers see the old content or the new one, even after a crash. `durable`: synced to disk before it appears."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -12,7 +12,7 @@ from pipelines.meeting.job import JobFolder, Request
 
 
 class StageEnded(Exception):
-    """Raised in a thread that its stage left behind when it was cancelled: there is nobody to work for."""
+    """Raised in a thread whose stage was cancelled and has left it behind: its result is not wanted any more."""
 
 
 @dataclass
@@ -41,7 +41,8 @@ class Context:
             self.folder.write_progress(progress)
 
     def warn(self, message: str) -> None:
-        """Something that the reader of the outputs must know; said once. Raises `StageEnded` as `report` does."""
+        """Record something that the reader of the outputs must know; the same message only once. Raises `StageEnded` as `report`
+        does."""
         with self._writing:
             if self._ended:
                 raise StageEnded
@@ -51,6 +52,6 @@ class Context:
                 self.folder.write_progress(progress)
 
     def end(self) -> None:
-        """From here on nothing is written: the next run of the stage, or the next stage, has the file to itself."""
+        """Write nothing from now on: the file belongs to the next run of the stage, or to the next stage."""
         with self._writing:
             self._ended = True

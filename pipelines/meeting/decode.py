@@ -13,7 +13,7 @@ VERSION = 1
 
 
 async def decode(context: Context, done: dict[str, str]) -> str:
-    """Raises `InvalidAudio`, which ends the job: another try would end the same way."""
+    """The artifact is the PCM file. Raises `InvalidAudio`, which ends the job: another try would fail the same way."""
     key = context.artifacts.key("decode", "pcm", context.request.input_sha256, VERSION)
     path = await asyncio.to_thread(context.artifacts.make_file, key, ".pcm", lambda target: _write(context, target))
     progress = context.folder.progress()

@@ -10,7 +10,7 @@ VERSION = 1
 
 
 async def diarize(context: Context, done: dict[str, str]) -> str:
-    """The artifact is a list of `SpeakerTurn`. Without speaker models it is empty, and the job says so."""
+    """The artifact is a list of `SpeakerTurn`. Without speaker models it is empty, and a warning says so."""
     model_dir = find_diarizer(context.settings)
     speakers = context.request.options.speakers
     key = context.artifacts.key("diarize", "turns", done["decode"], done["segment"], speakers, str(model_dir), VERSION)

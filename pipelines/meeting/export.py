@@ -1,4 +1,4 @@
-"""Stage 7: the five outputs. Text from speech is escaped where it could be markup; times are rendered here, by code."""
+"""Stage 7: the five outputs. Text from speech is escaped where it could be markup, and code renders the times."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def transcript(title: str, seconds: float, reviewed: Review) -> str:
 
 
 def reviewed_markdown(title: str, seconds: float, reviewed: Review) -> str:
-    """The corrected text, a paragraph a speaker's turn."""
+    """The corrected text, with one paragraph for each speaker's turn."""
     by = (
         f"Reviewed by {reviewed.reviewer.id}."
         if reviewed.reviewer
@@ -79,7 +79,7 @@ def srt_text(reviewed: Review) -> str:
 def timeline(
     context: Context, title: str, seconds: float, reviewed: Review, turns: list[SpeakerTurn], warnings: list[str]
 ) -> dict[str, Any]:
-    """Everything that is known, for programs."""
+    """Everything known about the meeting, for programs."""
     return {
         "version": TIMELINE_VERSION,
         "id": context.request.id,

@@ -1,10 +1,10 @@
-"""A meeting job on disk: what was asked, how far it is, what it has made. Plain files, so that every process can read them.
+"""A meeting job on disk: its request, its progress and its results. They are plain files that every process can read.
 
 $DUET_HOME/meetings/jobs/<id>/
     job.json         the request; written once
     input            the uploaded file
     progress.json    stage, shares, times, warnings; replaced by rename
-    running          locked by the process that runs a stage; not empty while it does, and after it died in one
+    running          locked by the process that runs a stage; not empty during a stage, and after that process died in one
     artifacts/       results of stages and batches, by content key
     outputs/         the five files
 """
@@ -36,7 +36,8 @@ OUTPUTS = {
 
 
 MAX_DEATHS = 3
-"""How often a worker may die in one stage of one job. Fewer than the crashes after which `duet up` gives up the worker."""
+"""How often a worker may die in one stage of one job. It is less than the number of crashes after which `duet up` stops starting
+the worker."""
 
 
 class GaveUp(InvalidRequest):
@@ -44,7 +45,7 @@ class GaveUp(InvalidRequest):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the submitter chose. `glossary` is the text as given: one term a line, aliases after `|`."""
+    """The submitter's choices. `glossary` is the text as given: one term a line, aliases after `|`."""
 
     title: str = ""
     glossary: str = ""
@@ -101,13 +102,13 @@ DOOMED = ".removed-"
 
 
 def sweep(root: Path) -> None:
-    """Remove what a process that was killed while it removed a job has left."""
+    """Remove what is left of a removal whose process was killed."""
     for path in root.glob(f"{DOOMED}*"):
-        shutil.rmtree(path, ignore_errors=True)  # whoever began may still be at it
+        shutil.rmtree(path, ignore_errors=True)  # the process that began it may still be at work
 
 
 class JobFolder:
-    """The files of one job. Writers: the submitter makes `job.json` and `input`, the worker all else."""
+    """The files of one job. The submitter writes `job.json` and `input`, the worker everything else."""
 
     def __init__(self, root: Path, job_id: str) -> None:
         self.id = job_id
@@ -122,7 +123,7 @@ class JobFolder:
         return (self.path / "job.json").is_file()
 
     def create(self, request: Request, source: Path) -> None:
-        """Take the uploaded file (by rename or copy) and write the request last: a job without it does not exist."""
+        """Take the uploaded file (by rename or copy), and write the request last: a folder without it is no job."""
         for folder in (self.path, self.path / "artifacts", self.path / "outputs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.move(source, self.input)
@@ -142,8 +143,8 @@ class JobFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """For as long as a stage runs: a lock that goes with its process. Yields whether the process that held it last
-        died within. Raises `Conflict` when another run of the job has not ended yet."""
+        """Lock the job while a stage runs. The system frees the lock when the process dies. Yields whether the process that
+        had it last died in its stage. Raises `Conflict` when another run of the job has not ended yet."""
         with self._running.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +175,7 @@ class JobFolder:
         return self.path / "running"
 
     def forget_failures(self) -> None:
-        """Before a retry, while no worker is at it: stages that did not end may take as many workers down again."""
+        """Before a retry, while no worker runs the job: each stage that did not end may again take `MAX_DEATHS` workers down."""
         self._running.unlink(missing_ok=True)
         progress = self.progress()
         progress.stages = {name: times for name, times in progress.stages.items() if times.finished_at is not None}
@@ -185,13 +186,13 @@ class JobFolder:
         return self.path / "outputs" / OUTPUTS[name][0]
 
     def remove(self) -> None:
-        """Everything derived from the recording, and the recording. Raises `OSError` when something stays.
+        """Remove the recording and everything derived from it. Raises `OSError` when something stays.
 
-        By rename first: what a stage that has not noticed yet still writes finds no folder, and the id is free at once.
+        The folder is renamed first: a stage that has not noticed yet finds no folder to write to, and the id is free at once.
         """
         doomed = self.path.with_name(f"{DOOMED}{self.id}.{secrets.token_hex(4)}")
         try:
             self.path.rename(doomed)
         except FileNotFoundError:
-            return  # another one removes it
+            return  # another process removes it
         shutil.rmtree(doomed)

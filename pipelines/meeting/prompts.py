@@ -1,5 +1,5 @@
-"""What every request to a language model has in common: the transcript is data between markers, and what it says is never an
-instruction; the answer is one JSON object."""
+"""What every request to a language model has in common. The transcript is data between markers, and nothing in it is an
+instruction. The answer is one JSON object."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Line = tuple[str, str]
 
 
 def as_data(text: str) -> str:
-    """A speaker must not be able to close the markers."""
+    """Text of a transcript for a prompt, on one line. A speaker must not be able to close the markers."""
     return re.sub(r"\s+", " ", text.replace("<", "‹").replace(">", "›"))
 
 
@@ -25,7 +25,7 @@ def closed_object(properties: dict[str, Any], *, optional: Sequence[str] = ()) -
 
 
 def json_object(answer: str) -> dict[str, Any]:
-    """The one JSON object of an answer, with or without a code fence or a thought before it. Raises ValueError."""
+    """The JSON object of an answer, which may have a code fence or a thought around it. Raises ValueError."""
     answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL)
     start, end = answer.find("{"), answer.rfind("}")
     if start < 0 or end < start:

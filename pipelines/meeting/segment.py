@@ -1,4 +1,4 @@
-"""Stage 2: where someone speaks."""
+"""Stage 2: the stretches of speech."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The table of stages in their order, and how one of them is run. What a stage needs of those before it are artifact keys,
-nothing else."""
+"""The table of stages in their order, and how one of them is run. A stage needs the artifact keys of the stages before it, and
+nothing else of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.meeting.transcribe import transcribe
 
 @dataclass(frozen=True)
 class Stage:
-    """`share` is its part of a job's time. Given the artifact keys of the stages before it by name, `run` returns its own.
+    """`share` is its part of a job's time. `run` gets the artifact keys of the stages before it by name, and returns its own.
 
     `name` is durable: running jobs record it, and artifact keys begin with it.
     """
@@ -49,7 +49,7 @@ async def run_stage(
 ) -> str:
     """Run one stage of a job and return its artifact key; progress is on disk before and after.
 
-    `worker_died`: the worker that began this stage before died in it. Raises `GaveUp` when that happens each time.
+    `worker_died`: the worker that began this stage before died in it. Raises `GaveUp` after `MAX_DEATHS` deaths.
     """
     progress = folder.progress()
     known = progress.stages.get(stage.name)
@@ -57,7 +57,7 @@ async def run_stage(
     if deaths >= MAX_DEATHS:
         raise GaveUp(f"the worker died {deaths} times in this stage: killed, out of memory, or by this recording")
     progress.stages[stage.name] = StageTimes(time.time(), runs=known.runs + 1 if known else 1, deaths=deaths)
-    for each in STAGES:  # all, since a Duet that recorded no shares may have run the stages before
+    for each in STAGES:  # all of them: an older version, which recorded no shares, may have run the stages before
         if each.name in progress.stages:
             progress.stages[each.name].share = each.share
     progress.stage, progress.done, progress.error = stage.name, 0.0, None

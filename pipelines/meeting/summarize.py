@@ -1,7 +1,7 @@
-"""Stage 6: what was said, in short, with evidence: every item names its segments and quotes them.
+"""Stage 6: a summary with evidence: every item names its segments and quotes them.
 
-An instruction model writes it where there is one. Otherwise (or when its answer cannot be used) sentences are picked from
-the transcript by rules, and the summary says that it is such an extract.
+The review model writes it. Without one, or when its answers cannot be used, rules pick sentences from the transcript, and the
+summary says that it is such an extract.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MARKS: dict[Kind, re.Pattern[str]] = {
 
 
 class Item(msgspec.Struct, frozen=True):
-    """`verified`: the quote was found in the segments named, and stands here as it stands there."""
+    """`verified`: the quote was found in the named segments, and is given here exactly as it is there."""
 
     kind: Kind
     text: str
@@ -131,7 +131,7 @@ def ask_summary(lines: Sequence[tuple[str, str, str]]) -> Messages:
 def summary_schema(names: Sequence[str]) -> dict[str, Any]:
     """The form of a summary's answer, with evidence from the segments of these `names` only.
 
-    An item's `text` may be left out. What follows a schema writes properties in its order.
+    An item's `text` may be left out. An engine that follows a schema writes the properties in the schema's order.
     """
     text = {"type": "string"}
     kind = {"enum": ["point", "decision", "action", "question"]}
@@ -144,7 +144,7 @@ def summary_schema(names: Sequence[str]) -> dict[str, Any]:
 
 
 class RawItem(msgspec.Struct):
-    """An item as the model writes it. Small models do well to quote only: without a `text`, the quote is the text."""
+    """An item as the model writes it. Small models quote better than they write: without a `text`, the quote is it."""
 
     kind: Kind
     text: str = ""
@@ -158,7 +158,7 @@ class _RawSummary(msgspec.Struct):
 
 
 def verified(item: RawItem, segments: Sequence[ReviewedSegment]) -> Item:
-    """One item of the model's, its quote looked up in the segments it names and shown as it was said there."""
+    """The model's item with its quote looked up in the segments it names, and given as it was said there."""
     texts = {segment.id: segment.text for segment in segments}
     known = tuple(name for name in item.segment_ids if name in texts)
     said = quoted(item.quote, " ".join(texts[name] for name in known))
@@ -167,7 +167,7 @@ def verified(item: RawItem, segments: Sequence[ReviewedSegment]) -> Item:
 
 
 def quoted(quote: str, said: str) -> str | None:
-    """The words of `said` that `quote` means, whole Latin words at both ends; None when nothing there is like it."""
+    """The words of `said` that are most like `quote`, with whole Latin words at both ends; None when nothing is like it."""
     alignment = (
         fuzz.partial_ratio_alignment(_lower(quote), _lower(said), score_cutoff=QUOTE_SIMILARITY) if quote else None
     )
@@ -182,7 +182,7 @@ def quoted(quote: str, said: str) -> str | None:
 
 
 def _lower(text: str) -> str:
-    """In lower case, character by character: positions stay."""
+    """In lower case, character by character, so that positions stay the same."""
     return "".join(character.lower() if len(character.lower()) == 1 else character for character in text)
 
 
@@ -191,7 +191,7 @@ def _in_word(pair: str) -> bool:
 
 
 def extract(segments: Sequence[ReviewedSegment], terms: Sequence[str]) -> list[Item]:
-    """Segments that carry most: glossary terms, decisions, tasks, questions. In the order of the meeting."""
+    """The most important segments, by glossary terms, decisions, tasks and questions, in the order of the meeting."""
     scored = []
     for i, item in enumerate(segments):
         kind = _kind(item.text)

@@ -20,7 +20,7 @@ from speech.splitter import SAMPLE_RATE, Span, split
 
 VERSION = 1
 SHORT_SECONDS = 0.3
-"""A change of speaker shorter than this is the diarizer's flicker, not a turn."""
+"""A change of speaker that is shorter than this is an error of the diarizer, not a turn."""
 
 
 class Spoken(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Spoken(msgspec.Struct, frozen=True):
 
 
 async def transcribe(context: Context, done: dict[str, str]) -> str:
-    """The artifact is a list of `Segment`; those without text are left out."""
+    """The artifact is a list of `Segment`. Segments without text are left out."""
     samples = open_pcm(context.artifacts.path(done["decode"], ".pcm"))
     spans = [Span(*pair) for pair in context.artifacts.read(done["segment"], list[tuple[float, float]])]
     turns = context.artifacts.read(done["diarize"], list[SpeakerTurn])
@@ -68,7 +68,7 @@ async def _batch(
     batch: Sequence[Spoken],
     base: list[Any],
 ) -> list[Segment]:
-    """One batch's segments, from its artifact if an earlier run got that far."""
+    """The segments of one batch, from its artifact if an earlier run made it."""
     key = context.artifacts.key("transcribe", "batch", *base, [[s.start, s.end, s.speaker] for s in batch])
     known = context.artifacts.read(key, list[Segment])
     if known is not None:
@@ -114,7 +114,7 @@ async def _again_by_engine(
 def assign(
     samples: np.ndarray[Any, np.dtype[np.int16]], spans: Sequence[Span], turns: Sequence[SpeakerTurn]
 ) -> list[Spoken]:
-    """Speech cut where the speaker changes, each piece with its speaker, pieces merged and split for the recogniser."""
+    """Speech cut where the speaker changes. The pieces are merged and split to lengths that suit the recogniser."""
     runs: list[tuple[str | None, list[Span]]] = []
     for span in spans:
         for piece, speaker in _by_speaker(span, turns):
@@ -129,7 +129,7 @@ def assign(
 
 
 def _clamped(spoken: list[Spoken]) -> list[Spoken]:
-    """Runs were padded apart: their padding may reach into one another."""
+    """Runs of different speakers were padded separately, so their padding may overlap: cut it in the middle."""
     result: list[Spoken] = []
     for item in spoken:
         if result and item.start < result[-1].end:
@@ -141,7 +141,7 @@ def _clamped(spoken: list[Spoken]) -> list[Spoken]:
 
 
 def _by_speaker(span: Span, turns: Sequence[SpeakerTurn]) -> list[tuple[Span, str | None]]:
-    """A stretch of speech divided among the speakers; what nobody was heard in belongs to the piece before it."""
+    """A stretch of speech divided among the speakers. A part without a speaker belongs to the piece before it."""
     marks = [turn for turn in turns if turn.end > span.start and turn.start < span.end]
     pieces: list[tuple[Span, str | None]] = []
     at = span.start

@@ -1,4 +1,4 @@
-"""Edits of a reviewer, checked by code: what a language model proposes is applied only where it can do no harm."""
+"""Edits of a reviewer, checked by code: a language model's proposal is applied only if it can do no harm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from speech.normalise import is_han, units
 
 MAX_RATIO, MAX_INSERTED_UNITS, MAX_DELETED_UNITS = 0.35, 2, 3
 MIN_SIMILARITY = 0.6
-"""Of sounds. Below it, edits towards a glossary term did more harm than good too: recognisers mishear what sounds alike."""
+"""Of sounds: recognisers confuse what sounds alike. Below it, even edits towards a glossary term did more harm than good."""
 FILLERS = frozenset({"嗯", "呃", "啊", "额", "um", "uh", "er", "erm"})
 _HAN_NUMERAL = "零〇一二两三四五六七八九十百千万亿"
-# A single Han numeral is a number only where something is counted; elsewhere it is a misheard syllable like any other.
+# A single Han numeral is a number only before a measure word; elsewhere it can be misheard like any other syllable.
 _NUMBERS = re.compile(
     rf"\d+(?:[.,:]\d+)*|第[{_HAN_NUMERAL}]+|[{_HAN_NUMERAL}]{{2,}}"
     rf"|[{_HAN_NUMERAL}](?=[个天周月日年点分秒号次台人位倍成岁块元度条件项])"
@@ -34,8 +34,8 @@ class Proposal(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a proposal, as the timeline records it. `by` says whose it was: the review model's, or the rule's
-    that compares sounds."""
+    """The decision on a proposal, as the timeline records it. `by` is the proposer: the review model, or the rule that
+    compares sounds."""
 
     source: str = msgspec.field(name="from")
     target: str = msgspec.field(name="to")
@@ -53,7 +53,7 @@ def apply(
     for proposal in proposals:
         reason = objection(text, proposal, glossary)
         size = max(len(units(proposal.source)), len(units(proposal.target)))
-        # A short segment may be one misheard term and little else: two units may always change.
+        # A short segment may consist of one misheard term and little else: two units may always change.
         if reason is None and edited_units + size > max(2, MAX_RATIO * total) and proposal.target not in glossary:
             reason = "too much of the segment would change"
         if reason is None:

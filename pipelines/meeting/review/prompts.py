@@ -58,5 +58,5 @@ def review_schema(window: Sequence[Line]) -> dict[str, Any]:
 
 
 def review_tokens(window: Sequence[Line]) -> int:
-    """Room for the answer: edits are short, but there may be many."""
+    """The most tokens that the answer may take: edits are short, but there may be many."""
     return 64 + 2 * sum(len(text) for _, text in window)

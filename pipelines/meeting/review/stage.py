@@ -1,6 +1,5 @@
-"""Stage 5: a language model proposes edits, code decides; then glossary terms that are still misheard are set by their sound.
-
-Without a review model the second part remains, and the job says so."""
+"""Stage 5: a language model proposes edits, and code decides on them. Then code corrects glossary terms that are still misheard,
+by their sound. Without a review model only the second part runs, and a warning says so."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ WINDOWS_AT_ONCE = 4
 
 
 class ReviewedSegment(msgspec.Struct, frozen=True):
-    """`edits` are all proposals with what became of them."""
+    """`edits` are all proposals, each with the decision on it."""
 
     id: str
     segment: Segment
@@ -102,7 +101,7 @@ async def _windows(
 async def _proposals(
     context: Context, engine: Engine, reviewer: Reviewer, window: Window, terms: Sequence[Term]
 ) -> dict[str, list[Proposal]]:
-    """What the model proposes for one window; nothing, with a warning, when it fails or answers in no readable form."""
+    """The model's proposals for one window; none, with a warning, when it fails or its answer cannot be read."""
     first, last = window.lines[0][0], window.lines[-1][0]
     where = f"segments {first} to {last}" if first != last else f"segment {first}"
     try:

@@ -1,6 +1,6 @@
-"""One window of a review: which segments are asked about together, what the model proposes, and what becomes of it.
+"""One window of a review: the segments asked about together, the model's proposals, and the corrected text.
 
-The pipeline and `duet bench cer` both call these, so that what is measured is what a meeting gets.
+The pipeline and `duet bench cer` both call these functions, so that the benchmark measures what a meeting gets.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipelines.meeting.review.rule import by_sound
 from speech.homophones import similarity
 
 SAME_TERM = 0.7
-"""Similarity of sounds from which on what a model wrote is taken for a glossary term."""
+"""From this similarity of sounds on, a model's word is taken to be a glossary term."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Segments to correct, and those around them that are only shown."""
+    """Segments to correct, and the segments around them, which the model only reads."""
 
     lines: tuple[Line, ...]
     before: tuple[Line, ...]
@@ -56,7 +56,7 @@ async def propose(
 
 
 def as_term(proposal: Proposal, terms: Sequence[Term]) -> Proposal:
-    """The proposal with the glossary's spelling: small models find the place of a term and then write something like it."""
+    """The proposal with the glossary's spelling: small models find where a term belongs and then write it almost right."""
     target = proposal.target
     if any(target in (term.text, *term.aliases) for term in terms):
         return next((Proposal(proposal.source, term.text) for term in terms if target in term.aliases), proposal)
@@ -67,7 +67,7 @@ def as_term(proposal: Proposal, terms: Sequence[Term]) -> Proposal:
 def corrected(
     text: str, proposals: list[Proposal], terms: Sequence[Term], *, rule: bool = True
 ) -> tuple[str, tuple[Decision, ...]]:
-    """A segment's text after the model's edits and then, with `rule`, those of the sounds, each checked by the guard."""
+    """A segment's text after the model's edits and then, with `rule`, the edits by sound. `apply` checks each of them."""
     known = {term.text for term in terms}
     text, by_model = apply(text, [as_term(proposal, terms) for proposal in proposals], known)
     if not rule:
