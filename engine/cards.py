@@ -1,6 +1,6 @@
-"""Which models there are: cards, local folders, the hub's cache, the embedded ones. No MLX, no weights read.
+"""Which models there are: cards, local folders, the hub's cache, the embedded models. No MLX, and no weights are read.
 
-A card (`models/*.toml`) knows a model that people run before it is on this machine; a folder is a model that is.
+A card (`models/*.toml`) describes a model that may not be on this machine yet. A folder is a model that is here.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ _ENCODERS = frozenset({"bert", "modernbert", "xlm-roberta", "roberta", "distilbe
 _SPEECH = frozenset({"qwen3_asr", "whisper"})
 _SAMPLING = frozenset(SamplingParams.__struct_fields__) - {"seed", "logit_bias", "logprobs", "top_logprobs"}
 RESCAN_SECONDS = 2.0
-"""How long a look at the disk holds. A name that is not found looks again at once."""
+"""How long a scan of the disk stays valid. A name that is not found causes another scan at once."""
 
 
 class CardError(Exception):
-    """A card of the package is wrong: a fault of ours, found at start."""
+    """A card of the package is wrong: a bug of ours, found at start."""
 
 
 @dataclass(frozen=True)
 class Card:
     """One model. `path` is its folder when it is here, `repo` where it can be fetched from when it is not.
 
-    `memory_bytes` is an estimate from the card or the size of the weights. `defaults` are sampling parameters for
-    requests that name none. `options` are for its worker.
-    `presets` are the roles that each preset gives to this model. `ttl_seconds` is how long it stays loaded without being
-    used; 0: for good; None: as long as the settings say.
+    `memory_bytes` is the card's estimate, or the size of the weights. `defaults` are sampling parameters for requests that name
+    none. `options` are for its worker. `presets` are the roles that each preset gives to this model. It stays loaded for
+    `ttl_seconds` without being used; 0: for good; None: as long as the settings say.
     """
 
     id: str
@@ -63,7 +62,7 @@ class Card:
     review: ReviewLimits | None = None
     presets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ocr_prompt: str | None = None
-    stops: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     max_tokens: int | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
     ttl_seconds: float | None = None
@@ -120,7 +119,7 @@ def read_card(path: Path) -> Card:
         review=_struct(path, values["review"], ReviewLimits, "review: ") if "review" in values else None,
         presets={name: tuple(roles) for name, roles in values.get("presets", {}).items()},
         ocr_prompt=ocr.get("prompt"),
-        stops=tuple(ocr.get("stops", ())),
+        stop_strings=tuple(ocr.get("stops", ())),
         max_tokens=ocr.get("max_tokens"),
         options=_struct(
             path, {name: values[name] for name in ModelOptions.__struct_fields__ if name in values}, ModelOptions
@@ -130,7 +129,7 @@ def read_card(path: Path) -> Card:
 
 
 def _struct(path: Path, values: Any, kind: type[Struct], where: str = "") -> Struct:
-    """A part of a card that is a struct of its own. Raises `CardError`."""
+    """A part of a card as a struct of its own. `where` begins the message. Raises `CardError`."""
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
@@ -138,7 +137,7 @@ def _struct(path: Path, values: Any, kind: type[Struct], where: str = "") -> Str
 
 
 def classify(folder: Path) -> tuple[Role, ...]:
-    """What a Hugging Face folder can do, from its config.json and its name; empty when it is no model of ours."""
+    """What a Hugging Face folder can do, by its config.json and its name; empty when it is not a model that we can serve."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -146,7 +145,7 @@ def classify(folder: Path) -> tuple[Role, ...]:
     if not isinstance(config, dict) or not any(folder.glob("*.safetensors")):
         return ()
     kind = str(config.get("model_type", "")).lower()
-    # A snapshot of the hub's cache is named by its commit, its model two levels above.
+    # A snapshot in the hub's cache is named by its commit; the folder two levels above is named by the model.
     name = (folder.parents[1] if folder.parent.name == "snapshots" else folder).name.lower()
     if kind in _SPEECH or "thinker_config" in config:
         return ("asr",)
@@ -159,8 +158,8 @@ def classify(folder: Path) -> tuple[Role, ...]:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What a folder held when its `stamp` (modification times of folder and config.json) was as given."""
+class _Scan:
+    """What a folder held at its `stamp`: the modification times of the folder and of its config.json."""
 
     stamp: tuple[int, int]
     roles: tuple[Role, ...]
@@ -172,7 +171,7 @@ def _folded(name: str) -> str:
 
 
 class Catalogue:
-    """Every model by name. Folders are looked at again when asked, so that a new one needs no restart."""
+    """Every model by name. Folders are scanned again when asked, so a new one needs no restart."""
 
     def __init__(self, settings: Settings, downloads: Downloads, *, memory_bytes: int | None = None) -> None:
         """`memory_bytes` chooses the preset; by default this machine's."""
@@ -182,14 +181,14 @@ class Catalogue:
             [read_card(path) for path in sorted(models.EMBEDDED.glob("*.toml"))] if settings.embedded else []
         )
         self.preset = settings.engine.preset or preset_for(memory_bytes or physical_memory_bytes())
-        """Its name: which models stand for roles, and how they share the memory."""
-        self._looked: dict[Path, _Look] = {}
+        """The preset's name: it says which models stand for the roles, and how models share the memory."""
+        self._scans: dict[Path, _Scan] = {}
         self._known: list[Card] = []
         self._known_until = 0.0
 
     def known(self) -> list[Card]:
-        """Models on this machine (embedded, local folders, complete snapshots of the hub's cache), then those that
-        could be fetched. Not older than `RESCAN_SECONDS`."""
+        """Models on this machine (embedded, local folders, complete snapshots in the hub's cache), then models that can be
+        fetched. At most `RESCAN_SECONDS` old."""
         if time.monotonic() >= self._known_until:
             self._known = self._scan()
             self._known_until = time.monotonic() + RESCAN_SECONDS
@@ -200,43 +199,44 @@ class Catalogue:
         places = [(folder.name, folder) for root in self._settings.engine.model_dirs for folder in _folders(root)]
         if self._settings.engine.hub:
             places += self._downloads.snapshots()
-        looked = {folder: look for _, folder in places if (look := self._look(folder)) is not None}
-        self._looked = looked  # folders that went are forgotten
+        scans = {folder: scan for _, folder in places if (scan := self._scan_folder(folder)) is not None}
+        self._scans = scans  # folders that are gone are forgotten
         for name, folder in places:
-            if folder in looked and looked[folder].roles:
-                card = self._local(name, folder, looked[folder])
+            if folder in scans and scans[folder].roles:
+                card = self._local(name, folder, scans[folder])
                 found.setdefault(card.id, card)
         names = {_folded(name) for card in found.values() for name in card.names}
         fetchable = self._cards if self._settings.engine.hub else []
         return [*found.values(), *(card for card in fetchable if not names & set(map(_folded, card.names)))]
 
-    def _look(self, folder: Path) -> _Look | None:
-        """What a folder holds, read again only when it or its config.json has changed; None when it has just gone."""
+    def _scan_folder(self, folder: Path) -> _Scan | None:
+        """What a folder holds, read again only if the folder or its config.json has changed; None when it has just been
+        removed."""
         try:
             stamp = (folder.stat().st_mtime_ns, (folder / "config.json").stat().st_mtime_ns)
-            before = self._looked.get(folder)
-            return before if before and before.stamp == stamp else _Look(stamp, classify(folder), weights_size(folder))
+            before = self._scans.get(folder)
+            return before if before and before.stamp == stamp else _Scan(stamp, classify(folder), weights_size(folder))
         except OSError:
             return None
 
-    def _local(self, name: str, folder: Path, look: _Look) -> Card:
-        """A folder's card: the package's card of that name or repo if it has one, with the folder filled in.
+    def _local(self, name: str, folder: Path, scan: _Scan) -> Card:
+        """A folder's card: the package's card of that name or repo if there is one, with the folder filled in.
 
-        With a card the id stays the card's, whether the model is here yet or not.
+        The id is then the card's, so it stays the same whether the model is here yet or not.
         """
         wanted = {_folded(name), _folded(folder.name)}
         known = next((card for card in self._cards if wanted & set(map(_folded, card.names))), None)
         base = replace(known, aliases=(*known.aliases, name)) if known else Card(id=name)
         return replace(
             base,
-            roles=base.roles or look.roles,
+            roles=base.roles or scan.roles,
             path=folder,
-            bytes_on_disk=look.weight_bytes,
-            memory_bytes=base.memory_bytes or look.weight_bytes,
+            bytes_on_disk=scan.weight_bytes,
+            memory_bytes=base.memory_bytes or scan.weight_bytes,
         )
 
     def resolve(self, name: str) -> Card:
-        """The model that an id, an alias, a role or a repo id means. Raises `ModelNotFound` listing what there is."""
+        """The model that an id, an alias, a role or a repo id means. Raises `ModelNotFound`, which lists the models there are."""
         if card := self._find(name):
             return card
         self._known_until = 0.0
@@ -248,7 +248,7 @@ class Catalogue:
         raise ModelNotFound(f"there is no model {name!r} here; there are: {here}", param="model")
 
     def _find(self, name: str) -> Card | None:
-        """By id, else by alias or repo in whatever case, else by role."""
+        """By id, else by alias or repo (upper and lower case are the same), else by role."""
         known = self.known()
         exact = next((card for card in known if name == card.id), None)
         named = exact or next((card for card in known if _folded(name) in map(_folded, card.names)), None)
@@ -263,7 +263,7 @@ class Catalogue:
         preferred = [card for card in able if role in card.presets.get(self.preset, ())]
         present = [card for card in able if card.path]
         embedded = [card for card in present if card.demonstration]
-        # With the embedded models nothing is fetched for a role: that mode works without a network.
+        # With the embedded models nothing is fetched for a role: that mode must work without a network.
         fetchable = [] if self._settings.embedded else preferred
         order = [*embedded, *(card for card in preferred if card.path), *present, *fetchable]
         return next(iter(order), None)
@@ -277,20 +277,22 @@ def is_repo_id(name: str) -> bool:
 
 
 def physical_memory_bytes() -> int:
+    """RAM of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _roles_by_name(name: str) -> tuple[Role, ...]:
-    """A guess before anything is downloaded; `classify` decides afterwards."""
+    """A guess before anything is downloaded. `classify` decides afterwards."""
     lowered = name.lower()
     return ("asr",) if "asr" in lowered or "whisper" in lowered else ("chat",)
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Model folders one and two levels below `root`, as LM Studio (owner/name) and plain folders lie."""
+    """Model folders one and two levels below `root`: plain folders, and owner/name as LM Studio stores them."""
     for pattern in ("*/config.json", "*/*/config.json"):
         yield from sorted(config.parent for config in root.glob(pattern))
 
 
 def weights_size(folder: Path) -> int:
+    """Bytes of a folder's weight files."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

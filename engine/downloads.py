@@ -1,7 +1,7 @@
-"""Models from the hub: fetched once, resumed after an interruption, verified, and never half served.
+"""Models from the hub: fetched once, resumed after an interruption, verified, and served only when complete.
 
-The files lie in the hub library's own cache, shared with every other tool on the machine. config.json is fetched last: a
-folder without it is no model to anybody, so an unfinished download cannot be mistaken for one.
+The files lie in the hub library's own cache, which all tools on the machine share. config.json is fetched last: no tool takes a
+folder without it for a model, so an unfinished download is never mistaken for one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 WANTED = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
-"""What a model needs. Pickled weights (.bin, .pt) are never fetched: loading one runs its code."""
+"""The endings of files that a model needs. Pickled weights (.bin, .pt) are never fetched: loading them runs their code."""
 UNWANTED = (".", "onnx/", "original/", "openvino/", "consolidated.")
-"""Beginnings of names that are the same weights for other programs."""
+"""Names that begin like this hold the same weights for other programs."""
 SPARE_BYTES = 1 << 30
-"""Left free on the disk after a download."""
+"""Space that a download leaves free on the disk."""
 AT_ONCE = 4
-"""Downloads at the same time; further ones wait. Their threads are their own: a slow hub holds up nothing else."""
+"""Downloads at the same time; further ones wait. They have threads of their own, so a slow hub holds up nothing else."""
 _TIMEOUT = httpx.Timeout(30.0)
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,10 +44,10 @@ def _free_bytes(folder: Path) -> int:
 
 
 class Downloads:
-    """Owned by the gateway. One download a repo at a time, shared by all who wait for it.
+    """Owned by the gateway. There is one download of a repo at a time, shared by all requests that wait for it.
 
-    `free_bytes` tells what a folder's disk has left; a connection that brings nothing is tried again after
-    `retry_seconds`, then later and later.
+    `free_bytes` says how much space a folder's disk has left. A connection that brings nothing is tried again after
+    `retry_seconds`, and then after longer and longer pauses.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Downloads:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="download")
 
     def snapshots(self) -> Iterator[tuple[str, Path]]:
-        """(repo id, folder) of every complete model in the cache, whoever fetched it."""
+        """(repo id, folder) of every complete model in the cache, whichever tool fetched it."""
         for folder in sorted(self._cache_dir.glob("models--*--*")):
             repo = folder.name.removeprefix("models--").replace("--", "/")
             if snapshot := self.local(repo):
                 yield repo, snapshot
 
     def local(self, repo: str, revision: str | None = None) -> Path | None:
-        """The folder of a repo's `revision` (default main) if all of it is here."""
+        """The folder of a repo's `revision` (default: main) if it is complete."""
         folder = self._repo_folder(repo)
         reference = folder / "refs" / (revision or "main")
         commit = reference.read_text().strip() if reference.is_file() else revision
@@ -81,9 +81,9 @@ class Downloads:
         return snapshot if snapshot is not None and is_complete(snapshot) else None
 
     async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Progress | None = None) -> Path:
-        """Download what is missing of a repo and return its folder. `on_progress` gets (bytes here, bytes in all).
+        """Download what is missing of a repo, and return its folder. `on_progress` gets (bytes here, bytes in all).
 
-        A caller who leaves does not stop the download: the next one finds it further on. Raises `ModelNotFound`, or
+        The download goes on when the caller leaves, and the next caller finds it further on. Raises `ModelNotFound`, or
         `Unavailable` with cause and fix (hub out of reach, access refused, disk full, damaged files).
         """
         if folder := self.local(repo, revision):
@@ -102,7 +102,7 @@ class Downloads:
                 reporters.remove(on_progress)
 
     async def close(self) -> None:
-        """Interrupt the downloads; what has arrived is kept. Every waiting `fetch` raises `Unavailable`."""
+        """Stop the downloads. What has arrived is kept. Every waiting `fetch` raises `Unavailable`."""
         self._stop.set()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         self._threads.shutdown(wait=False)
@@ -123,7 +123,7 @@ class Downloads:
 
         repo, revision = key
         with self._told_by_cause(repo):
-            if self._stop.is_set():  # it waited for its turn
+            if self._stop.is_set():  # `close` came while it waited for a thread
                 raise Stopped
             listing = HfApi(endpoint=self._endpoint).model_info(
                 repo, revision=revision, files_metadata=True, timeout=30
@@ -174,7 +174,7 @@ class Downloads:
             )
 
     def _point_at(self, repo: str, revision: str, commit: str) -> None:
-        """Only when all of a commit is here may the branch's name lead to it."""
+        """Let the branch's name lead to a commit. Called only when all of the commit is here."""
         if revision == commit:
             return
         reference = self._repo_folder(repo) / "refs" / revision
@@ -185,7 +185,7 @@ class Downloads:
 
     @contextmanager
     def _told_by_cause(self, repo: str) -> Iterator[None]:
-        """Whatever the hub, its library, the network or the disk raises becomes an error that says what to do."""
+        """Turn every error of the hub, its library, the network or the disk into one that says what to do."""
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,
@@ -228,7 +228,7 @@ class Downloads:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a snapshot has its config, its weights, and every shard that the index or a shard's own name tells of."""
+    """Whether a snapshot has its config, its weights, and every shard that the index or another shard's name implies."""
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
@@ -243,7 +243,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _siblings(name: str) -> set[str]:
-    """All shards of the set that a shard's name belongs to; the file alone when it is no shard."""
+    """The names of all shards of a shard's set; only `name` when it is not a shard."""
     shard = _SHARD.fullmatch(name)
     if shard is None:
         return {name}
@@ -252,9 +252,9 @@ def _siblings(name: str) -> set[str]:
 
 
 def wanted(siblings: list[Any]) -> list[RemoteFile]:
-    """The files to fetch of the hub's list, smallest first so that a bad repo fails early, config.json last.
+    """The files to fetch, out of the hub's list: the smallest first, so that a bad repo fails early, and config.json last.
 
-    Raises `ValueError` when the list tells no size or digest of one, or a name that leads elsewhere.
+    Raises `ValueError` for a file without size or digest, or with a name that leads out of the folder.
     """
     files = [
         RemoteFile(

@@ -1,4 +1,4 @@
-"""What a machine's size means for the models on it: how much they may hold, and how they share it. A table, no I/O."""
+"""How models share a machine, by its size: how much memory they may take, and which of them stay. A table, no I/O."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ LARGE_BYTES: Final = 4 * GIB
 class Preset:
     """How models share a machine.
 
-    `share` of its memory is for models. `resident` roles are loaded at start when their model is here. With
-    `one_large` a large model leaves before another one loads; with `asr_yields` an idle recogniser leaves before a large
-    model loads. `spare`: a worker process waits with everything imported.
-    """
+    `share` of its memory is for models. Models for the `resident` roles are loaded at start if they are here. With
+    `one_large` a large model leaves before another one loads. With `asr_yields` an idle recogniser leaves before a large
+    model loads. `spare`: a worker process waits with everything imported."""
 
     share: float
     resident: tuple[str, ...] = ("embedding", "asr")

@@ -1,8 +1,7 @@
-"""What the machine says of its memory: how much is free, how short it is, what this process holds. The only place that asks.
+"""The machine's memory: how much is free, how short it is, and what a process takes. The only place that asks the system.
 
-Each source has a parser of its own, a pure function of its text; `read_memory` fetches the texts. Free memory alone says too
-little: a machine that swaps can show much of it, so swap and the system's own word on pressure are read beside it.
-"""
+Each source has a parser of its own, a pure function of its text. `read_memory` fetches the texts. Free memory alone is not
+enough: a machine that swaps can show much of it. So swap and the system's own pressure level are read too."""
 
 from __future__ import annotations
 
@@ -19,26 +18,26 @@ from typing import Final, Literal
 logger = logging.getLogger(__name__)
 
 Pressure = Literal["normal", "warning", "critical"]
-"""normal; warning: the system reclaims and work is slower; critical: it stalls."""
+"""warning: the system reclaims memory, and work is slower; critical: work stalls."""
 
 MACOS_LEVELS: Final[dict[int, Pressure]] = {1: "normal", 2: "warning", 4: "critical"}
-"""`kern.memorystatus_vm_pressure_level`, as dispatch's DISPATCH_MEMORYPRESSURE_* numbers them."""
+"""Values of `kern.memorystatus_vm_pressure_level`, numbered as dispatch's DISPATCH_MEMORYPRESSURE_*."""
 STALL_WARNING_PERCENT: Final = 10.0
 STALL_CRITICAL_PERCENT: Final = 10.0
-"""Shares of the last ten seconds in which some task, and in which all tasks, waited for memory (Linux's PSI)."""
+"""Percent of the last ten seconds in which some tasks (warning) or all tasks (critical) waited for memory (Linux's PSI)."""
 SWAP_GROWTH_BYTES: Final = 256 << 20
 SWAP_GROWTH_SECONDS: Final = 5.0
-"""Swapped out so much in so short a time: the machine gives way to somebody."""
+"""Swap that grows by this much within this time means that programs want more memory than the machine has."""
 SWAP_MEMORY_SECONDS: Final = 120.0
-"""Swap that came longer ago and stayed is cold: nobody asks for it back, and macOS leaves it there for days."""
+"""Swap that has stayed for longer is cold: no program asks for it back, and macOS leaves it there for days."""
 SWAP_SAMPLE_SECONDS: Final = 1.0
-"""Looks that are closer together share a sample of the swap: many loads may wait and look."""
+"""Readings that are closer together share one sample of the swap, because many loads may wait and read at once."""
 PROBE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One look. `available_bytes` is what can be taken without swapping, by the system's own estimate."""
+    """The machine's memory at one moment. `available_bytes` can be taken without swapping, by the system's own estimate."""
 
     total_bytes: int
     available_bytes: int
@@ -47,7 +46,7 @@ class Reading:
 
 
 class ProbeFailed(Exception):
-    """A source is missing or says something else than it did. The message names it."""
+    """A source is missing, or its text is not what we know. The message names the source."""
 
 
 # Linux ----------------------------------------------------------------------------------------------------------------
@@ -74,7 +73,7 @@ def parse_stalls(text: str) -> Pressure:
 
 
 def within_group(reading: Reading, limit: str, used: str) -> Reading:
-    """A reading as a control group sees it (cgroup v2 `memory.max` and `memory.current`): what it may not have is not there."""
+    """A reading, reduced to what a control group may have (cgroup v2 `memory.max` and `memory.current`)."""
     if not (limit.strip().isdecimal() and used.strip().isdecimal()):
         return reading  # "max": no limit
     total, left = int(limit), max(0, int(limit) - int(used))
@@ -89,7 +88,7 @@ def within_group(reading: Reading, limit: str, used: str) -> Reading:
 
 
 def parse_vm_stat(text: str) -> int:
-    """Bytes that `vm_stat` counts as free or easy to get back: free, inactive, speculative, purgeable. Raises `ProbeFailed`."""
+    """Bytes that `vm_stat` counts as free, inactive, speculative or purgeable: easy to get back. Raises `ProbeFailed`."""
     page = re.search(r"page size of (\d+) bytes", text)
     pages = dict(re.findall(r"^Pages ([\w ]+):\s+(\d+)\.$", text, re.MULTILINE))
     if page is None or "free" not in pages:
@@ -113,7 +112,7 @@ def parse_sysctl(text: str) -> Reading:
 
 
 def read_memory() -> Reading:
-    """One look at this machine. Takes milliseconds on macOS: call it off the event loop. Raises `ProbeFailed`."""
+    """This machine's memory now. Takes milliseconds on macOS: call it off the event loop. Raises `ProbeFailed`."""
     if sys.platform == "darwin":
         names = ("hw.memsize", "vm.swapusage", "kern.memorystatus_vm_pressure_level")
         reading = parse_sysctl(_output("/usr/sbin/sysctl", *names))
@@ -129,7 +128,7 @@ def read_memory() -> Reading:
 
 
 def _text(path: str) -> str:
-    """A file that not every kernel has; "" without it."""
+    """The text of a file that not every kernel has; "" if there is none."""
     try:
         return Path(path).read_text(encoding="ascii")
     except OSError:
@@ -146,8 +145,9 @@ def _output(*command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a row of readings means. `reading` is the last; `swaps` are samples of the swap in use, (seconds, bytes), of the
-    last `SWAP_MEMORY_SECONDS`, the oldest first and never none. What came since the lowest wants back in: it is not free."""
+    """What a series of readings means. `reading` is the last one. `swaps` are samples of the swap in use, (seconds, bytes),
+    of the last `SWAP_MEMORY_SECONDS`, the oldest first, at least one. What was swapped out since the lowest sample is still
+    wanted by its program, so that much memory is not available."""
 
     reading: Reading
     pressure: Pressure
@@ -174,7 +174,7 @@ def next_outlook(before: Outlook | None, reading: Reading, now: float) -> Outloo
 
 
 def _sampled(swaps: tuple[tuple[float, int], ...], used: int, now: float) -> tuple[tuple[float, int], ...]:
-    """The samples with one more. The lowest counts where several looks share one."""
+    """The samples with one more. Readings that share a sample leave the lowest value in it."""
     kept = tuple((at, size) for at, size in swaps if now - at <= SWAP_MEMORY_SECONDS)
     if kept and now - kept[-1][0] < SWAP_SAMPLE_SECONDS:
         at, size = kept[-1]
@@ -190,18 +190,18 @@ _RUSAGE_BYTES: Final = 96
 
 
 def own_footprint_bytes() -> int:
-    """What the system charges this process for, as `footprint_bytes`."""
+    """`footprint_bytes` of this process."""
     return footprint_bytes(os.getpid())
 
 
 def footprint_bytes(pid: int) -> int:
-    """What the system charges a process of this user for: the physical footprint on macOS, which counts Metal's buffers and
-    compressed pages, resident memory on Linux. Takes microseconds. 0 when it cannot be read."""
+    """The memory that the system charges to a process of this user: on macOS the physical footprint, which counts Metal's
+    buffers and compressed pages; on Linux resident memory. Takes microseconds. 0 when it cannot be read."""
     return _physical_footprint_bytes(pid) if sys.platform == "darwin" else rss_bytes(pid)
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process by Linux's `/proc`; 0 when it has none."""
+    """Resident set size of a process by Linux's `/proc`; 0 when there is no such process."""
     fields = _text(f"/proc/{pid}/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 

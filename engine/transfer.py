@@ -1,8 +1,8 @@
-"""One file of the hub into the cache: resumed where it stopped, verified, and visible only when it is whole.
+"""Brings one file of the hub into the cache: resumed where it stopped, verified, and visible only when complete.
 
-The cache's layout is the hub library's (`blobs/<digest>`, `snapshots/<commit>/<name>` pointing there), so that every tool on
-the machine shares it. The transfer is our own: the library throws a partial file away when its call ends, and may fetch
-from other hosts than the one that was configured.
+The cache has the hub library's layout (`blobs/<digest>`, and `snapshots/<commit>/<name>` pointing there), so all tools on the
+machine share it. The transfer is our own: the library throws a partial file away when its call ends, and it may fetch from
+hosts other than the configured one.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Stopped(Exception):
-    """The service is going down. What has arrived is kept."""
+    """The service ends. What has arrived is kept."""
 
 
 class _Damaged(Exception):
-    """What arrived cannot be a part of the file."""
+    """What has arrived cannot be part of the file."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
     """A file of a repo at one commit.
 
-    `digest` is what its bytes must hash to and its name among the blobs: sha256 of a large file, git's blob id (sha1 with
-    a header, https://git-scm.com/book/en/v2/Git-Internals-Git-Objects) of any other. Raises `ValueError` for a name or
-    digest that would lead out of the cache.
+    `digest` is the hash that its bytes must have, and its name among the blobs: sha256 for a large file, git's blob id (sha1 with
+    a header, https://git-scm.com/book/en/v2/Git-Internals-Git-Objects) for any other. Raises `ValueError` for a name or digest
+    that would lead out of the cache.
     """
 
     name: str
@@ -63,9 +63,9 @@ class RemoteFile:
 
 
 class Transfer:
-    """Files of one repo, one after the other, in one thread. `stop` may be set from any.
+    """Fetches the files of one repo one after another, in one thread. Any thread may set `stop`.
 
-    `folder` is the repo's in the cache. `report` is told every change of the bytes that are here, also downwards.
+    `folder` is the repo's folder in the cache. `report` gets every change of the number of bytes here; it may be negative.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Transfer:
         self._locks = folder.parent / ".locks" / folder.name
 
     def bytes_here(self, file: RemoteFile) -> int:
-        """How much of a file need not be fetched."""
+        """Bytes of a file that are here already."""
         if self._is_placed(file):
             return file.size
         blob = self._blobs / file.digest
         return file.size if _size(blob) == file.size else min(file.size, _size(self._partial(file)) or 0)
 
     def fetch(self, url: str, file: RemoteFile) -> None:
-        """Bring a file into the snapshot. One that arrives damaged is fetched once more from its beginning.
+        """Bring a file into the snapshot. A file that arrives damaged is fetched once more from its beginning.
 
-        Raises `Unavailable`, `Stopped`, and `OSError` of the disk; when that has no room, the partial file is gone.
+        Raises `Unavailable`, `Stopped`, and `OSError` of the disk. When the disk is full, the partial file is removed.
         """
         if self._is_placed(file):
             return
@@ -111,7 +111,7 @@ class Transfer:
 
     @contextmanager
     def _locked(self, file: RemoteFile) -> Iterator[None]:
-        """One writer a file among all processes: the lock that the hub's library takes too."""
+        """At most one process writes a file: this is the lock that the hub's library takes too."""
         self._locks.mkdir(parents=True, exist_ok=True)
         with (self._locks / f"{file.digest}.lock").open("a") as handle:
             while True:
@@ -145,7 +145,7 @@ class Transfer:
         raise Unavailable(f"{file.name} arrived damaged twice ({cause}); ask again later", param="model")
 
     def _receive(self, url: str, file: RemoteFile, partial: Path) -> None:
-        """Go on until all bytes are here, over as many connections as it takes while each brings something."""
+        """Fetch until all bytes are here, over as many connections as it takes, as long as connections bring something."""
         partial.touch()
         idle = 0
         while (have := partial.stat().st_size) < file.size:
@@ -192,7 +192,7 @@ class Transfer:
 
 
 def digest(path: Path, length: int) -> str:
-    """sha256 of a file for `length` 64, git's blob id for 40."""
+    """A file's digest in hexadecimal: sha256 for `length` 64, git's blob id for 40."""
     algorithm = hashlib.sha256() if length == 64 else hashlib.sha1(usedforsecurity=False)
     if length == 40:
         algorithm.update(b"blob %d\0" % path.stat().st_size)
@@ -203,12 +203,12 @@ def digest(path: Path, length: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """A cause without the URL: a redirected one is signed."""
+    """A cause without its URL: a redirected URL is signed, and must not be shown."""
     return f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file, through links; None when there is none."""
+    """Bytes of a file, links followed; None when there is no such file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -216,7 +216,7 @@ def _size(path: Path) -> int | None:
 
 
 def _place(blob: Path, name: Path) -> None:
-    """Let `name` be the blob, at once; on a file system without links the blob itself moves there."""
+    """Make `name` the blob, in one step. On a file system without links the blob itself is moved there."""
     name.parent.mkdir(parents=True, exist_ok=True)
     fresh = name.with_name(f".{name.name}.new")
     fresh.unlink(missing_ok=True)

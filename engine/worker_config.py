@@ -1,4 +1,4 @@
-"""What a worker process is told to be: its first message. Its command line names the channel and nothing else.
+"""What a worker process is told to be: its first message. Its command line has the channel's descriptor and nothing else.
 
 A new setting of workers is a field here. One that depends on the model is a field of `ModelOptions`, and the card's key has the
 same name. One that depends on the machine is set in `engine.pool.launcher.worker_config`.

@@ -57,10 +57,10 @@ class WorkerHandle:
         self.lease = lease
         self.ready = ready
         self.kv = KvReport()
-        """What the worker last said of its KV cache."""
+        """The worker's last report on its KV cache."""
         self.memory: MemoryReport | None = None
         self.batch: BatchReport | None = None
-        """What it last said that it holds; None before it said anything."""
+        """Its last reports; None before the first."""
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._cancelling: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
@@ -74,7 +74,7 @@ class WorkerHandle:
         return not self._reader.done()
 
     def when_ended(self, callback: Callable[[], None]) -> None:
-        """Call back once its process has ended and its requests have been told, whatever the cause."""
+        """Have `callback` called once its process has ended, whatever the cause. Its requests have been told by then."""
         self._reader.add_done_callback(lambda _: callback())
 
     @property
@@ -106,7 +106,7 @@ class WorkerHandle:
             raise WorkerLost("the worker ended before it could clear its KV; send the request again") from error
 
     def free_memory(self) -> None:
-        """Ask it to give up what can be had again. Nobody waits: a worker that reads nothing holds up no other."""
+        """Ask it to give up what can be had again. Returns at once: a worker that reads nothing must not hold up the others."""
         self._tell(FreeMemory())
 
     def pause_batch(self, on: bool) -> None:
@@ -116,9 +116,9 @@ class WorkerHandle:
             self._tell(PauseBatch(on))
 
     def watch(self) -> None:
-        """To be called every few seconds: ask a worker that has requests and says nothing, and end one that has not said a word
-        for `silence_seconds` (0: never). Its requests fail at once, however long the system takes to end the process."""
-        match self._watchdog.look(time.monotonic(), has_requests=bool(self._queues)):
+        """Call this every few seconds. A worker that has requests and is silent gets a ping; after `silence_seconds` without a
+        message (0: never) it is killed. Its requests fail at once, however long the system takes to end the process."""
+        match self._watchdog.check(time.monotonic(), has_requests=bool(self._queues)):
             case "ask":
                 self._tell(Ping())
             case "lost":
@@ -132,7 +132,7 @@ class WorkerHandle:
 
     def _tell(self, message: PauseBatch | FreeMemory | Ping) -> None:
         async def send() -> None:
-            with contextlib.suppress(ChannelClosed):  # gone, and with it what should wait, and what it held
+            with contextlib.suppress(ChannelClosed):  # it has ended: there is nothing left to pause or to free
                 await self._child.channel.send(message)
 
         task = asyncio.create_task(send(), name=f"tell {self._child.name}")
@@ -140,7 +140,7 @@ class WorkerHandle:
         task.add_done_callback(self._telling.discard)
 
     async def stop(self) -> None:
-        """End it in order: it has time to write the KV that is only in memory."""
+        """End it in order: it has time to write KV that is only in memory."""
         self._stopping = True
         await self._child.stop(STOP_SECONDS + (self.lease.flush_seconds if self.lease is not None else 0.0))
         await asyncio.wait([self._reader])
@@ -164,7 +164,7 @@ class WorkerHandle:
         return queue
 
     async def _forget(self, request_id: str) -> None:
-        """The caller wants no more: cancel unless the request had ended."""
+        """The caller has gone: cancel the request unless it has ended."""
         if self._queues.pop(request_id, None) is not None and self.alive:
             await self._cancel(request_id)
 
@@ -181,10 +181,10 @@ class WorkerHandle:
                 "%s ended",
                 self._child.name,
                 extra={"action": "worker_ended", "exit_code": code, "cause": repr(error)},
-                # A closed channel is a death that happens; anything else is a fault of ours.
+                # A closed channel is how a dead worker looks. Any other error is a bug of ours.
                 exc_info=None if isinstance(error, ChannelClosed) else error,
             )
-            await self._child.channel.close()  # last: whatever it meets, all have been told
+            await self._child.channel.close()  # last: if this fails or hangs, every request has been told
 
     def _fail_all(self, cause: str) -> None:
         for request_id, queue in self._queues.items():
@@ -192,7 +192,7 @@ class WorkerHandle:
         self._queues.clear()
 
     def _deliver(self, message: FromWorker) -> None:
-        self._watchdog.note_word()
+        self._watchdog.note_message()
         match message:
             case EventFrame():
                 for event in message.events:

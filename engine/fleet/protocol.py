@@ -12,7 +12,7 @@ from engine.types import BatchReport, Event, KvReport, MemoryReport, Request
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Harmless if the request has already ended. A cancelled request sends nothing more."""
+    """End a request without an answer. Unknown ids are ignored: the request may just have ended. Nothing more is sent for it."""
 
     id: str
 
@@ -22,7 +22,7 @@ class ClearKv(msgspec.Struct, frozen=True, tag="clear_kv"):
 
 
 class FreeMemory(msgspec.Struct, frozen=True, tag="free_memory"):
-    """The machine is short of memory: give up what can be had again. KV that earned its place goes to SSD."""
+    """The machine is short of memory: give up what can be had again. KV that has earned its place goes to SSD."""
 
 
 class PauseBatch(msgspec.Struct, frozen=True, tag="pause_batch"):
@@ -32,20 +32,21 @@ class PauseBatch(msgspec.Struct, frozen=True, tag="pause_batch"):
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Say something. The loop answers between two steps, never a thread beside it: that would live on when the loop hangs."""
+    """Answer with `Pong`. The loop answers between two steps; a thread beside it would answer even while the loop hangs."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
-    """To a `Ping`: the loop goes round."""
+    """The answer to a `Ping`: the loop runs."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
-    """Finish nothing, exit 0."""
+    """End at once with exit code 0; requests are not finished."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The model is loaded. `context` is its longest prompt plus answer in tokens, `weight_bytes` its weights' size.
-    `capabilities` are of "chat", "vision", "embedding", "asr"."""
+    """The model is loaded. `capabilities` are some of "chat", "vision", "embedding", "asr". `context` is the most tokens
+    that prompt and answer may have together, `weight_bytes` the size of the weights, `vocabulary` the number of token
+    ids."""
 
     capabilities: tuple[str, ...]
     context: int | None
@@ -54,6 +55,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The model cannot be loaded; `message` says why and what to do. The process then ends."""
+
     message: str
 
 

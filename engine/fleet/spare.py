@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Spare:
-    """At most one such process. Owned by the pool."""
+    """At most one such process. Owned by the launcher."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -27,7 +27,7 @@ class Spare:
         return self._child is not None and self._child.returncode is None
 
     async def keep(self) -> None:
-        """Start one unless it is there. One that ended by itself is followed by another later and later."""
+        """Start a process unless there is one. After one that ended by itself, the next start waits longer each time."""
         if self._child is not None and not self.ready:
             await self._note_death()
         if self.ready or time.monotonic() < self._rests_until:
@@ -44,7 +44,7 @@ class Spare:
         await self.drop()
 
     def take(self) -> Child[Any] | None:
-        """The process, now the caller's; None when there is none."""
+        """The process, which the caller now owns; None when there is none."""
         child, self._child = (self._child, None) if self.ready else (None, self._child)
         return child
 

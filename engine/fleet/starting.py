@@ -1,4 +1,4 @@
-"""A worker from nothing to a loaded model: a new process or the spare one, told what to be, and waited for until it is ready."""
+"""Starts a worker: a new process, or the spare one, is told what to be, and waited for until its model is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EndedWhileLoading(Unavailable):
 
 
 async def new_process(module: str, name: str) -> Child[FromWorker]:
-    """`python -m module`: it imports what every model needs and waits for its `WorkerConfig`. Raises `OSError`."""
+    """Run `python -m module`. It imports what every model needs, and waits for its `WorkerConfig`. Raises `OSError`."""
     return await Child.start(module, (), FromWorker, name=f"worker:{name}", environment=OFFLINE)
 
 
@@ -38,9 +38,11 @@ async def start_worker(
     spare: Child[FromWorker] | None = None,
     on_process: Callable[[int], None] = lambda pid: None,
 ) -> WorkerHandle:
-    """A worker with its model loaded, `timeout_seconds` in all: in the `spare` process if there is one, else in a new one.
-    `on_process` gets the process id as soon as there is one; another when the spare ended before its model was loaded and a new
-    process takes its place. `silence_seconds`: see `WorkerHandle.watch`. Raises `Unavailable` with the loader's words."""
+    """A worker with its model loaded, within `timeout_seconds`: in the `spare` process if there is one, else in a new one.
+
+    `on_process` gets the process id as soon as it is known, and a second one if the spare ends before its model is loaded and a
+    new process takes its place. `silence_seconds`: see `WorkerHandle.watch`. Raises `Unavailable` with the loader's words.
+    """
     try:
         async with asyncio.timeout(timeout_seconds):
             child, ready = await _loaded(module, config, spare, on_process)
@@ -53,7 +55,7 @@ async def start_worker(
 async def _loaded(
     module: str, config: WorkerConfig, spare: Child[FromWorker] | None, on_process: Callable[[int], None]
 ) -> tuple[Child[FromWorker], Ready]:
-    """A process with the model loaded. It cannot be known whether its model ended a spare or something before that: a new process
+    """A process with the model loaded. When a spare ends, the cause may be the model or something earlier: a new process
     decides."""
     if spare is not None:
         spare.name = f"worker:{config.model}"
@@ -71,13 +73,13 @@ async def _loaded(
 
 
 async def _ready(child: Child[FromWorker], config: WorkerConfig) -> Ready:
-    """Tell a process what to be; what it says once its model is loaded. Raises `EndedWhileLoading`, and `Unavailable` with the
-    loader's words. Whatever is raised, the process has ended."""
+    """Tell a process what to be, and return its answer once its model is loaded. Raises `EndedWhileLoading`, or
+    `Unavailable` with the loader's words. When anything is raised, the process has ended."""
     # Its command line does not say which model it has: this line does.
     extra = {"action": "worker_told", "model": config.model, "child_pid": child.pid}
     logger.info("%s loads", child.name, extra=extra)
     try:
-        with contextlib.suppress(ChannelClosed):  # then there is no first word either
+        with contextlib.suppress(ChannelClosed):  # `_first_word` then says so
             await child.channel.send(config)
         first = await _first_word(child, config.model)
         if isinstance(first, Ready):
@@ -97,7 +99,7 @@ async def _first_word(child: Child[FromWorker], model: str) -> FromWorker:
     try:
         return await child.channel.receive()
     except ChannelClosed as error:
-        with contextlib.suppress(TimeoutError):  # one that ends by itself keeps its exit code
+        with contextlib.suppress(TimeoutError):  # a process that ends by itself keeps its own exit code
             async with asyncio.timeout(STOP_SECONDS):
                 await child.wait()
         code = await child.stop()

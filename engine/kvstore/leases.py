@@ -1,9 +1,8 @@
-"""How much of the disk each worker's KV may take: the gateway splits the caps of the home among the models that are loaded.
+"""How much of the disk each worker's KV may take: the gateway shares the home's caps out among the loaded models.
 
-A lease never shrinks while its worker lives, so the caps hold without any worker having to answer: what is granted is half of
-what is left, or what lies in the directory already. A lease is written into its directory, where the gateway of another engine
-on the same home sees it. Directories without a worker are the gateway's to trim.
-"""
+A lease never shrinks while its worker lives, so the caps hold even if a worker does not answer. A worker is granted half of
+what is left, or what its directory holds already. A lease is written into its directory, where the gateway of another
+engine on the same home sees it. The gateway trims directories without a worker."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 FOLDER: Final = "kv"
 """Under the home."""
 LEAST_SHARE: Final = 4
-"""Directories without a worker give way until a newcomer can have a fourth of the cap, if there is that much."""
+"""Directories without a worker are trimmed until a new worker can have a fourth of the cap, as far as they hold that much."""
 TRIMMED_AT_ONCE: Final = 16
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -60,7 +59,7 @@ class Lease(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
 @dataclass(frozen=True)
 class Caps:
-    """What all models of a home share."""
+    """What all models of a home may take together. Entries unused for `age_seconds` go."""
 
     disk_bytes: int
     write_bytes_a_day: int
@@ -69,8 +68,8 @@ class Caps:
 
 
 class Leases:
-    """Owned by the gateway. Methods read and trim directories, which may take a moment: call them off the event loop. What
-    cannot be read is made anew or left out; none of it raises."""
+    """Owned by the launcher. Methods read and trim directories, which may take a moment: call them off the event loop. A
+    directory that cannot be read is made anew or left out; no method raises for it."""
 
     def __init__(self, root: Path, caps: Caps, *, memory_bytes: int, flush_seconds: float) -> None:
         self.root, self.caps = root, caps
@@ -79,7 +78,7 @@ class Leases:
         self._turn = threading.RLock()
 
     def grant(self, fingerprint: str) -> Lease:
-        """For a worker with these weights that is about to start."""
+        """A lease for a worker with these weights that is about to start."""
         if not self.caps.disk_bytes or not self._memory_bytes:
             return self.memory_only(fingerprint, "engine.kv_disk_bytes is 0")
         if cause := _make_private(self.root):
@@ -92,7 +91,7 @@ class Leases:
             own = next((found for found in self.reports() if found.path == path), None)
             share = max(disk // 2, min(disk, own.contents.bytes if own is not None else 0))
             try:
-                # Its owner may be another worker with the same weights, whose lease counts until it ends.
+                # Another worker with the same weights may own the directory: its lease counts until it ends.
                 write_lease(path, *_most([(share, writes // 2), own.lease if own is not None else (0, 0)]))
             except OSError as error:
                 logger.warning("KV is kept in memory only: %s", error, extra={"action": "kv_disk_off"})
@@ -111,11 +110,11 @@ class Leases:
         )
 
     def memory_only(self, fingerprint: str, cause: str) -> Lease:
-        """For a worker whose KV cannot go to SSD."""
+        """A lease for a worker whose KV cannot go to SSD, because of `cause`."""
         return Lease(self._memory_bytes, flush_seconds=self._flush_seconds, fingerprint=fingerprint, off=cause)
 
     def give_back(self, lease: Lease) -> None:
-        """Its worker has ended."""
+        """The lease's worker has ended."""
         if lease.directory is not None:
             with self._turn:
                 path = Path(lease.directory)
@@ -126,8 +125,8 @@ class Leases:
                     self._granted.pop(path, None)
 
     def trim(self, size: int = 0, *, spare: Path | None = None) -> int:
-        """Free `size` bytes of directories without a worker, the longest unused entries first, besides what does not fit the cap
-        or is over age. Returns the bytes freed."""
+        """Free `size` bytes in directories without a worker, the longest unused entries first. Entries that exceed the cap or are
+        too old go in any case. Returns the bytes freed."""
         with self._turn, contextlib.ExitStack() as stack:
             mine = [found for path in directories(self.root) if (found := self._taken(path, spare)) is not None]
             for found in mine:
@@ -158,7 +157,7 @@ class Leases:
         return found
 
     def _left(self, path: Path) -> tuple[int, int]:
-        """Bytes on disk and of today's writes that no other directory has or may take."""
+        """Bytes on disk, and bytes of today's writes, that no other directory holds or may take."""
         others = [found for found in self.reports() if found.path != path]
         writes = 0
         for found in others:
@@ -170,14 +169,15 @@ class Leases:
         )
 
     def _others_disk(self, path: Path | None, *, besides: list[Path]) -> int:
-        """What directories take or may take, but for `path` and `besides`."""
+        """Bytes that directories hold or may take, except `path` and `besides`."""
         found = {item.path: max(item.lease[0], item.contents.bytes) for item in self.reports()}
         for name, granted in self._granted.items():
             found[name] = max(_most(granted)[0], found.get(name, 0))
         return sum(size for name, size in found.items() if name != path and name not in besides)
 
     def _taken(self, path: Path, spare: Path | None) -> Directory | None:
-        """A directory without a worker, now ours; one that cannot be read is made anew by that."""
+        """A directory without a worker, which we own from now on; None when it has a worker. Opening one that cannot be
+        read makes it anew."""
         if path == spare or path in self._granted:
             return None
         limits = Limits(self.caps.disk_bytes, 0, max_age_seconds=self.caps.age_seconds)
@@ -188,12 +188,13 @@ class Leases:
 
 
 def _most(granted: list[tuple[int, int]]) -> tuple[int, int]:
-    """Bytes on disk and of a day's writes that whoever of several has the directory may take."""
+    """Bytes on disk, and bytes of a day's writes, that the owner of a directory may take: one of several leases is the
+    owner's."""
     return max(disk for disk, _ in granted), max(writes for _, writes in granted)
 
 
 def _carefully(work: Callable[[], object], directory: Directory) -> bool:
-    """Do `work` on a directory; one that turns out to be damaged begins anew, empty. Whether the work was done."""
+    """Do `work` on a directory. Returns whether it was done. A directory that turns out to be damaged is made anew, empty."""
     try:
         work()
     except Damaged:
@@ -222,8 +223,8 @@ def _oldest_use(directory: Directory) -> float | None:
 
 
 def _make_private(root: Path) -> str:
-    """Prompts can be read out of KV: nobody else may, and neither search nor backup has a use for it. Returns why it cannot be
-    used, "" when it can."""
+    """Make the folder readable for this user alone, because prompts can be read out of KV, and keep it out of search and backups.
+    Returns why it cannot be used; "" when it can."""
     try:
         new = not root.exists()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)

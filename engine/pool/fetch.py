@@ -1,4 +1,4 @@
-"""A model that is not here yet: fetched from the hub, with progress for who waits and in the log."""
+"""A model that is not here yet is fetched from the hub. Waiting streams and the log see the progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 async def fetch(card: Card, downloads: Downloads, slot: Slot, *, allowed: bool) -> Card:
-    """The card with its folder, and with what the folder turns out to hold. Raises `ModelNotFound` unless it is `allowed`."""
+    """The card with its folder, and with the roles and the size that the folder turns out to have. Raises `ModelNotFound` unless
+    it is `allowed`."""
     if card.repo is None or not allowed:
         raise ModelNotFound(f"{card.id} is not on this machine and downloads are off (engine.hub)", param="model")
     slot.state, slot.progress = "downloading", f"downloading {card.repo}"

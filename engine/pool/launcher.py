@@ -1,4 +1,4 @@
-"""Starting worker processes: what each may do with KV, how much Metal keeps wired for it, and the spare that makes it quick."""
+"""Starts worker processes: what each is told, what it may do with KV, and the spare process that makes a start quick."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from engine.worker_config import BatchLimits, WorkerConfig
 logger = logging.getLogger(__name__)
 
 LEAST_ACTIVE_KV_BYTES: Final = 512 << 20
-"""KV that the running requests of a model that fills the machine may have all the same: with less it could answer nobody."""
+"""KV for running requests that even a model which fills the machine gets: with less it could not answer at all."""
 
 
 class Launcher:
-    """Owned by the pool. Owns the leases and the spare. `total_bytes`: the memory that this machine, or its group, has."""
+    """Owned by `Residency`. Owns the leases and the spare. `total_bytes` is the memory of this machine or of its control
+    group."""
 
     def __init__(self, settings: Settings, module: str, *, total_bytes: int) -> None:
         self._settings, self._module, self._total_bytes = settings, module, total_bytes
         engine = settings.engine
         self.kv_memory_bytes = min(4 << 30, total_bytes // 16) if engine.kv_ram_bytes is None else engine.kv_ram_bytes
-        """What a chat model may keep of KV in memory."""
+        """Bytes of KV that a chat model may keep in memory."""
         self.leases = _leases(settings, self.kv_memory_bytes)
         self.spare = Spare(module)
 
     async def start(
         self, card: Card, path: Path, kv_memory_bytes: int, *, left_bytes: int, on_process: Callable[[int], None]
     ) -> WorkerHandle:
-        """A worker with the card's model loaded from `path`; `on_process` gets its process id before. `left_bytes` is what the
-        limit of all models leaves beside it. Raises `Unavailable`."""
+        """A worker with the card's model loaded from `path`. `on_process` gets the process id before the model is loaded.
+        `left_bytes` is what the limit of all models leaves beside this one. Raises `Unavailable`."""
         lease = await self._lease(path, kv_memory_bytes) if card.worker_role == "chat" else None
         engine = self._settings.engine
         try:
@@ -59,14 +60,14 @@ class Launcher:
             raise
 
     async def stop(self, worker: WorkerHandle) -> None:
-        """End a worker in order and take its lease back."""
+        """End a worker in order, and take back its lease."""
         try:
             await worker.stop()
         finally:
             self.note_death(worker)
 
     def note_death(self, worker: WorkerHandle) -> None:
-        """Take the lease of a worker that has ended back."""
+        """A worker has ended: take back its lease."""
         self._give_back(worker.lease)
 
     def _give_back(self, lease: Lease | None) -> None:
@@ -74,7 +75,7 @@ class Launcher:
             self.leases.give_back(lease)
 
     async def _lease(self, path: Path, memory_bytes: int) -> Lease:
-        """The thread cannot be stopped: what it grants to a load that was, comes back."""
+        """A thread cannot be stopped: if the load is cancelled meanwhile, the lease is given back once it is granted."""
         granting = asyncio.create_task(asyncio.to_thread(self._granted, path))
         try:
             return msgspec.structs.replace(await asyncio.shield(granting), memory_bytes=memory_bytes)
@@ -83,7 +84,7 @@ class Launcher:
             raise
 
     def _granted(self, path: Path) -> Lease:
-        """What a worker of this folder may do with KV. Without a fingerprint nothing may be shared with what was before."""
+        """What a worker of this folder may do with KV. Without a fingerprint it must not share KV with earlier workers."""
         try:
             return self.leases.grant(fingerprint(path))
         except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
@@ -113,14 +114,14 @@ def worker_config(
 
 
 def wired_limit_bytes(wished: str | int, weight_bytes: int) -> int:
-    """What a worker asks Metal to keep wired; 0: nothing is asked. `auto`: the weights, which every step reads."""
+    """Bytes that a worker asks Metal to keep wired; 0: none. `auto`: the weights, because every step reads them."""
     if isinstance(wished, int):
         return wished
     return weight_bytes if wished == "auto" else 0
 
 
 def active_kv_bytes(wished_bytes: int, left_bytes: int) -> int:
-    """KV of a worker's running requests. It is in no estimate, so it is bounded by what the model leaves of the limit."""
+    """Bytes of KV for a worker's running requests. No estimate counts them, so what the model leaves of the limit bounds them."""
     return min(wished_bytes, max(LEAST_ACTIVE_KV_BYTES, left_bytes))
 
 

@@ -1,7 +1,7 @@
-"""Who may hold memory: entries, a limit, a wish → `Admit | Evict | Refuse`. Pure: no clock, no process, no I/O.
+"""Which models may take memory: entries, a limit and a wish → `Admit | Evict | Refuse`. Pure: no clock, no process, no I/O.
 
-An entry is charged its estimate until its worker reports, and from then on what it holds plus what it has been promised and
-may still take (its KV tier in memory). The sum of charges is the book; nothing is admitted beyond the limit by the book.
+An entry is charged its estimate until its worker reports. From then on it is charged what it holds plus what it was promised and
+may still take (its KV tier in memory). No model is admitted if the sum of charges would exceed the limit.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from typing import Final
 from duet.sizes import gigabytes
 
 WEIGHTS_FACTOR: Final = 1.05
-"""Weights in memory with what a step computes, over weights on disk."""
+"""Memory for weights and the arrays of one step, as a multiple of the weights on disk."""
 WORKER_BYTES: Final = 400 << 20
 """A worker process without a model: Python, MLX, the libraries' code."""
 LEAST_KV_BYTES: Final = 128 << 20
-"""The smallest KV tier in memory that a model is loaded with, unless a smaller one is set."""
+"""The smallest KV tier in memory that a model is loaded with, unless the settings name a smaller one."""
 BUSY_RETRY_SECONDS: Final = 5
 MOVING_RETRY_SECONDS: Final = 2
 SURPLUS_SECONDS: Final = 30.0
-"""How long the book may be above its limit before a model's minimum residency counts no more."""
+"""How long charges may exceed the limit before a model's minimum residency no longer protects it."""
 SHORT_RETRY_SECONDS: Final = 30
-"""When to come back for memory that pinned models or other programs hold: nobody knows."""
+"""When to come back for memory that pinned models or other programs hold. How long they will hold it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model that holds memory or is about to. Times are of one clock, in seconds.
+    """One model that takes memory or is about to. Times are seconds of one clock.
 
-    `users`: requests that have it or wait for it. `moving`: its process comes or goes, so its bytes cannot be had now.
-    `leaving`: it goes, so they will be there soon. `yields`: it leaves for a large model if need be, although it is pinned;
-    `gives_way`: whether need be or not. `ttl_seconds` None: it stays.
-    """
+    `users` are requests that have it or wait for it. `moving`: its process comes or goes, so its memory cannot be freed
+    now. `leaving`: its process goes, so its memory will be free soon. `yields`: although pinned, it leaves for a large
+    model that needs its memory. `gives_way`: it leaves for a large model in any case. `ttl_seconds` None: it stays."""
 
     model: str
     bytes: int
@@ -61,7 +60,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`ceiling_bytes` is what models may ever hold together, `ceiling_name` what sets it; `bytes` what they may hold now."""
+    """`bytes` is what models may hold together now, `ceiling_bytes` the most they may ever hold; `ceiling_name` says what
+    sets it."""
 
     ceiling_bytes: int
     ceiling_name: str
@@ -70,7 +70,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`one_large`: a large model leaves before another one loads."""
+    """A model that was just loaded stays for `minimum_residency_seconds`. `one_large`: a large model leaves before another
+    loads."""
 
     minimum_residency_seconds: float
     one_large: bool = False
@@ -78,24 +79,24 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """It fits: book it."""
+    """It fits: reserve its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """It will fit when these have gone."""
+    """It will fit once these models have gone."""
 
     models: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """Models have grown beyond the limit: ask their workers for what can be had again, before anything is unloaded."""
+    """Models have grown beyond the limit: before any is unloaded, ask workers to give up what can be had again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It does not fit, and `sentence` says why. `never`: it would not if it were alone, so to come back is of no use."""
+    """It does not fit; `sentence` says why. `never`: it would not fit even alone, so there is no use in coming back."""
 
     sentence: str
     retry_after_seconds: int
@@ -106,18 +107,18 @@ Decision = Admit | Evict | Refuse
 
 
 def estimate(weight_bytes: int, kv_memory_bytes: int) -> int:
-    """What a model will hold, before it is loaded: its weights (on disk, or by its card), its KV tier in memory, a process."""
+    """Bytes that a model will take, known before it is loaded: weights (on disk, or by its card), KV tier in memory, process."""
     return round(weight_bytes * WEIGHTS_FACTOR) + kv_memory_bytes + WORKER_BYTES
 
 
 def kv_that_fits(weight_bytes: int, kv_memory_bytes: int, ceiling_bytes: int) -> int:
-    """The KV tier in memory of a model that fills the machine: smaller, rather than not to load at all."""
+    """Bytes of a model's KV tier in memory. A model that fills the machine gets a smaller tier instead of being refused."""
     left = ceiling_bytes - estimate(weight_bytes, 0)
     return min(kv_memory_bytes, max(LEAST_KV_BYTES, left))
 
 
 def charge(estimate_bytes: int, resident_bytes: int | None, kv_promised_bytes: int, kv_resident_bytes: int) -> int:
-    """What a model is charged: the estimate until it reports, then what it holds and may still fill with KV."""
+    """Bytes that a model is charged: the estimate until it reports, then what it holds and what it may still fill with KV."""
     if resident_bytes is None:
         return estimate_bytes
     return resident_bytes + max(0, kv_promised_bytes - kv_resident_bytes)
@@ -126,8 +127,8 @@ def charge(estimate_bytes: int, resident_bytes: int | None, kv_promised_bytes: i
 def limit(
     ceilings: Iterable[tuple[int, str]], resident_bytes: int, available_bytes: int | None, reserve_bytes: int
 ) -> Limit:
-    """The limit from the static `ceilings` (bytes, name; at least one), what models hold now, and what the machine has left
-    beside them (None: unknown), less the reserve for other programs."""
+    """The smallest of the `ceilings` (bytes, name; at least one), or less when the machine has less: what models hold now,
+    plus what is available beside them (None: unknown), minus the reserve for other programs."""
     ceiling, name = min(ceilings)
     if available_bytes is None:
         return Limit(ceiling, name, ceiling)
@@ -135,8 +136,8 @@ def limit(
 
 
 def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules, now: float) -> Decision:
-    """Exactly one of the three. Never evicts a model in use or in motion, nor a pinned one unless it yields; nor one in vain
-    while others leave whose memory is enough."""
+    """Whether `wanted` may load now, as exactly one of the three. A model in use or moving is never evicted, nor a pinned
+    one that does not yield. While models leave whose memory will be enough, no other is evicted."""
     if wanted.bytes > limit.ceiling_bytes:
         return Refuse(_too_large(wanted, limit), 0, never=True)
     obliged = [entry for entry in entries if _must_leave(entry, wanted, rules)]
@@ -157,8 +158,9 @@ def decide(entries: Sequence[Entry], wanted: Wanted, limit: Limit, rules: Rules,
 def decide_behind(
     entries: Sequence[Entry], first: Wanted, wanted: Wanted, limit: Limit, rules: Rules, now: float
 ) -> Admit | Refuse:
-    """For a load that is not the next one. It is admitted when it fits as it is and leaves room for `first`, which waits for
-    models that are in use or on their way; one that could not be loaded even without them holds nobody up."""
+    """For a load behind the `first` one in line. It is admitted if it fits as things are and still leaves enough for
+    `first`, which waits for models in use or moving. A `first` that could not load even without those models holds nobody
+    up."""
     next_one = Entry(first.model, first.bytes, moving=True, large=first.large)
     later = [replace(entry, users=0, moving=False, loaded_at=-math.inf) for entry in entries if not entry.leaving]
     plan = decide(later, first, limit, rules, now)
@@ -170,8 +172,8 @@ def decide_behind(
 
 
 def victims(candidates: Sequence[Entry], missing_bytes: int, now: float) -> list[Entry] | None:
-    """Those whose end frees enough: the longest unused and largest first (idle time × bytes), pinned ones last, none that is
-    not needed. None: all of them are not enough."""
+    """The candidates to evict so that `missing_bytes` are freed: the longest unused and largest first (idle time × bytes), pinned
+    ones last, and no more than needed. None: all of them together are not enough."""
     chosen: list[Entry] = []
     freed = 0
     for entry in sorted(candidates, key=lambda entry: (not entry.pinned, *_worth(entry, now)), reverse=True):
@@ -189,7 +191,7 @@ def victims(candidates: Sequence[Entry], missing_bytes: int, now: float) -> list
 
 
 def expired(entries: Sequence[Entry], now: float) -> list[str]:
-    """Models that nobody has used for their TTL."""
+    """Models that were not used for as long as their TTL."""
     return [
         entry.model
         for entry in entries
@@ -198,8 +200,8 @@ def expired(entries: Sequence[Entry], now: float) -> list[str]:
 
 
 def relief(entries: Sequence[Entry], rules: Rules, now: float, *, critical: bool) -> list[str]:
-    """Models to unload because the machine is short of memory: one whose minimum residency is over, the best to lose; all that
-    are idle when it is `critical`."""
+    """Idle models to unload because the machine is short of memory: the one that costs least to lose, if its minimum residency is
+    over; when it is `critical`, all of them."""
     idle = sorted((entry for entry in entries if _is_idle(entry)), key=lambda entry: _worth(entry, now), reverse=True)
     if critical:
         return [entry.model for entry in idle]
@@ -209,12 +211,12 @@ def relief(entries: Sequence[Entry], rules: Rules, now: float, *, critical: bool
 def surplus(
     entries: Sequence[Entry], limit: Limit, rules: Rules, now: float, *, since: float | None
 ) -> Shrink | Evict | None:
-    """What to do about a book above its ceiling: models grow after they were admitted. None: it is not, or will not be when
-    those that leave have gone. `since`: when it was first seen to be; None: now.
+    """What to do when charges exceed the ceiling, because models grew after they were admitted. None: they do not, or will
+    not once the leaving models have gone. `since` is when the surplus was first seen; None: now.
 
-    The ceiling counts, not what the machine has left just now: that other programs grow is no fault of the models, and the
-    machine's pressure tells when it matters. In use, in motion or pinned stays; where idle models are not enough, all of
-    them go (none, when there are none). What was just loaded stays for its minimum residency unless the surplus stays too.
+    The ceiling counts, not what the machine has left just now: other programs that grow are no fault of the models, and the
+    machine's pressure tells when that matters. Models in use, moving or pinned stay. If all idle models together are not enough,
+    all of them go. A model that was just loaded stays for its minimum residency, unless the surplus lasts for `SURPLUS_SECONDS`.
     """
     missing = sum(entry.bytes for entry in entries if not entry.leaving) - limit.ceiling_bytes
     if missing <= 0:
@@ -230,7 +232,7 @@ def surplus(
 
 
 def holders(entries: Iterable[Entry]) -> str:
-    """Who holds memory, in words: the most first."""
+    """The models that hold memory, in words: the largest first."""
     most_first = sorted(entries, key=lambda entry: -entry.bytes)
     return ", ".join(f"{entry.model} ({gigabytes(entry.bytes)})" for entry in most_first) or "no model is loaded"
 
@@ -252,7 +254,7 @@ def _residency_left(entry: Entry, rules: Rules, now: float) -> float:
 
 
 def _obstacle(entry: Entry, wanted: Wanted, rules: Rules, now: float) -> str:
-    """Why a model cannot be unloaded for another one, in words; "" when it can."""
+    """Why a model cannot be unloaded for `wanted`, in words; "" when it can."""
     if entry.moving:
         return "is being loaded or unloaded"
     if entry.users:

@@ -75,7 +75,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def _working(self, request: Request) -> AsyncIterator[WorkerHandle]:
-        """The model's worker. While it works for somebody who waits, the batch work of all other workers is held back."""
+        """The model's worker. While it has a request that is not batch work, the batch work of all other workers pauses."""
         async with self._residency.acquire(request.model) as worker:
             self._pauses.begin(request.model, request.priority)
             self._order_pauses()
@@ -120,7 +120,7 @@ class Pool:
             review=card.review,
             defaults=card.defaults,
             ocr_prompt=card.ocr_prompt,
-            stops=card.stops,
+            stops=card.stop_strings,
             max_tokens=card.max_tokens,
         )
 

@@ -50,6 +50,7 @@ class Residency:
         self._under_way = 0
 
     async def open(self) -> None:
+        """Trim KV directories to their caps, and read the machine's memory."""
         await asyncio.to_thread(self.launcher.leases.trim)
         await self.admission.sample()
 
@@ -95,6 +96,7 @@ class Residency:
             self._forget(slot)
 
     async def _loaded(self, card: Card, slot: Slot) -> WorkerHandle:
+        """The slot's living worker. Begins a load if there is none, or waits for the one under way."""
         if slot.worker is not None:
             if slot.worker.alive:
                 return slot.worker
@@ -113,6 +115,7 @@ class Residency:
             raise
 
     async def _load(self, card: Card, slot: Slot) -> WorkerHandle:
+        """Fetch the model if need be, wait until the ledger admits it, and start its worker."""
         self.admission.refuse_too_large(wanted(card, self._kv_bytes(card)))
         if card.path is None:
             card = await fetch(card, self._downloads, slot, allowed=self._settings.engine.hub)
@@ -224,6 +227,7 @@ class Residency:
         return slot
 
     def pin(self, name: str, pinned: bool) -> Slot:
+        """Let a model stay once it is loaded, or let it go like any other."""
         slot = self.slot(self._catalogue.resolve(name))
         slot.pinned = "asked" if pinned else "no"
         self.admission.note_change()
@@ -259,11 +263,13 @@ class Residency:
         return kv_bytes_for(card, self.launcher.kv_memory_bytes, self.admission.limit().ceiling_bytes)
 
     def state(self, card: Card) -> ModelState:
+        """Where the card's model is now, as clients see it."""
         slot = self.slots.get(card.id)
         state = slot.shown_state if slot is not None else "unloaded"
         return "absent" if state == "unloaded" and card.path is None else state
 
     def placement(self, card: Card) -> Placement:
+        """All that operators see of one model."""
         slot = self.slots.get(card.id) or Slot(card)
         worker = slot.living_worker
         running = worker.active if worker is not None else 0

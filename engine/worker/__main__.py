@@ -1,4 +1,5 @@
-"""A worker process: one model, one channel to the gateway. `python -m engine.worker --fd N`; what to be is the first message."""
+"""A worker process: one model, one channel to the gateway. Run as `python -m engine.worker --fd N`; the first message is its
+`WorkerConfig`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="engine.worker", description="One model in a process of its own.")
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the gateway")
     fd = parser.parse_args().fd
-    # The gateway ends us by closing the channel; SIGTERM must end us too while a model loads.
+    # The gateway ends this process by closing the channel. SIGTERM must end it too, even while a model loads.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     configure_logs("info", "worker")
     channel: BlockingChannel[Any] = BlockingChannel.from_fd(fd, WorkerConfig | ToWorker)
@@ -38,7 +39,7 @@ def main() -> int:
     loaded = threading.Event()
     threading.Thread(target=_receive, args=(channel, mailbox, loaded), daemon=True, name="mailbox").start()
 
-    import engine.worker.loop  # noqa: F401 - MLX and the libraries, a second or more: a spare has that behind it
+    import engine.worker.loop  # noqa: F401 - MLX and the libraries, a second or more: a spare does this while it waits
 
     told = mailbox.get()
     try:
@@ -49,13 +50,14 @@ def main() -> int:
             return 1
         return _serve(told, channel, mailbox, loaded)
     except ChannelClosed:
-        return 0  # the gateway went while the model loaded
+        return 0  # the gateway ended while the model loaded
 
 
 def _serve(
     config: WorkerConfig, channel: BlockingChannel[Any], mailbox: queue.SimpleQueue[Any], loaded: threading.Event
 ) -> int:
-    """Load the model and answer until the gateway goes. Returns the exit code. Raises `ChannelClosed` before it is loaded."""
+    """Load the model, and answer until the gateway ends. Returns the exit code. Raises `ChannelClosed` when the gateway
+    ends before the model is loaded."""
     from engine.worker.loop import Loop
     from engine.worker.runtime import memory
     from engine.worker.runtime.loader import LoadError, load
@@ -69,7 +71,7 @@ def _serve(
         channel.send(LoadFailed(str(error)))
         return 1
     loaded.set()
-    # From here on the loop ends in order: what is only in memory goes to SSD.
+    # From here on SIGTERM ends the loop in order: KV that is only in memory goes to SSD.
     signal.signal(signal.SIGTERM, lambda *_: mailbox.put(None))
     channel.send(Ready(model.capabilities, model.context, model.weight_bytes, model.vocabulary))
     loop.run()
@@ -77,7 +79,7 @@ def _serve(
 
 
 def _cache_maker(config: WorkerConfig) -> MakeCache | None:
-    """How the worker's KV cache is made; None when it shall keep nothing."""
+    """Makes the worker's KV cache; None when it is to keep nothing."""
     lease = config.kv
     if lease is None or not lease.memory_bytes:
         return None
@@ -105,10 +107,12 @@ def _receive(channel: BlockingChannel[Any], mailbox: queue.SimpleQueue[Any], loa
             mailbox.put(channel.receive())
     except ChannelClosed:
         if not loaded.is_set():
-            os._exit(0)  # nobody waits for the model any more, and loading one may take minutes
+            os._exit(0)  # the model is no longer wanted, and the load may take minutes more
         mailbox.put(None)
     except msgspec.MsgspecError as error:
-        mailbox.put(error)  # the main thread ends the process with it: a thread that died quietly would leave it deaf
+        mailbox.put(
+            error
+        )  # the main thread ends the process with it: if only this thread ended, the process would be deaf
 
 
 if __name__ == "__main__":

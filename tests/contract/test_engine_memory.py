@@ -1,6 +1,6 @@
 """Memory between models, over real processes and HTTP: how refusals look, what processes take and leave, and what operators do.
 
-Who gives way to whom, and who waits, is decided without processes: `tests/unit/test_pool_memory.py`.
+Which models give way, and which wait, is tested without processes: `tests/unit/test_pool_memory.py`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def post(engine: EngineService, model: str, action: str, query: str = "") 
 
 @asynccontextmanager
 async def busy(engine: EngineService, model: str) -> AsyncIterator[None]:
-    """A stream of the model runs meanwhile."""
+    """A stream of the model runs during this context."""
     body = chat_body("forever", model, stream=True)
     async with engine.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         assert answer.status_code == 200
@@ -132,7 +132,7 @@ async def test_a_model_that_never_fits_is_refused_at_once_and_unloads_nothing(tm
 
 
 async def test_what_a_load_has_taken_is_known_to_be_ours(tmp_path: Path) -> None:
-    """Else it counts twice while it loads: it is reserved in full, and what it has taken is missing from what is available."""
+    """Else a load counts twice: it is reserved in full, and the memory that it has taken is missing from what is available."""
     folder = model_folder(tmp_path / "models", "slow", wait_for="go")
     async with engine_for(tmp_path) as engine:
         loading = asyncio.create_task(engine.chat("hello", "slow"))
@@ -269,7 +269,7 @@ async def test_four_models_in_memory_for_two_give_clean_answers_only_and_leave_n
 
 
 def processes_of(parent: int) -> set[int]:
-    """Children of a process, by /proc (tests run on Linux) or ps."""
+    """Children of a process, by /proc."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""The gateway as it is, on a free port of this process, over fake worker processes."""
+"""The real gateway on a free port of this process, over fake worker processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EngineService:
         return await self.client.post("/v1/chat/completions", json=chat_body(said, model, **options))
 
     async def status(self, model: str = "talker") -> dict[str, int]:
-        """What the worker says of itself: live, cancelled, pid."""
+        """What the worker says about itself: live, cancelled, pid, freed, paused."""
         said = await self.chat("status", model)
         while said.status_code == 429:  # a request that has left still counts for a moment
             await asyncio.sleep(0.02)
@@ -49,7 +49,7 @@ def chat_body(said: str, model: str = "talker", **options: Any) -> dict[str, Any
 
 
 def model_folder(root: Path, name: str, *, model_type: str = "qwen3", **plan: Any) -> Path:
-    """A folder that is discovered as a model and loads in the fake worker as `plan` says."""
+    """A folder that the engine finds as a model, and that the fake worker loads as `plan` says."""
     folder = root / name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -59,13 +59,13 @@ def model_folder(root: Path, name: str, *, model_type: str = "qwen3", **plan: An
 
 
 def starts(folder: Path) -> list[int]:
-    """Process ids of the workers that were started for a model folder."""
+    """Process ids of the workers that were started for a model folder, in order."""
     log = folder / "starts.log"
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
 async def leave(asking: asyncio.Task[httpx.Response]) -> None:
-    """The client of a request under way closes its connection."""
+    """Let the client of a request under way close its connection."""
     assert not asking.done()
     asking.cancel()
     await asyncio.wait([asking])
@@ -78,7 +78,7 @@ def make_settings(home: Path, models: Path, **engine: Any) -> Settings:
 
 
 class FakeHub:
-    """In the place of `Downloads`: a hub that has one repo, `owner/far`, and hands it out when `arrived` is set."""
+    """Replaces `Downloads`: a hub with one repo, `owner/far`, which arrives when `arrived` is set."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -97,7 +97,7 @@ class FakeHub:
 
 
 class FakeMachine:
-    """In the place of this machine's memory: `reading` may be changed meanwhile. By default it is large and empty."""
+    """Replaces this machine's memory. A test may change `reading` at any time; by default the machine is large and empty."""
 
     def __init__(self, reading: Reading | None = None) -> None:
         self.reading = reading or Reading(total_bytes=64 << 30, available_bytes=60 << 30)

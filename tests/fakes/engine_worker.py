@@ -56,24 +56,24 @@ from engine.types import (
 from engine.worker_config import WorkerConfig
 
 SAY_FOREVER = "forever"
-"""Tokens without end."""
+"""Endless tokens."""
 SAY_FAST = "fast"
-"""Tokens without end, as fast as the socket takes them."""
+"""Endless tokens, as fast as the socket takes them."""
 SAY_DIE = "die"
 """Two tokens, then SIGKILL."""
 SAY_REFUSE = "refuse"
-"""Failed with context_length_exceeded before anything else."""
+"""`Failed` with context_length_exceeded as the first event."""
 SAY_BREAK = "break"
-"""Failed after two tokens."""
+"""`Failed` after two tokens."""
 SAY_STATUS = "status"
 """One token: `live=N cancelled=M pid=P freed=F paused=P`: the requests beside this one, how often it was asked to free memory,
 and whether its batch work is paused (0 or 1)."""
 SAY_HOW = "how"
 """One token: `priority=P left=S`: the request's priority, and the whole seconds that it has left (None: no deadline)."""
 SAY_NOTHING = "nothing"
-"""Accepted, and then silence until cancelled."""
+"""`Accepted`, and then silence until cancelled."""
 SAY_HANG = "hang"
-"""Accepted, and then the loop stands still for ever, whatever comes."""
+"""`Accepted`, and then the loop hangs, whatever comes."""
 SAY_THINK = "think"
 """Three tokens of thought, then an echo."""
 SAY_PONDER = "ponder"
@@ -208,7 +208,7 @@ def _embed(request: EmbeddingRequest) -> Embedded:
 
 
 def _transcribe(request: TranscriptionRequest) -> Transcribed:
-    """The text is what it was asked with."""
+    """The text says what the request asked for."""
     seconds = len(request.audio) / 4 / 16000
     text = f"prompt={request.prompt} hotwords={'/'.join(request.hotwords)} language={request.language}"
     return Transcribed(request.id, Transcript(text, seconds, "en", (Segment(0.0, seconds, text),)))

@@ -1,6 +1,6 @@
-"""The real meeting worker, except that one stage stops when its work is done and before that is recorded.
+"""The real meeting worker, except that one stage stops after its work is done and before the result is recorded.
 
-`python -m tests.fakes.paused_worker STAGE MARK`: it writes the file MARK there and waits to be killed.
+`python -m tests.fakes.paused_worker STAGE MARK`: at that point it writes the file MARK and waits to be killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The real meeting worker, except that one stage takes it down: `python -m tests.fakes.poisoned_worker STAGE`."""
+"""The real meeting worker, except that one stage kills it: `python -m tests.fakes.poisoned_worker STAGE`."""
 
 from __future__ import annotations
 

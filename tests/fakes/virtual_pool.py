@@ -1,4 +1,4 @@
-"""The real pool over worker processes that are none, in virtual time: what it decides, without waiting for it."""
+"""The real pool over fake worker processes, in virtual time: its decisions without the waiting."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Asked:
 
 
 class VirtualPool:
-    """`machine` may be changed meanwhile. `resident_bytes` is what a model's worker reports once it is loaded, `load_ends` how
-    its load ends unless well (a method of `FakeChild`). Made by `virtual_pool`."""
+    """Made by `virtual_pool`. A test may change `machine` at any time. `resident_bytes` is what a model's worker reports
+    once it is loaded. `load_ends` names the method of `FakeChild` that ends a model's load, if not `ready`."""
 
     def __init__(self, home: Path, machine: FakeMachine, **engine: Any) -> None:
         self.models, self.machine = home / "models", machine
@@ -50,7 +50,7 @@ class VirtualPool:
     # Requests --------------------------------------------------------------------------------------------------------
 
     def ask(self, model: str, *, stays: bool = False) -> Asked:
-        """A request, which its worker answers at once, or never if it `stays`. Returns before it has a worker."""
+        """Begin a request. Its worker answers it at once, or never if it `stays`. Returns before the request has a worker."""
         name, asked = f"r{next(self._numbers)}", Asked()
         if stays:
             self._stays.add(name)
@@ -70,14 +70,14 @@ class VirtualPool:
         return asked
 
     def chat(self, model: str) -> None:
-        """A request and its answer. Raises what the request raises."""
+        """Make a request and wait for its answer. Raises what the request raises."""
         asked = self.ask(model)
         self.until(asked.task.done)
         if asked.error is not None:
             raise asked.error
 
     def busy(self, model: str) -> Asked:
-        """A request that its worker has and does not answer."""
+        """Begin a request that never ends, and wait until its worker has it."""
         before = len(self._live(model))
         asked = self.ask(model, stays=True)
         self.until(lambda: len(self._live(model)) > before)
@@ -117,7 +117,7 @@ class VirtualPool:
     def unload(self, model: str) -> None:
         self._time.run(self.pool.unload(model))
 
-    # What is so ------------------------------------------------------------------------------------------------------
+    # State -----------------------------------------------------------------------------------------------------------
 
     @property
     def status(self) -> PoolStatus:
@@ -166,7 +166,7 @@ class VirtualPool:
 
 @contextmanager
 def virtual_pool(home: Path, *names: str, machine: FakeMachine | None = None, **engine: Any) -> Iterator[VirtualPool]:
-    """With model folders of these names. Models load in a second, take `ledger.WORKER_BYTES` each, and nothing else is slow."""
+    """A pool over model folders of these names. A load takes a second, and a model takes `ledger.WORKER_BYTES`."""
     for name in names:
         model_folder(home / "models", name)
     house = VirtualPool(home, machine or FakeMachine(), **engine)

@@ -1,4 +1,5 @@
-"""An event loop whose time passes only while everybody waits: hours of sweeps and timeouts in milliseconds, always alike."""
+"""An event loop whose time passes only while every task waits: hours of sweeps and timeouts take milliseconds, always the
+same."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ T = TypeVar("T")
 
 
 class Inline(ThreadPoolExecutor):
-    """Runs what it is given at once: a real thread would take real time, in which virtual time knows no end."""
+    """Runs work at once, in the same thread: virtual time would run on and on while a real thread takes real time."""
 
     def submit(self, work: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
         future: Future[T] = Future()
         try:
             future.set_result(work(*given, **named))
-        except Exception as error:  # noqa: BLE001 - whoever waits for it gets it, as from a thread
+        except Exception as error:  # noqa: BLE001 - the caller that waits for the result gets it, as from a thread
             future.set_exception(error)
         return future
 
 
 class _Selector(selectors.DefaultSelector):
-    """Instead of waiting it turns the clock on."""
+    """Moves the clock forward instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,13 +35,13 @@ class _Selector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everybody waits, and nothing will wake them"
+            assert timeout is not None, "every task waits, and nothing will wake one"
             self.now += max(0.0, timeout)
         return ready
 
 
 class VirtualTime:
-    """`time.monotonic` is the loop's clock while `run` runs."""
+    """`time.monotonic` is this clock while `run` runs."""
 
     def __init__(self) -> None:
         self._selector = _Selector()
@@ -52,7 +53,8 @@ class VirtualTime:
         return self._selector.now
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Its result; then everything else has gone as far as it can without time passing, but for a millisecond."""
+        """The result of `work`. When this returns, all other tasks have run as far as they can within one millisecond of
+        virtual time."""
 
         async def settled() -> T:
             try:

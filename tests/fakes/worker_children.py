@@ -1,4 +1,4 @@
-"""Worker processes that are none: in the place of `duet.supervise.child.Child`, speaking the protocol as the test tells them."""
+"""Fake worker processes: they replace `duet.supervise.child.Child`, and speak the protocol as the test tells them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.types import EmbeddingRequest, Finished, GenerationRequest, MemoryRe
 from engine.worker_config import WorkerConfig
 
 NO_PROCESS = 1 << 23
-"""Ids from here on belong to no process of any system."""
+"""No system gives a process an id this large."""
 STOP_SECONDS = 1.0
 
 
@@ -54,7 +54,7 @@ class FakeChild:
         self.end(3)
 
     def hang_up(self) -> None:
-        """The channel closes; the process lives on."""
+        """Close the channel while the process lives on."""
         self._said.put_nowait(None)
 
     def say(self, message: msgspec.Struct) -> None:
@@ -106,7 +106,7 @@ class FakeChild:
             take(await self.receive())
 
     async def close(self) -> None:
-        """Nothing is left to close."""
+        """There is no socket to close."""
 
     def kill(self) -> None:
         self.end(-9)
@@ -132,7 +132,8 @@ class FakeChild:
 
 
 class FakeChildren:
-    """In the place of the class `Child`: everyone that was ever started. `on_told` sees each when it is told what to be."""
+    """Replaces the class `Child`. `all` are the children ever started; `on_told` is called with each when it is told what
+    to be."""
 
     def __init__(self, on_told: Callable[[FakeChild], None]) -> None:
         self.all: list[FakeChild] = []

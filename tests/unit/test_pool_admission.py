@@ -1,4 +1,4 @@
-"""Loads that wait for memory: who is next, who may go before, and when the wait is over."""
+"""Loads that wait for memory: which is next, which may go first, and when a wait ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GB = 10**9
 
 
 class Book:
-    """In the place of the slots: ten gigabytes for models, whose entries the test changes."""
+    """Replaces the slots: ten gigabytes for models, whose entries the test changes."""
 
     def __init__(self, *entries: Entry, available_bytes: int = 60 * GB, wait_seconds: float = 0.0) -> None:
         self.entries = {entry.model: entry for entry in entries}
@@ -69,7 +69,7 @@ async def test_a_newcomer_does_not_take_what_was_unloaded_for_another_load() -> 
     book = Book(entry("old", 8))
     first = book.load("first", 9)
     await until(lambda: book.evicted == ["old"])
-    del book.entries["old"]  # the newcomer sees it before the first one looks again
+    del book.entries["old"]  # the newcomer sees this before the first load decides again
     with pytest.raises(MemoryFull, match="first"):
         await book.load("newcomer", 5)
     book.admission.note_change()
@@ -119,7 +119,7 @@ async def test_a_wait_ends_however_many_models_are_unloaded_in_vain(monkeypatch:
     book = Book(entry("idle 0", 8))
 
     def evict(model: str) -> None:
-        """Whatever goes, another comes."""
+        """Whenever a model goes, another one comes."""
         book.evicted.append(model)
         del book.entries[model]
         another = f"idle {len(book.evicted)}"
@@ -133,8 +133,8 @@ async def test_a_wait_ends_however_many_models_are_unloaded_in_vain(monkeypatch:
     assert book.admission.waiting == 0
 
 
-async def test_looks_at_the_same_time_lose_no_reading() -> None:
-    """The first one reads much swap and is slow; the second reads little meanwhile."""
+async def test_samples_at_the_same_time_lose_no_reading() -> None:
+    """The first sample reads much swap and is slow. The second reads little meanwhile."""
     book = Book()
     slow, second = threading.Event(), threading.Event()
     readings = [replace(book.reading, swap_used_bytes=5 * GB), replace(book.reading, swap_used_bytes=GB)]

@@ -1,4 +1,4 @@
-"""Who may hold memory: the ledger's decisions one by one, and by random histories."""
+"""Which models may take memory: the ledger's decisions one by one, and over random histories."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_surplus_ends_with_as_few_unloaded_as_need_be_and_none_in_use(
     young = [entry for entry in gone if NOW - entry.loaded_at < RULES.minimum_residency_seconds]
     assert not young or NOW - since >= SURPLUS_SECONDS
     left = sum(entry.bytes for entry in stays.values())
-    if left > limit.ceiling_bytes:  # whoever may go has gone
+    if left > limit.ceiling_bytes:  # all that may go have gone
         late = NOW - since >= SURPLUS_SECONDS
         for entry in stays.values():
             settled = late or NOW - entry.loaded_at >= RULES.minimum_residency_seconds
@@ -248,7 +248,7 @@ def test_who_holds_memory_is_named_the_most_first() -> None:
 
 
 class Pool(RuleBasedStateMachine):
-    """Models come, are used, pinned and go, the limit moves; every decision is carried out."""
+    """Models come, are used, are pinned and go, and the limit moves. Every decision is carried out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ class Pool(RuleBasedStateMachine):
                 self.check_victim(before[model], wanted)
                 del self.entries[model]
             decision = self.decide(wanted)
-            assert isinstance(decision, Admit), "who leaves for a load leaves enough"
+            assert isinstance(decision, Admit), "models that leave for a load free enough"
         if isinstance(decision, Refuse):
             assert decision.sentence
             assert decision.never == (size > self.limit.ceiling_bytes)

@@ -1,4 +1,4 @@
-"""The pool under any order of events (hypothesis): the real one but for processes, the machine's memory and the time."""
+"""The pool under any order of events (hypothesis): the real one, with fake processes, memory and time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PICK = st.integers(0, 99)
 
 
 class Shelf:
-    """In the place of the catalogue."""
+    """Replaces the catalogue."""
 
     preset = "64gb"
 
@@ -70,7 +70,7 @@ class Shelf:
 
 
 class Hub:
-    """In the place of the downloads: it has one repo, whose files come after a while."""
+    """Replaces the downloads: it has one repo, whose files arrive after 30 s."""
 
     async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Any = None) -> Path:
         await asyncio.sleep(30.0)
@@ -80,7 +80,7 @@ class Hub:
 
 
 class Asked:
-    """One request and how it ended, however often it did."""
+    """One request, and every end it had: there must be one."""
 
     def __init__(self) -> None:
         self.ends: list[str] = []
@@ -96,7 +96,7 @@ class Asked:
 
 
 class Machine(RuleBasedStateMachine):
-    """Clients, workers, other programs and operators do what they like; the pool keeps its promises."""
+    """Clients, workers, other programs and operators do anything in any order; the pool keeps its promises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,11 +242,13 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 3.0, 20.0, 80.0]))
     def time_passes(self, seconds: float) -> None:
         self.time.run(asyncio.sleep(seconds))
-        if seconds == 80.0:  # all that takes its time is over
-            assert not any(child.deaf and child.live for child in self.settled()), "it is waited for without end"
+        if seconds == 80.0:  # every timeout is over
+            assert not any(child.deaf and child.live for child in self.settled()), (
+                "a silent worker is waited for without end"
+            )
             entries = self.residency.entries()
             idle = [entry for entry in entries if not (entry.users or entry.moving or entry.pinned)]
-            assert not idle or sum(entry.bytes for entry in entries) <= LIMIT, "the book stays above its limit"
+            assert not idle or sum(entry.bytes for entry in entries) <= LIMIT, "charges stay above the limit"
 
     @rule(model=st.sampled_from(NAMES), action=st.sampled_from(["pin", "unpin", "unpin", "unload", "force"]))
     def operate(self, model: str, action: str) -> None:
@@ -272,7 +274,7 @@ class Machine(RuleBasedStateMachine):
             assert force or not users
         self.forced = None
 
-    # What is so ------------------------------------------------------------------------------------------------------
+    # State -----------------------------------------------------------------------------------------------------------
 
     def do(self, act: Callable[[], object]) -> None:
         async def acting() -> None:
@@ -293,7 +295,7 @@ class Machine(RuleBasedStateMachine):
         slot = self.residency.slots.get(model)
         return slot.users if slot is not None else 0
 
-    # What must be so -------------------------------------------------------------------------------------------------
+    # Invariants ------------------------------------------------------------------------------------------------------
 
     def check_admission(self, child: FakeChild) -> None:
         """Called when a process is told what to be: its model has just been reserved in the ledger."""
@@ -319,7 +321,7 @@ class Machine(RuleBasedStateMachine):
         assert sum(slot.users for slot in self.residency.slots.values()) == waiting
         for child in self.settled():
             for name in child.live:
-                assert not self.asked[name].task.done(), "a worker works for nobody"
+                assert not self.asked[name].task.done(), "a worker works for a request that has ended"
 
     @invariant()
     def the_ledger_is_what_processes_hold(self) -> None:
@@ -333,14 +335,14 @@ class Machine(RuleBasedStateMachine):
         assert {slot.process for slot in slots if slot.process} == {child.pid for child in self.children.living}
 
     @invariant()
-    def nobody_is_remembered_for_nothing(self) -> None:
+    def no_slot_is_kept_without_a_reason(self) -> None:
         for slot in self.residency.slots.values():
             assert not slot.forgettable
         nothing = self.residency.slots.get("owner/nothing")
         assert nothing is None or nothing.loading or nothing.pinned != "no"
 
     def teardown(self) -> None:
-        """Everybody is told, and nothing is left."""
+        """After `close` every request has ended, and nothing is left."""
         self.closing = True
         self.time.run(self.pool.close())
         self.every_request_ends_once()

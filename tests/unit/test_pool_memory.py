@@ -1,4 +1,4 @@
-"""Memory between models: who gives way to whom, who waits, and who is refused. The real pool in virtual time."""
+"""Memory between models: which give way, which wait, and which are refused. The real pool in virtual time."""
 
 from __future__ import annotations
 

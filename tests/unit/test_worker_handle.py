@@ -1,4 +1,4 @@
-"""What callers of a worker see when it dies, whatever its channel does then."""
+"""What callers of a worker see when it dies, however its channel behaves."""
 
 from __future__ import annotations
 
