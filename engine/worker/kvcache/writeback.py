@@ -63,7 +63,7 @@ class Writeback:
         self._saving: dict[bytes, int] = {}
         self._refused: dict[bytes, None] = {}
         self.spilled_away = 0
-        """Admitted entries that left memory unwritten, because too many waited for the disk."""
+        """Admitted entries that left memory unwritten: too many waited for the disk, or there is none."""
 
     @property
     def is_on(self) -> bool:
