@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from engine.fleet.protocol import EventFrame
+from engine.kvstore.leases import Lease
 from engine.types import (
     Accepted,
     BatchReport,
@@ -26,7 +28,7 @@ from engine.types import (
     Structure,
     TextDelta,
 )
-from engine.worker.loop import Loop
+from engine.worker.loop import Loop, MakeCache
 from engine.worker.model import Loaded
 from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import load
@@ -68,6 +70,25 @@ def model(checkpoint: Callable[..., Path]) -> Callable[..., Loaded]:
     return get
 
 
+@pytest.fixture(scope="session")
+def alone(model: Callable[..., Loaded]) -> Callable[..., bytes]:
+    """`alone(kind, request, dtype=, kv_bits=)` is what a request says when it runs alone, without any cache of earlier prompts.
+
+    The request must draw the same tokens each time: greedy, or with a seed. Many tests compare with the same answers, so each is
+    computed once.
+    """
+    found: dict[tuple[str, str, int | None, bytes], bytes] = {}
+
+    def answer(kind: str, request: GenerationRequest, *, dtype: str = "float32", kv_bits: int | None = None) -> bytes:
+        assert request.sampling.temperature == 0.0 or request.sampling.seed is not None
+        key = (kind, dtype, kv_bits, msgspec.msgpack.encode(msgspec.structs.replace(request, id="")))
+        if key not in found:
+            found[key] = Driver(model(kind, dtype), kv_bits=kv_bits).run([request])[request.id]
+        return found[key]
+
+    return answer
+
+
 class Recorder:
     """A channel's sending side that keeps what was sent; reports, which come when they will, apart."""
 
@@ -97,6 +118,8 @@ class Driver:
         chunk_tokens: int = 64,
         kv_bits: int | None = None,
         active_kv_bytes: int | None = None,
+        kv: Lease | None = None,
+        make_cache: MakeCache | None = None,
     ) -> None:
         self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
         config = WorkerConfig(
@@ -104,9 +127,10 @@ class Driver:
             path="m",
             options=ModelOptions(kv_bits=kv_bits),  # type: ignore[arg-type]
             batch=BatchLimits(max_rows=max_rows, chunk_tokens=chunk_tokens),
+            kv=kv,
             active_kv_bytes=active_kv_bytes,
         )
-        self.loop = Loop(loaded, self.recorder, self.mailbox, config)  # type: ignore[arg-type]
+        self.loop = Loop(loaded, self.recorder, self.mailbox, config, make_cache=make_cache)  # type: ignore[arg-type]
         self.ticks = 0
 
     def post(self, message: Any) -> None:

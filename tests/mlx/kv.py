@@ -9,23 +9,28 @@ from typing import Any
 
 from engine.kvstore.directory import Directory, Limits
 from engine.kvstore.leases import Lease
-from engine.types import CacheNote, Failed, Finished, GenerationRequest
+from engine.types import Accepted, CacheNote, Failed, Finished, GenerationRequest
 from engine.worker.kvcache.cache import Identity, PrefixCache
 from engine.worker.kvcache.guarded import GuardedCache
 from engine.worker.kvcache.io_thread import IoThread
 from engine.worker.kvcache.memory_tier import MemoryTier
 from engine.worker.kvcache.session import Session
 from engine.worker.kvcache.writeback import Writeback
-from engine.worker.loop import Loop
 from engine.worker.model import Loaded
-from engine.worker_config import BatchLimits, ModelOptions, WorkerConfig
-from tests.mlx.conftest import Driver, Recorder
+from tests.mlx.conftest import Driver, ask, words
 
+HEAD = words(600, 1)
+"""A beginning that many prompts of these tests share."""
 LIMITS = Limits(disk_bytes=1 << 30, write_bytes_a_day=1 << 34, free_bytes=0)
 
 
+def request(name: str, tail: int, *, tokens: int = 16) -> GenerationRequest:
+    """A greedy request that begins with `HEAD` and has an end of its own."""
+    return ask(name, HEAD + words(30, tail), tokens=tokens)
+
+
 class KvDriver(Driver):
-    """`folder` None: memory only. `end` writes what is left, as the end of a worker does."""
+    """`folder` None: memory only. `settings` are those of `Driver`. `end` writes what is left, as the end of a worker does."""
 
     def __init__(
         self,
@@ -35,35 +40,15 @@ class KvDriver(Driver):
         memory_bytes: int = 1 << 28,
         limits: Limits = LIMITS,
         fingerprint: str = "f",
-        max_rows: int = 16,
-        chunk_tokens: int = 64,
-        kv_bits: int | None = None,
-        active_kv_bytes: int | None = None,
+        **settings: Any,
     ) -> None:
-        import queue
-
-        self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
         opener: Callable[[], Directory] | None = None
         if folder is not None:
             opener = partial(Directory, folder, limits, {"model": "m"})
-        config = WorkerConfig(
-            model="m",
-            path="m",
-            options=ModelOptions(kv_bits=kv_bits),  # type: ignore[arg-type]
-            batch=BatchLimits(max_rows=max_rows, chunk_tokens=chunk_tokens),
-            kv=Lease(memory_bytes, flush_seconds=10.0),
-            active_kv_bytes=active_kv_bytes,
+        make_cache = partial(
+            PrefixCache, identity=Identity(fingerprint, "none"), memory_bytes=memory_bytes, open_directory=opener
         )
-        self.loop = Loop(
-            loaded,
-            self.recorder,  # type: ignore[arg-type]
-            self.mailbox,
-            config,
-            make_cache=partial(
-                PrefixCache, identity=Identity(fingerprint, "none"), memory_bytes=memory_bytes, open_directory=opener
-            ),
-        )
-        self.ticks = 0
+        super().__init__(loaded, kv=Lease(memory_bytes, flush_seconds=10.0), make_cache=make_cache, **settings)
 
     @property
     def kv(self) -> GuardedCache:
@@ -114,8 +99,6 @@ class KvDriver(Driver):
         ]
 
     def note(self, request_id: str) -> CacheNote:
-        from engine.types import Accepted
-
         return self.of(request_id, Accepted)[0].cache  # type: ignore[no-any-return]
 
     def cached(self, request_id: str) -> int:
