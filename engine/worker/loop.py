@@ -240,7 +240,7 @@ class Loop:
             case Read() | Found() | Seen() | Saved() | Cleared():
                 self._take_in(message)
             case Compiled():
-                for request in self._forms.back(message):
+                for request in self._forms.received(message):
                     self._start(request, message.form)
             case PauseBatch(on):
                 self._batch_pause.hold(time.monotonic()) if on else self._batch_pause.release(time.monotonic())

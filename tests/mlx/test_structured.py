@@ -344,7 +344,7 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
     driver = Driver(model("plain"))
     driver.post(ask("a", "x", structure=choice("a")))
     driver.post(ask("b", "x"))
-    monkeypatch.setattr(driver.loop._forms, "back", lambda message: [])
+    monkeypatch.setattr(driver.loop._forms, "received", lambda message: [])
     driver.break_loop(monkeypatch)
     with pytest.raises(RuntimeError):
         driver.loop.run()

@@ -50,7 +50,7 @@ class FormQueue:
         self.waiting: dict[Key, list[GenerationRequest]] = {}
 
     def form(self, request: GenerationRequest, structure: Structure) -> Form | None:
-        """The form of a request's structure. None: the request waits for it, until `back` or `forget`."""
+        """The form of a request's structure. None: the request waits for it, until `received` or `forget`."""
         key = (structure.kind, structure.text)
         if (found := self._forms.get(key)) is not None:
             self._forms.move_to_end(key)
@@ -64,8 +64,8 @@ class FormQueue:
             self._thread.start()
         return None
 
-    def back(self, compiled: Compiled) -> list[GenerationRequest]:
-        """A form has come. It is kept unless it is a fault of ours. Returns the requests that wait for it."""
+    def received(self, compiled: Compiled) -> list[GenerationRequest]:
+        """A compiled form has come back. It is kept unless it is a fault of ours. Returns the requests that wait for it."""
         if not compiled.form.faulty:
             self._forms[compiled.key] = compiled.form
             while len(self._forms) > KEPT_FORMS:
