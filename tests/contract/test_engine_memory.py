@@ -164,8 +164,11 @@ async def test_a_worker_hears_that_the_machine_is_short_of_memory(tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-async def test_nothing_is_on_a_workers_command_line_but_its_channel(tmp_path: Path) -> None:
-    """New or spare: what it is to be comes as its first message."""
+async def test_nothing_is_on_a_workers_command_line_but_its_channel(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """New or spare: what it is to be comes as its first message. The log says which process has which model."""
+    caplog.set_level("INFO")
     async with engine_for(tmp_path, "a", "b", warm_spare=True) as engine:
         fresh = (await engine.status("a"))["pid"]
         await until_spare(engine)
@@ -180,6 +183,8 @@ async def test_nothing_is_on_a_workers_command_line_but_its_channel(tmp_path: Pa
             assert (module, option, fd.isdecimal(), end) == (WORKER, "--fd", True, "")
             before = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-4]
             assert before == [sys.executable, "-P", "-m"]
+    told = [vars(record) for record in caplog.records if getattr(record, "action", "") == "worker_told"]
+    assert [(one["model"], one["child_pid"]) for one in told] == [("a", fresh), ("b", spare)]
 
 
 async def test_a_spare_process_becomes_the_worker_and_another_takes_its_place(tmp_path: Path) -> None:
