@@ -19,7 +19,7 @@ from duet.settings import Settings
 from pipelines.jobs.store import APPLICATION_VERSION, QUEUE, WORKFLOW, database_url, jobs_folder, open_database
 from pipelines.meeting.job import JobFolder, Progress, Request, Status, sweep
 
-POLL_SECONDS = 0.3
+WATCH_SECONDS = 0.3
 STOP_SECONDS = 5.0
 
 _STATUS: Final[dict[str, Status]] = {
@@ -155,7 +155,7 @@ class MeetingClient:
                 yield job
             if job.status in ENDED:
                 return
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def cancel(self, job_id: str) -> None:
         """Stop a job. Its finished stages stay for a retry. A job that has ended stays as it is."""
