@@ -76,7 +76,7 @@ def assert_person(text: str) -> None:
 
 
 def ended(driver: Driver, name: str) -> str:
-    """The text of an answer that came to its end by itself."""
+    """The text of an answer that the model ended itself."""
     (finished,) = driver.of(name, Finished)
     assert finished.reason == "stop"
     return driver.text(name)
@@ -177,7 +177,7 @@ def test_a_stop_string_ends_an_answer_within_its_form(model: Callable[..., Loade
 
 def test_any_object_is_one(model: Callable[..., Loaded]) -> None:
     driver = Driver(model("plain"))
-    # Towards the ends of strings, lists and objects: of all values most never end at random.
+    # A bias towards the ends of strings, lists and objects: at random most values would never end.
     bias = {ord(char): 8.0 for char in '"}]'} | {EOS: 8.0}
     names = [f"r{i}" for i in range(6)]
     driver.run(
@@ -190,7 +190,7 @@ def test_any_object_is_one(model: Callable[..., Loaded]) -> None:
 
 
 def test_the_end_comes_when_nothing_else_may(model: Callable[..., Loaded]) -> None:
-    """Also where the model would go on for ever, and with a second token that ends answers."""
+    """The model would otherwise go on for ever, and a second token ends its answers too."""
     loaded = dataclasses.replace(model("plain"), eos_ids=frozenset({EOS, 256}))
     driver = Driver(loaded)
     driver.run([ask(name, "x", tokens=20, structure=choice("ab"), seed=i, **HOT) for i, name in enumerate("abcdefgh")])
@@ -277,7 +277,7 @@ def test_a_request_cancelled_while_its_form_is_compiled_never_starts(model: Call
 
 
 class Compiler:
-    """Stands before the library: notes what it is asked, and lets nothing through before it may."""
+    """In place of the library's compiler: it notes what it is asked for, and compiles nothing until `may` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Structure] = []
@@ -365,7 +365,7 @@ def test_forms_are_compiled_once(model: Callable[..., Loaded], monkeypatch: pyte
     for i, form in enumerate([one, two, one, three, one, two]):
         driver.run([ask(f"r{i}", "x", tokens=20, structure=form)])
         assert ended(driver, f"r{i}") == json.loads(form.text)[0]
-    # Not those that a thread of an earlier driver still compiles.
+    # The thread of an earlier driver may still compile other forms.
     assert [form for form in asked if form in (one, two, three)] == [one, two, three, two]
     assert len(driver.loop._forms._forms) == 2
 

@@ -71,7 +71,7 @@ def take_apart(answer: Output, tokens: list[int]) -> tuple[list[ThoughtDelta], l
 
 
 def first_end(text: str, stops: tuple[str, ...]) -> str:
-    """What a reader of single characters keeps: text before the stop that completes first (of those, the longest)."""
+    """The text before the stop string that completes first; of several that complete at once, before the longest."""
     for end in range(len(text) + 1):
         if starts := [end - len(stop) for stop in stops if text[:end].endswith(stop)]:
             return text[: min(starts)]

@@ -1,4 +1,4 @@
-"""Text of tokens one by one, also where their bytes are none of UTF-8."""
+"""The text of tokens one by one, also where their bytes are not UTF-8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LETTERS = {letter: 256 + i for i, letter in enumerate("abc")}
 
 @pytest.fixture
 def detokeniser() -> Detokeniser:
-    """Of a vocabulary whose bytes are tokens, as sentencepiece makes them."""
+    """Its vocabulary has a token for each byte, as those of sentencepiece have."""
     tokenizer = Tokenizer(models.BPE({**BYTES, **LETTERS}, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return Detokeniser(SimpleNamespace(backend_tokenizer=tokenizer))

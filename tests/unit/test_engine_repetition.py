@@ -1,4 +1,4 @@
-"""When an answer goes round in circles, and when it only looks like it."""
+"""When an answer repeats itself without end, and when it only seems to."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_whatever_a_schema_holds_it_is_judged(schema: Any) -> None:
 
 
 def erased(lark: str) -> str | None:
-    """What is asked about a grammar; None if nothing is."""
+    """The grammar that `endless_grammar` asks about; None if it does not ask."""
     asked: list[str] = []
 
     def ask(text: str) -> bool:
