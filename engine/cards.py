@@ -76,31 +76,20 @@ class Card:
         return frozenset({self.id, *self.aliases, *([self.repo] if self.repo else [])})
 
 
+KNOWN_KEYS = frozenset({
+    "id", "aliases", "roles", "repo", "revision", "memory_bytes", "context", "demonstration", "description",
+    "sampling", "review", "presets", "ocr", "ttl_seconds", *ModelOptions.__struct_fields__,
+})  # fmt: skip
+
+
 def read_card(path: Path) -> Card:
     """A card from its TOML file. Raises `CardError` naming file and key."""
-    known = {
-        "id", "aliases", "roles", "repo", "revision", "memory_bytes", "context", "demonstration", "description",
-        "sampling", "review", "presets", "ocr", "ttl_seconds",
-        *ModelOptions.__struct_fields__,
-    }  # fmt: skip
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise CardError(f"{path}: {error}") from error
-    if unknown := set(values) - known:
-        raise CardError(f"{path}: unknown key {', '.join(sorted(unknown))}")
+    _check(path, values)
     ocr = values.get("ocr", {})
-    for table, allowed in (
-        (values.get("roles", ()), frozenset(get_args(Role))),
-        (values.get("sampling", {}), _SAMPLING),
-        (ocr, frozenset({"prompt", "stops", "max_tokens"})),
-        (values.get("presets", {}), frozenset(PRESETS)),
-    ):
-        if bad := set(table) - allowed:
-            raise CardError(f"{path}: unknown {', '.join(sorted(bad))}; known: {', '.join(sorted(allowed))}")
-    ttl = values.get("ttl_seconds")
-    if ttl is not None and not (isinstance(ttl, int | float) and ttl >= 0):
-        raise CardError(f"{path}: ttl_seconds is a number of seconds, 0 for never")
     folder = path.parent / values["id"]
     here = folder.is_dir()
     return Card(
@@ -124,8 +113,25 @@ def read_card(path: Path) -> Card:
         options=_struct(
             path, {name: values[name] for name in ModelOptions.__struct_fields__ if name in values}, ModelOptions
         ),
-        ttl_seconds=ttl,
+        ttl_seconds=values.get("ttl_seconds"),
     )
+
+
+def _check(path: Path, values: dict[str, Any]) -> None:
+    """Raise `CardError` for a key or a name that no card has, and for a wrong TTL."""
+    if unknown := set(values) - KNOWN_KEYS:
+        raise CardError(f"{path}: unknown key {', '.join(sorted(unknown))}")
+    for table, allowed in (
+        (values.get("roles", ()), frozenset(get_args(Role))),
+        (values.get("sampling", {}), _SAMPLING),
+        (values.get("ocr", {}), frozenset({"prompt", "stops", "max_tokens"})),
+        (values.get("presets", {}), frozenset(PRESETS)),
+    ):
+        if bad := set(table) - allowed:
+            raise CardError(f"{path}: unknown {', '.join(sorted(bad))}; known: {', '.join(sorted(allowed))}")
+    ttl = values.get("ttl_seconds")
+    if ttl is not None and not (isinstance(ttl, int | float) and ttl >= 0):
+        raise CardError(f"{path}: ttl_seconds is a number of seconds, 0 for never")
 
 
 def _struct(path: Path, values: Any, kind: type[Struct], where: str = "") -> Struct:
