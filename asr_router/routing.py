@@ -47,7 +47,7 @@ class Route:
 
 
 SHORT_CLIP = "short clip"
-"""The reason where nothing speaks against the first candidate."""
+"""The reason when the first candidate lacks nothing."""
 
 
 def choose(clip: Clip, wish: Wish, candidates: Sequence[Candidate]) -> Route | None:
@@ -65,7 +65,7 @@ def choose(clip: Clip, wish: Wish, candidates: Sequence[Candidate]) -> Route | N
 
 
 def _wanted(clip: Clip, wish: Wish, order: Sequence[Candidate]) -> tuple[Candidate, str]:
-    """The candidate for a complete installation, and why. Where none is able, the last is taken: it lacks least."""
+    """The candidate if all were ready, and why. Where none is able, the last is taken."""
     if wish.recogniser is not None:
         return next(candidate for candidate in order if candidate.name == wish.recogniser), "the model was asked for"
     if wish.quality != "auto":
@@ -75,7 +75,7 @@ def _wanted(clip: Clip, wish: Wish, order: Sequence[Candidate]) -> tuple[Candida
 
 
 def lack(abilities: Abilities, clip: Clip, wish: Wish) -> str | None:
-    """What of the request is beyond a recogniser, in the words of a reason; None when it can do all of it."""
+    """The first part of the request that a recogniser cannot do, as a reason; None when it can do all of it."""
     if wish.keywords and "keywords" not in abilities.honours:
         return "keywords"
     if wish.prompt and "prompt" not in abilities.honours:

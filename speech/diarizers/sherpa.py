@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 
-import models
 from duet.errors import Unavailable
 from duet.settings import Settings
 from duet.supervise.service import Service
@@ -20,6 +19,7 @@ from duet.wire import SpeakerTurn
 from speech.diarizers.child.messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.diarizers.turns import named, smoothed
 from speech.diarizers.windows import linked, windows
+from speech.installed import installed_model
 from speech.speakers.prints import Voice, mean_print, people
 from speech.splitter import SAMPLE_RATE
 
@@ -31,13 +31,8 @@ EMBEDDED_ID = "duet-tiny-speaker"
 
 
 def find_diarizer(settings: Settings) -> Path | None:
-    """The speaker models' folder: set, embedded, or $DUET_HOME/models/speaker; None when there is none."""
-    if settings.router.speaker_dir is not None:
-        return settings.router.speaker_dir
-    if settings.embedded:
-        return models.EMBEDDED / EMBEDDED_ID
-    folder = settings.home / "models" / "speaker"
-    return folder if folder.is_dir() else None
+    """The speaker models' folder; None when there is none."""
+    return installed_model(settings, chosen=settings.router.speaker_dir, embedded_id=EMBEDDED_ID, name="speaker")
 
 
 class SherpaDiarizer:

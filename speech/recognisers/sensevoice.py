@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-import models
 from duet.errors import Unavailable
 from duet.settings import Settings
 from duet.supervise.service import Service
 from duet.wire import Segment, Transcript
 from speech import vad
+from speech.installed import installed_model
 from speech.recognisers.child.messages import Recognise, Recognised, RecogniseFailed
 from speech.recognisers.child.sensevoice import MODEL_NAMES
 from speech.recognisers.port import Abilities, Options, Pcm
@@ -38,13 +38,8 @@ EMBEDDED_ID = "duet-tiny-asr"
 
 
 def find_sensevoice(settings: Settings) -> Path | None:
-    """The model's folder: set, embedded, or $DUET_HOME/models/sensevoice; None when there is none."""
-    if settings.router.sensevoice_dir is not None:
-        return settings.router.sensevoice_dir
-    if settings.embedded:
-        return models.EMBEDDED / EMBEDDED_ID
-    folder = settings.home / "models" / "sensevoice"
-    return folder if folder.is_dir() else None
+    """The model's folder; None when there is none."""
+    return installed_model(settings, chosen=settings.router.sensevoice_dir, embedded_id=EMBEDDED_ID, name="sensevoice")
 
 
 class SenseVoice:
