@@ -41,9 +41,8 @@ async def test_a_recogniser_killed_at_work_is_tried_again(router: RouterService)
     assert first is not None
     os.kill(first, signal.SIGSTOP)  # it takes the request and does not answer
     asking = asyncio.create_task(router.send(clip("zh")))
-    service = router.service._backends["sensevoice"].recogniser._service  # type: ignore[attr-defined]
     async with asyncio.timeout(20):
-        while not service._connection.waiting:
+        while not router.recogniser_waited_for:
             await asyncio.sleep(0.01)
     os.kill(first, signal.SIGKILL)
     assert (await asking).json()["text"]

@@ -41,9 +41,19 @@ class RouterService:
 
     @property
     def recogniser_pid(self) -> int | None:
+        return self._sensevoice.model.pid
+
+    @property
+    def recogniser_waited_for(self) -> bool:
+        """Whether SenseVoice's process has a request that it has not answered."""
+        connection = self._sensevoice.model._service._connection
+        return connection is not None and bool(connection.waiting)
+
+    @property
+    def _sensevoice(self) -> SenseVoiceRecogniser:
         recogniser = self.transcriber.recognisers["sensevoice"]
         assert isinstance(recogniser, SenseVoiceRecogniser)
-        return recogniser.model.pid
+        return recogniser
 
     def spooled(self) -> list[Path]:
         return list((self.home / "tmp" / "router").iterdir())
