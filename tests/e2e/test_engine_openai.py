@@ -130,6 +130,48 @@ def test_a_chat_is_the_same_streamed_and_not(client: openai.OpenAI) -> None:
     assert whole.model == "duet-tiny-chat"
 
 
+def test_a_completion_of_the_rendered_chat_is_the_chats_answer(client: openai.OpenAI) -> None:
+    """As text and as token ids, whole and streamed, and it restores what the chat had computed."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.EMBEDDED / "duet-tiny-chat")
+    question = f"{ASK} " * 40
+    text = tokenizer.apply_chat_template(says(question), tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    chat = client.chat.completions.create(model="chat", messages=says(question), temperature=0, max_tokens=24)
+    whole = client.completions.create(model="chat", prompt=[text, text], temperature=0, max_tokens=24)
+    tokens = client.completions.create(model="chat", prompt=ids, temperature=0, max_tokens=24)
+    stream = client.completions.create(model="chat", prompt=ids, temperature=0, max_tokens=24, stream=True)
+    streamed = "".join(chunk.choices[0].text for chunk in stream)
+    answers = [*(choice.text for choice in whole.choices), tokens.choices[0].text, streamed]
+    assert answers == [chat.choices[0].message.content] * 4
+    assert tokens.usage is not None
+    assert tokens.usage.prompt_tokens == len(ids)
+    assert tokens.usage.prompt_tokens_details is not None
+    assert (tokens.usage.prompt_tokens_details.cached_tokens or 0) > 100
+
+
+def test_a_completion_echoes_a_token_prompt_as_its_text(client: openai.OpenAI) -> None:
+    from transformers import AutoTokenizer
+
+    prompt = "The meeting begins at nine."
+    ids = AutoTokenizer.from_pretrained(models.EMBEDDED / "duet-tiny-chat").encode(prompt, add_special_tokens=False)
+    echoed, plain = (
+        client.completions.create(model="chat", prompt=ids, temperature=0, max_tokens=8, echo=echo)
+        for echo in (True, False)
+    )
+    assert echoed.choices[0].text == prompt + plain.choices[0].text
+    scored = client.completions.create(model="chat", prompt=ids, temperature=0, max_tokens=8, logprobs=3, stop=["\n\n"])
+    found = scored.choices[0].logprobs
+    assert found is not None
+    assert found.tokens is not None
+    assert found.token_logprobs is not None
+    assert found.top_logprobs is not None
+    for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+        assert top is not None
+        assert logprob == top[token] == max(top.values()), "greedy"
+
+
 def test_a_seed_fixes_the_answer_and_n_gives_different_ones(client: openai.OpenAI) -> None:
     def draw(n: int) -> list[str | None]:
         answer = client.chat.completions.create(
