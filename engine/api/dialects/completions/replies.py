@@ -93,7 +93,7 @@ def _logprobs(deltas: Iterable[TextDelta], offset: int) -> dict[str, Any]:
 
 
 def _name(token: TokenLogprob) -> str:
-    """The token's text. A token that is only a part of a character is `bytes:\\xe4\\xbd`, as OpenAI writes it: the keys of
+    """The token's text. A token that is only a part of a character is named `bytes:\\xe4\\xbd`: the keys of
     `top_logprobs` have to differ."""
     try:
         return token.raw.decode()
