@@ -23,7 +23,7 @@ from engine.types import Backend
 def create_app(
     backend: Backend, settings: Settings, *, key: str, life: AbstractAsyncContextManager[object] | None = None
 ) -> FastAPI:
-    """`life` is entered before the first request and left after the last (the pool's workers)."""
+    """`life` is entered before the first request and left after the last: the life of the pool's workers."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -43,15 +43,15 @@ def create_app(
     )
     app.state.models = app.state.operators = backend
     app.state.work = Metered(backend, backend)
-    app.state.max_audio_seconds = settings.engine.max_audio_seconds
-    app.state.max_waiting_requests = settings.engine.max_waiting_requests
-    app.state.decoding = 0
+    app.state.uploads = transcriptions.Uploads(
+        backend, max_requests=settings.engine.max_waiting_requests, max_seconds=settings.engine.max_audio_seconds
+    )
     install_edge(
         app,
         key=key,
         allowed_hosts=settings.allowed_hosts,
         max_body_bytes=settings.engine.max_body_bytes,
-        # The description of the API is the same for everybody and says nothing of this machine; a browser sends no key.
+        # The description of the API is the same for everybody and tells nothing about this machine, and a browser sends no key.
         open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     install_docs(app)

@@ -1,7 +1,7 @@
-"""Every request measured: what Prometheus counts, and one log line without a word of its text.
+"""Every request is measured: Prometheus counts it, and the log has one line for it, without a word of its text.
 
-`Metered` stands before the backend, so every dialect is measured alike. Names and labels are vLLM's where vLLM has them
-(https://docs.vllm.ai/en/latest/usage/metrics.html).
+`Metered` stands between the routes and the pool, so every dialect is measured alike. Names and labels are vLLM's where vLLM has
+them (https://docs.vllm.ai/en/latest/usage/metrics.html).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REGISTRY = CollectorRegistry()
 CANCELLED: Final = "abort"
 """vLLM's word for a request whose client has left."""
 UNKNOWN: Final = "unknown"
-"""All models that are not on this machine, as a label: anybody can think up names, and a label stays as long as we live."""
+"""The label of all models that are not on this machine. Anybody can think up names, and a label stays as long as the process."""
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
 _MODEL = ["model_name"]
@@ -79,7 +79,7 @@ _LOOKUPS = Counter(
 
 
 class _Meter:
-    """One request from its beginning to its end, whichever it is."""
+    """One request from its beginning to its end, whatever ends it."""
 
     def __init__(self, request: Request, label: Callable[[str], str]) -> None:
         """`label` names a model for Prometheus. It is called late, because a model may be fetched for this request."""
@@ -91,13 +91,13 @@ class _Meter:
         self._usage = Usage()
         self._cache = CacheNote()
         self._outcome = CANCELLED
-        """Unless an event ends it."""
+        """The outcome unless an event says otherwise."""
 
     def note(self, event: Event) -> None:
         now = time.perf_counter()
         match event:
             case TextDelta(tokens=0):
-                pass  # the prompt, which the answer repeats
+                pass  # the echoed prompt
             case TextDelta():
                 self._tokens += event.tokens
                 if self._between is None:
@@ -108,7 +108,7 @@ class _Meter:
                     self._between.observe(now - self._last)
                 self._last = now
             case ThoughtDelta():
-                pass  # no client sees it: the first token is the first of the answer, as the usage counts thoughts at the end
+                pass  # no client sees it, so it is not the first token; `Finished.usage` counts its tokens
             case Accepted():
                 self._cache = event.cache
                 self._usage = Usage(event.prompt_tokens, 0, 0)
@@ -122,7 +122,7 @@ class _Meter:
                 assert_never(event)
 
     def end(self) -> None:
-        """Count it, and say it in one line."""
+        """Count the request, and log it."""
         seconds, label = time.perf_counter() - self._began, self._label(self._request.model)
         _WHOLE.labels(label).observe(seconds)
         _REQUESTS.labels(label, self._kind, self._outcome).inc()
@@ -160,7 +160,7 @@ class _Meter:
 
 
 class Metered:
-    """`Work` that measures another one's requests and ends them at their deadlines. Every failure is a `Failed` event."""
+    """Runs requests by another `Work`, measures them, and ends them at their deadlines. A failure is `Failed`, never raised."""
 
     def __init__(self, work: Work, models: Models) -> None:
         self._work, self._models = work, models

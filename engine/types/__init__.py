@@ -1,4 +1,4 @@
-"""What crosses the border to a worker, and between the API and whatever does its work. No MLX, no HTTP, no process.
+"""What crosses the border to a worker, and the ports between the API and the pool. No MLX, no HTTP, no process.
 
 What goes over the Unix socket is a `msgspec.Struct`. Everybody imports from here, not from the modules.
 """

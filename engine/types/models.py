@@ -10,18 +10,16 @@ from duet.wire import ReviewLimits
 from engine.types.reports import BatchReport, MemoryReport
 
 Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
-
-
 ModelState = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]
 Unloading = Literal["idle", "evicted", "pressure", "surplus", "asked", "stopping"]
-"""Why a model was unloaded: its TTL, for another model, because the machine was short of memory, because models had grown beyond
-their limit, by an operator, at the end."""
+"""Why a model was unloaded: its time to live passed; another model needed its memory; the machine was short of memory; models had
+grown beyond their limit; an operator asked for it; the engine stops."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as `/v1/models` shows it. `state` is where it is now; `bytes_on_disk` 0 means not downloaded.
-    `defaults` are sampling parameters, and `max_tokens` the answer's bound, for requests that name none. `stops` are
-    added to the request's own. `ocr_prompt` goes with an image that comes without words."""
+    """A model as `/v1/models` shows it. `bytes_on_disk` 0 means that it is not downloaded. `defaults` are sampling
+    parameters, and `max_tokens` bounds an answer, for requests that name none. `stops` are added to those of a request.
+    `ocr_prompt` goes with an image that comes without words."""
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -41,10 +39,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """One model's place in the pool.
 
-    Bytes: `estimate_bytes` before a load, `charged_bytes` in the ledger, `memory_bytes` what its process holds by its own
-    report, `memory`. `running` requests are in its worker, which says more in `batch`; `waiting` ones not yet. `pinned` models
-    are unloaded only when asked to; `resident` ones are loaded at start. `ttl_seconds` None: it stays. `rests_seconds`: requests
-    for it are refused for so long, because it failed several times in a row. Counts are since the engine started.
+    `estimate_bytes` is the estimate before a load, `charged_bytes` what the ledger charges, `memory_bytes` what its process holds
+    according to its own report, `memory`. `running` requests are in its worker, which says more in `batch`; `waiting` requests
+    are not there yet. `pinned` models are unloaded only when an operator asks; `resident` models are loaded at start.
+    `ttl_seconds` None: it stays. `rests_seconds` is how long requests for it are refused, because it failed several times in a
+    row. Counts begin when the engine starts.
     """
 
     id: str

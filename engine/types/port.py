@@ -1,4 +1,4 @@
-"""The ports between the API and whatever does the work. Every method raises `duet.errors.DuetError`."""
+"""The ports between the API and the pool. Every method raises `duet.errors.DuetError`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.types.requests import Request
 
 
 class Work(Protocol):
-    """What does requests."""
+    """Runs requests."""
 
     def run(self, request: Request) -> Events:
         """The events of one request. Loads the model if need be. Closing the generator cancels the request in any state.
@@ -23,7 +23,7 @@ class Work(Protocol):
 
 
 class Models(Protocol):
-    """What knows which models there are."""
+    """Knows which models there are."""
 
     def list(self) -> Sequence[ModelInfo]:
         """Models on this machine, then those that can be fetched."""
@@ -39,7 +39,7 @@ class Models(Protocol):
 
 
 class Operators(Protocol):
-    """What an operator sees and decides."""
+    """Shows an operator the machine, and does what the operator decides."""
 
     def pool(self) -> PoolStatus:
         """Memory, and every model that is here or was asked for."""
@@ -72,4 +72,4 @@ class Operators(Protocol):
 
 
 class Backend(Work, Models, Operators, Protocol):
-    """All three at once: what the application is made with."""
+    """All three ports: what the application is made with."""

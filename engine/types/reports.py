@@ -6,8 +6,8 @@ import msgspec
 
 
 class KvReport(msgspec.Struct, omit_defaults=True, tag="kv"):
-    """One worker's KV cache: bytes and entries now, the rest counted since it started, except `written_today`. `off` says why
-    nothing goes to SSD, "" when it does. A worker sends copies of it."""
+    """One worker's KV cache. Bytes and entries are those of now; the other counts begin when the worker starts, except
+    `written_today`. `off` says why nothing goes to SSD, "" when it does. A worker sends copies of its report."""
 
     memory_bytes: int = 0
     memory_entries: int = 0
@@ -26,8 +26,8 @@ class KvReport(msgspec.Struct, omit_defaults=True, tag="kv"):
 
 
 class BatchReport(msgspec.Struct, frozen=True, omit_defaults=True, tag="batch"):
-    """One worker's batch: rows that decode, requests that have no row yet, tokens of KV that both hold, the bound of these (None
-    before it is known what a token takes), and how often a row was swapped out since the worker started."""
+    """One worker's batch: rows that decode, requests that have no row yet, the tokens of KV that both hold, the bound of these
+    tokens (None until the bytes of a token are known), and how often a row was swapped out since the worker started."""
 
     rows: int = 0
     waiting: int = 0

@@ -92,7 +92,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
-    """`inputs` are texts or token ids, one vector each. `dimensions` truncates and renormalises (Matryoshka)."""
+    """`inputs` are texts or token ids; each becomes one vector. `dimensions` truncates and renormalises (Matryoshka)."""
 
     id: str
     model: str

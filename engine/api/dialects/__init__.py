@@ -1,5 +1,5 @@
-"""Dialects: APIs by which clients ask for text. A folder a dialect, each with the same four files, and none imports another.
+"""Dialects are the APIs by which clients ask for text. Each has a folder with the same four files, and none imports another.
 
-`schema` is the body as clients send it, `requests` makes our requests of it, `replies` implements `respond.Dialect`, and `route`
-joins the three. A new dialect is a folder and a line in `engine.app`.
+`schema` is the body as clients send it, `requests` turns it into our requests, `replies` implements `respond.Dialect`, and
+`route` joins the three. A new dialect is a folder here and a line in `engine.app`.
 """

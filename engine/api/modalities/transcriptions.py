@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
 from duet.errors import Busy, InvalidRequest
 from duet.http.disconnect import unless_gone
 from engine.api.shared.caller import caller_of
 from engine.api.shared.headers import answer_headers
-from engine.api.shared.ports import ModelsDep, OperatorsDep, WorkDep
+from engine.api.shared.ports import ModelsDep, WorkDep
 from engine.types import Operators, Transcribed, TranscriptionRequest, only
 from speech.decode import decode
 from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
@@ -34,12 +32,47 @@ MEDIA = MEDIA_TYPES | {"srt": "text/plain"}
 """The engine names SRT plain text; the router names it by its own type."""
 
 
+class Uploads:
+    """Decodes recordings. That costs time and memory before the pool could refuse the request, so a recording that is being
+    decoded takes one of the engine's places for requests."""
+
+    def __init__(self, operators: Operators, *, max_requests: int, max_seconds: float) -> None:
+        self._operators, self._max_requests, self._max_seconds = operators, max_requests, max_seconds
+        self._decoding = 0
+
+    async def decoded(self, file: UploadFile) -> bytes:
+        """The samples as float32 mono at 16 kHz. Raises `Busy`, and `InvalidRequest` for what is no audio or too long."""
+        under_way = self._decoding + sum(model.running + model.waiting for model in self._operators.pool().models)
+        if under_way >= self._max_requests:
+            raise Busy(f"{under_way} requests are under way already")
+        self._decoding += 1
+        try:
+            # The upload is copied to a named file, because a decoder seeks.
+            with tempfile.TemporaryDirectory(prefix="duet-") as folder:
+                path = Path(folder) / "audio"
+                with path.open("wb") as target:
+                    while piece := await file.read(1 << 20):
+                        await asyncio.to_thread(target.write, piece)
+                samples = await asyncio.to_thread(decode, path, max_seconds=self._max_seconds)
+        finally:
+            self._decoding -= 1
+        return samples.astype("<f4").tobytes()
+
+
+def _uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads
+
+
+UploadsDep = Annotated[Uploads, Depends(_uploads)]
+
+
 @router.post("/v1/audio/transcriptions")
 async def transcriptions(
     request: Request,
     work: WorkDep,
     models: ModelsDep,
-    operators: OperatorsDep,
+    uploads: UploadsDep,
     file: Annotated[UploadFile, File()],
     model: Annotated[str, Form(min_length=1, max_length=512)],
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
@@ -60,8 +93,7 @@ async def transcriptions(
             param="timestamp_granularities[]",
         )
     info, caller = models.resolve(model), caller_of(request)
-    with _place(request, operators):
-        audio = await unless_gone(request, _decoded(file, request.app.state.max_audio_seconds))
+    audio = await unless_gone(request, uploads.decoded(file))
     asked = TranscriptionRequest(
         id=secrets.token_hex(8),
         model=info.id,
@@ -78,29 +110,3 @@ async def transcriptions(
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
     headers = answer_headers(info, ignored)
     return Response(rendered(result.transcript, response_format), headers=headers, media_type=MEDIA[response_format])
-
-
-@contextlib.contextmanager
-def _place(request: Request, operators: Operators) -> Iterator[None]:
-    """One of the engine's places for requests while a recording is decoded, which costs time and memory before the pool
-    could refuse it. Raises `Busy`."""
-    state = request.app.state
-    under_way = state.decoding + sum(model.running + model.waiting for model in operators.pool().models)
-    if under_way >= state.max_waiting_requests:
-        raise Busy(f"{under_way} requests are under way already")
-    state.decoding += 1
-    try:
-        yield
-    finally:
-        state.decoding -= 1
-
-
-async def _decoded(file: UploadFile, max_seconds: float) -> bytes:
-    """float32 mono 16 kHz. The upload is copied to a named file of our own, since a decoder seeks."""
-    with tempfile.TemporaryDirectory(prefix="duet-") as folder:
-        path = Path(folder) / "audio"
-        with path.open("wb") as target:
-            while piece := await file.read(1 << 20):
-                await asyncio.to_thread(target.write, piece)
-        samples = await asyncio.to_thread(decode, path, max_seconds=max_seconds)
-    return samples.astype("<f4").tobytes()

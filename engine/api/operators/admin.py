@@ -1,4 +1,4 @@
-"""`/v1/admin/models`: what is loaded, and who decides that; `/v1/admin/kv`: what the KV cache holds, and its end."""
+"""`/v1/admin/models` shows, loads and unloads models. `/v1/admin/kv` shows and clears the KV cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter()
 
 @router.get("/v1/admin/models")
 async def list_placements(operators: OperatorsDep) -> dict[str, Any]:
-    """Memory, and every model that is here or was asked for: state, what it holds, who uses it, how long it stays."""
+    """Memory, and every model that is here or was asked for: its state, memory, requests and time to live."""
     found = msgspec.to_builtins(operators.pool())
     assert isinstance(found, dict)
     return found
@@ -41,13 +41,13 @@ async def unload_model(model_id: str, operators: OperatorsDep, force: bool = Fal
 
 @router.post("/v1/admin/models/{model_id:path}/pin")
 async def pin_model(model_id: str, operators: OperatorsDep) -> dict[str, Any]:
-    """Let it stay once it is loaded."""
+    """Keep it loaded once it is."""
     return _shown(operators.pin(model_id, True))
 
 
 @router.post("/v1/admin/models/{model_id:path}/unpin")
 async def unpin_model(model_id: str, operators: OperatorsDep) -> dict[str, Any]:
-    """Let it go like any other."""
+    """Let it be unloaded like any other."""
     return _shown(operators.pin(model_id, False))
 
 
@@ -67,5 +67,5 @@ async def kv_status(operators: OperatorsDep) -> dict[str, Any]:
 
 @router.delete("/v1/admin/kv")
 async def clear_kv(operators: OperatorsDep, model: str | None = None) -> dict[str, Any]:
-    """Forget the KV of `model`, or of all models. Loaded models forget theirs in the course of their work."""
+    """Forget the KV of `model`, or of all models. Loaded models forget theirs between two steps, after this answer."""
     return {"cleared_entries": await operators.clear_kv(model)}

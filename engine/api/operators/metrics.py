@@ -1,4 +1,4 @@
-"""`GET /metrics`: Prometheus text. Requests are counted in `metered`; the pool and the KV cache are read when asked for."""
+"""`GET /metrics`: Prometheus text. `metered` counts requests as they come; the pool and the KV cache are read for each call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Kv(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """One family a field of `KvReport`, one sample a loaded model."""
+        """One family for each field of `KvReport`, with one sample for each loaded model."""
         for name, text in _KV_GAUGES.items():
             yield self._filled(GaugeMetricFamily(f"duet_kv_{name}", text, labels=["model"]), name)
         for name, text in _KV_COUNTERS.items():
@@ -58,8 +58,8 @@ class _Kv(Collector):
         return family
 
     def _written_today(self) -> Metric:
-        """From the directories, which outlive workers: what was written today stays written when a model is unloaded. A worker
-        without a directory here wrote what it says."""
+        """Directories outlive workers, so they also count what unloaded models wrote today. A worker without a directory in the
+        list is counted by its own report."""
         family = GaugeMetricFamily("duet_kv_written_today", "Bytes of KV written to the SSD today", labels=["model"])
         found: Counter[str] = Counter()
         for directory in self._status.directories:
@@ -131,9 +131,9 @@ def _by_model(models: tuple[Placement, ...]) -> Iterator[Metric]:
 def rows_of(model: Placement) -> int:
     """Requests that have a row, which is what vLLM calls running; all others wait.
 
-    How many requests a worker has is known at every moment, how many of them have a row only as of its last report, up to a
-    second ago. So one that has come since counts as having a row: nothing is known to keep it from one. A model that reports no
-    batch (embeddings, transcription) works on all it has.
+    It is always known how many requests a worker has. How many of them have a row is known from its last report, up to a second
+    ago. A request that came later counts as having a row, because nothing is known that would keep it from one. A model that
+    reports no batch (embeddings, transcription) works on all its requests.
     """
     if model.batch is None:
         return model.running

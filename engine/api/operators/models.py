@@ -34,7 +34,7 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(models: ModelsDep) -> dict[str, Any]:
-    """The engine can serve at least one model: here already, or fetched when first asked for. Else 503 and what to do."""
+    """The engine can serve at least one model, which is here or is fetched when first asked for. Else 503 and what to do."""
     known = models.list()
     if not known:
         raise Unavailable("no model is on this machine and downloads are off: set engine.model_dirs or engine.hub")
@@ -42,7 +42,7 @@ async def ready(models: ModelsDep) -> dict[str, Any]:
 
 
 def _shown(model: ModelInfo) -> dict[str, Any]:
-    """OpenAI's object, and in `duet` what it has no place for."""
+    """OpenAI's object, with a field `duet` for what it has no place for."""
     return {
         "id": model.id,
         "object": "model",

@@ -107,8 +107,8 @@ class GenerationFields(Lenient):
 def base_request(
     body: GenerationFields, model: ModelInfo, caller: Caller, *, logprobs: int | None
 ) -> GenerationRequest:
-    """All of a request but its prompt and its id. `logprobs`: how many alternatives to each token, None for no
-    log-probabilities at all. Raises `InvalidRequest`."""
+    """A request without its prompt and its id. `logprobs` is how many alternatives each token gets; None: no log-probabilities.
+    Raises `InvalidRequest`."""
     given = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
     values: dict[str, Any] = {**model.defaults, **given}
     return GenerationRequest(
@@ -133,7 +133,7 @@ def base_request(
 
 
 def choices(prompts: Sequence[GenerationRequest], n: int) -> list[GenerationRequest]:
-    """`n` requests for each prompt, in the order of their indexes. `n` choices of one seed get seeds in a row."""
+    """`n` requests for each prompt, in the order of their indexes. The choices of one seed get consecutive seeds."""
     stem = secrets.token_hex(8)
     return [
         msgspec.structs.replace(prompt, id=f"{stem}-{i * n + j}", sampling=_seeded(prompt.sampling, j))
@@ -145,5 +145,5 @@ def choices(prompts: Sequence[GenerationRequest], n: int) -> list[GenerationRequ
 def _seeded(sampling: SamplingParams, choice: int) -> SamplingParams:
     if sampling.seed is None or choice == 0:
         return sampling
-    # As 63 bits, which fit a signed integer of the wire.
+    # 63 bits fit a signed integer of the wire.
     return msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % (1 << 63))

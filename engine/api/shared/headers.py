@@ -1,4 +1,4 @@
-"""Headers of an answer: what OpenAI's bodies have no place for."""
+"""Headers of an answer, for what OpenAI's bodies have no place for."""
 
 from __future__ import annotations
 

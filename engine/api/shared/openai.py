@@ -1,4 +1,4 @@
-"""What OpenAI's text dialects write alike: token counts, an answer's end, a log-probability."""
+"""What OpenAI's text dialects write in the same way: token counts, the end of an answer, log-probabilities."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def ended(reason: FinishReason | None, repetition: bool) -> dict[str, str | None
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity. OpenAI writes -9999 for a token that could not come."""
+    """JSON has no infinity: OpenAI writes -9999 for a token that cannot come."""
     return max(logprob, -9999.0)

@@ -1,4 +1,4 @@
-"""Images of a request: data URLs, and public http(s) addresses fetched with care. Never a path of this machine."""
+"""Images of a request: data URLs, and public http(s) addresses, which are checked before they are fetched. Never a local path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network
 
 async def load_image(url: str, param: str) -> bytes:
     """The bytes of an image. Raises `InvalidRequest` naming `param`."""
-    # By hand: urlsplit copies its argument and keeps it in a cache, and a data: URL is megabytes of private data.
+    # Not by urlsplit, which keeps its argument in a cache: a data: URL is megabytes of private data.
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":
         return _data_url(url, param)
@@ -46,7 +46,7 @@ def _data_url(url: str, param: str) -> bytes:
 
 
 async def _fetch(url: str, param: str) -> bytes:
-    """Each hop is resolved once, checked, and then reached at the very address that was checked."""
+    """Every hop is resolved once and checked, and then reached at exactly the address that was checked."""
     try:
         async with asyncio.timeout(FETCH_TIMEOUT_SECONDS), httpx.AsyncClient(trust_env=False, timeout=10.0) as client:
             for _ in range(MAX_REDIRECTS + 1):
@@ -87,7 +87,7 @@ async def _bounded(response: httpx.Response, param: str) -> bytes:
 
 
 async def _public_address(host: str, port: int, param: str) -> str:
-    """An address of `host` that is on the public internet. One private address among them refuses the host."""
+    """An address of `host` on the public internet. A host is refused if one of its addresses is private."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -99,7 +99,7 @@ async def _public_address(host: str, port: int, param: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is routed on the public internet, seen through IPv4 in IPv6."""
+    """Whether an IP address is routed on the public internet. For IPv4 within IPv6 the inner address counts."""
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)

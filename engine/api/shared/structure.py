@@ -1,4 +1,4 @@
-"""The form that a request asks its answer to have: OpenAI's `response_format`, and the names that vLLM's users send
+"""The form that an answer must have: OpenAI's `response_format`, and the names that vLLM's users send
 (`guided_*`, https://docs.vllm.ai/en/v0.10.1/features/structured_outputs.html, and `structured_outputs`)."""
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from engine.api.shared.fields import Lenient, Refused
 from engine.types import Structure
 
 MAX_STRUCTURE_BYTES = 1 << 16
-"""What a schema, regular expression or grammar may have as text. Compiling one of that size takes up to a second."""
+"""The longest text of a schema, regular expression or grammar. Compiling one of that size takes up to a second."""
 
 
 def _parsed(value: Any) -> Any:
-    """vLLM's users may send a schema as its JSON."""
+    """vLLM's users may send a schema as JSON text."""
     if not isinstance(value, str):
         return value
     try:
@@ -32,7 +32,7 @@ Choices = Annotated[list[StrictStr], Field(min_length=1)]
 
 
 class JsonSchema(Lenient):
-    """OpenAI's wrapping of a schema. Answers always follow it, `strict` or not."""
+    """OpenAI's object around a schema. Answers always follow the schema, `strict` or not."""
 
     name: StrictStr = Field(min_length=1, max_length=64)
     schema_: Schema = Field(alias="schema")
@@ -51,7 +51,7 @@ class ResponseFormat(Lenient):
 
 
 class StructuredOutputs(Lenient):
-    """vLLM's newer form. One of these."""
+    """vLLM's newer names. One of these fields is set."""
 
     json_: Schema | None = Field(None, alias="json")
     regex: StrictStr | None = None
@@ -73,7 +73,7 @@ class AsksForStructure(Protocol):
 
 
 def structure_of(body: AsksForStructure) -> Structure | None:
-    """What `body` asks for. Raises `InvalidRequest` for two forms at once, and for what is too long or no JSON."""
+    """What `body` asks for. Raises `InvalidRequest` for two forms at once, and for one that is too long or is not JSON."""
     asked = list(_asked(body))
     if len(asked) > 1:
         first, second, *_ = (structure.param for structure in asked)
@@ -122,7 +122,7 @@ def _schema(schema: dict[str, Any], param: str) -> Structure:
 
 
 def _json(value: Any, param: str) -> str:
-    """Keys keep their order: it is the order in which an answer's properties come."""
+    """Keys keep their order, because an answer's properties come in it."""
     try:
         return _text(json.dumps(value, ensure_ascii=False, allow_nan=False), param)
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ _encode = msgspec.json.encode
 
 
 class ChatReply:
-    """One call's `Dialect`. `id`, `created` and `model` are in every frame, so they are encoded once."""
+    """The `Dialect` of one call. `id`, `created` and `model` are in every frame, so they are encoded once."""
 
     def __init__(self, model: str, *, choices: int, include_usage: bool) -> None:
         self._choices, self._include_usage = choices, include_usage

@@ -64,7 +64,7 @@ async def _part(part: ContentPart, place: str) -> Part:
 
 
 def with_ocr_prompt(messages: tuple[Message, ...], prompt: str | None) -> tuple[Message, ...]:
-    """An OCR model reads a picture sent without words by the words it was trained on."""
+    """A picture that comes without words gets the words that the OCR model was trained with."""
     last = messages[-1]
     wordless = last.role == "user" and not any(part.type == "text" and part.text.strip() for part in last.parts)
     if prompt is None or not wordless:

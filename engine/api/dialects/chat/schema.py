@@ -20,7 +20,7 @@ def _image_object(value: Any) -> Any:
 
 
 class ContentPart(Lenient):
-    """One piece of a message: the field named by `type` is set."""
+    """One piece of a message. The field that `type` names is set."""
 
     type: Literal["text", "image_url"]
     text: Text | None = None
@@ -41,7 +41,7 @@ class ContentPart(Lenient):
 
 
 def _parts(value: Any) -> Any:
-    """A string is one part of text, and null is none."""
+    """A string is one text part, null is no part."""
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     return [] if value is None else value

@@ -21,7 +21,7 @@ _encode = msgspec.json.encode
 
 
 class CompletionReply:
-    """One call's `Dialect`. `n` choices in a row belong to one prompt."""
+    """The `Dialect` of one call. `n` choices in a row belong to one prompt."""
 
     def __init__(self, model: str, *, n: int, include_usage: bool) -> None:
         self._n, self._include_usage = n, include_usage
@@ -32,7 +32,7 @@ class CompletionReply:
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._usages: dict[int, Usage] = {}
         self._shown: Counter[int] = Counter()
-        """Characters that were shown of each choice."""
+        """How many characters of each choice were shown."""
 
     def whole(self, answers: Sequence[Answer]) -> bytes:
         shown = [
@@ -78,9 +78,9 @@ class CompletionReply:
 
 
 def _logprobs(deltas: Iterable[TextDelta], offset: int) -> dict[str, Any]:
-    """OpenAI's older shape: four lists, an item a token. `text_offset` counts the characters of the choice's text that are shown
-    before a token, beginning at `offset`. `top_logprobs` always includes the token itself, so it may have one item more than
-    was asked for."""
+    """OpenAI's older shape: four lists with one item for each token. `text_offset` is how many characters of the choice's text
+    were shown before the token, beginning at `offset`. `top_logprobs` always includes the token itself, so it may have one item
+    more than was asked for."""
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for delta in deltas:
         if delta.logprob is not None:
