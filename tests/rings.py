@@ -29,9 +29,9 @@ class Ring:
 
 RINGS = (
     Ring("unit", ("tests/unit", "--dist=worksteal"), CORES),
-    Ring("contract", ("tests/contract",)),
-    Ring("mlx", ("tests/mlx",)),
-    Ring("e2e", ("tests/e2e",)),
+    Ring("contract", ("tests/contract", "--dist=loadgroup"), 2 * CORES),
+    Ring("mlx", ("tests/mlx", "--dist=worksteal"), CORES),
+    Ring("e2e", ("tests/e2e", "--dist=loadgroup"), 2 * CORES),
 )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +20,7 @@ from pathlib import Path
 import httpx
 
 START_SECONDS = 90.0
+PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,29 @@ def running(home: Path | None = None) -> Iterator[Stack]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
+    """Ports that stay free for what this process starts on them: no other caller on this machine gets them while it lives,
+    and they lie below the range from which systems choose ports by themselves."""
+    register = _register()
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        try:
+            fcntl.lockf(register, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue  # another caller's, or in use
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise StackFailed("no port is free")
+
+
+@functools.cache
+def _register() -> int:
+    """A file of which each port locks one byte. The lock ends with this process, so the file stays open."""
+    return os.open(
+        Path(tempfile.gettempdir()) / f"duet-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
 
 
 def inherited() -> dict[str, str]:
