@@ -96,9 +96,9 @@ class _Meter:
     def note(self, event: Event) -> None:
         now = time.perf_counter()
         match event:
-            case TextDelta(tokens=0):
-                pass  # the echoed prompt
             case TextDelta():
+                if not event.tokens:
+                    return  # the echoed prompt
                 self._tokens += event.tokens
                 if self._between is None:
                     label = self._label(self._request.model)
@@ -169,9 +169,14 @@ class Metered:
         meter = _Meter(request, self._label)
         try:
             async with contextlib.aclosing(self._work.run(request)) as events:
-                while (event := await _next(events, request.deadline)) is not None:
-                    meter.note(event)
-                    yield event
+                if request.deadline is None:
+                    async for event in events:
+                        meter.note(event)
+                        yield event
+                else:
+                    while (early := await _before(request.deadline, events)) is not None:
+                        meter.note(early)
+                        yield early
         except DuetError as error:
             failed = Failed.of(request.id, error)
             meter.note(failed)
@@ -192,11 +197,9 @@ class Metered:
             return UNKNOWN
 
 
-async def _next(events: Events, deadline: float | None) -> Event | None:
+async def _before(deadline: float, events: Events) -> Event | None:
     """The next event, None after the last. Raises `DeadlineExceeded` at the deadline. Only waiting is bounded: nothing is
     cancelled while the caller deals with an event."""
-    if deadline is None:
-        return await anext(events, None)
     limit = asyncio.timeout(deadline - time.monotonic())
     try:
         async with limit:

@@ -17,7 +17,7 @@ from engine.api.answering import collect, fan_in
 from engine.api.assembly import Answer
 from engine.api.shared.headers import cache_header
 from engine.api.shared.sse import EventStream, Put
-from engine.types import Accepted, Event, Events, Failed, GenerationRequest, Work, raise_failure
+from engine.types import Accepted, Event, Events, GenerationRequest, Work, raise_failure
 
 PROMISE_AFTER_SECONDS = 3.0
 """A stream waits this long for the worker's first word. Then its status becomes 200, and comments keep it alive."""
@@ -69,18 +69,23 @@ async def respond(
     first = await _first_event(events)
     indexes = {one.id: i for i, one in enumerate(asked)}
 
+    def shown(event: Event) -> bytes:
+        raise_failure(event)
+        return dialect.frames(indexes[event.id], event)
+
     async def write(put: Put) -> None:
         if frames := dialect.first_frames():
             await put(frames)
-        event: Event | None = await first
-        while event is not None:
-            if isinstance(event, Failed):
-                await put(dialect.error(event.as_error()))
-                return
-            if frames := dialect.frames(indexes[event.id], event):
+        try:
+            if frames := shown(await first):
                 await put(frames)
-            event = await anext(events, None)
-        await put(dialect.last_frames())
+            async for event in events:
+                if frames := shown(event):
+                    await put(frames)
+        except DuetError as error:
+            await put(dialect.error(error))
+        else:
+            await put(dialect.last_frames())
 
     async def close() -> None:
         await _closed(first, events)
