@@ -67,31 +67,48 @@ async def respond(
         return Response(dialect.whole(answers), media_type="application/json", headers=found)
     events = fan_in(work, asked)
     first = await _first_event(events)
-    indexes = {one.id: i for i, one in enumerate(asked)}
+    streamed = _Streamed(dialect, {one.id: i for i, one in enumerate(asked)}, first, events)
+    found = {**headers, **streamed.cache_header()}
+    return EventStream(streamed.write, waiting=waiting, error=dialect.error, close=streamed.close, headers=found)
 
-    def shown(event: Event) -> bytes:
-        raise_failure(event)
-        return dialect.frames(indexes[event.id], event)
 
-    async def write(put: Put) -> None:
+class _Streamed:
+    """The stream of one call. `first` is the task of its first event, `events` are the others."""
+
+    def __init__(
+        self, dialect: Dialect, indexes: Mapping[str, int], first: asyncio.Task[Event], events: Events
+    ) -> None:
+        self._dialect, self._indexes, self._first, self._events = dialect, indexes, first, events
+
+    async def write(self, put: Put) -> None:
+        """All frames from the first to the last. A failure of one choice ends the stream."""
+        dialect = self._dialect
         if frames := dialect.first_frames():
             await put(frames)
         try:
-            if frames := shown(await first):
+            if frames := self._shown(await self._first):
                 await put(frames)
-            async for event in events:
-                if frames := shown(event):
+            async for event in self._events:
+                if frames := self._shown(event):
                     await put(frames)
         except DuetError as error:
             await put(dialect.error(error))
         else:
             await put(dialect.last_frames())
 
-    async def close() -> None:
-        await _closed(first, events)
+    def _shown(self, event: Event) -> bytes:
+        raise_failure(event)
+        return self._dialect.frames(self._indexes[event.id], event)
 
-    found = {**headers, **_cache_header_of(first)}
-    return EventStream(write, waiting=waiting, error=dialect.error, close=close, headers=found)
+    def cache_header(self) -> dict[str, str]:
+        """Empty while the first event is awaited: the headers go out before it."""
+        if self._first.done() and isinstance(event := self._first.result(), Accepted):
+            return cache_header(event.cache)
+        return {}
+
+    async def close(self) -> None:
+        """Cancels every choice that has not ended."""
+        await _closed(self._first, self._events)
 
 
 async def _first_event(events: Events) -> asyncio.Task[Event]:
@@ -112,7 +129,3 @@ async def _closed(first: asyncio.Task[Event], events: Events) -> None:
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     await events.aclose()
-
-
-def _cache_header_of(first: asyncio.Task[Event]) -> dict[str, str]:
-    return cache_header(event.cache) if first.done() and isinstance(event := first.result(), Accepted) else {}
