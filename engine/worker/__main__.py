@@ -22,7 +22,7 @@ from engine.fleet.protocol import LoadFailed, Ready, ToWorker
 from engine.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
-    from engine.worker.loop import MakeCache
+    from engine.worker.sequences import MakeCache
 
 logger = logging.getLogger(__name__)
 

@@ -176,7 +176,7 @@ class Driver:
         return self.report().kv_tokens
 
     def report(self) -> BatchReport:
-        return self.loop._batch_report()
+        return self.loop._sequences.report()
 
     def send_reports(self) -> None:
         """As the loop does before it waits."""

@@ -94,13 +94,13 @@ def seen(name: str, *, tokens: int = 5, priority: Priority = "normal") -> Genera
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by a prompt with every run of the vision encoder."""
     found: list[str] = []
-    prepare = text.prepare
+    prepare = text.prepare_images
 
     def noted(loaded: Loaded, prompt: str, images: list[Image.Image]) -> object:
         found.append(prompt)
         return prepare(loaded, prompt, images)
 
-    monkeypatch.setattr(text, "prepare", noted)
+    monkeypatch.setattr(text, "prepare_images", noted)
     return found
 
 

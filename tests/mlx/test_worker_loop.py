@@ -16,8 +16,9 @@ import pytest
 from duet.errors import PayloadTooLarge
 from engine.fleet.protocol import Cancel, Ping, Pong, Shutdown
 from engine.types import Embedded, EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
-from engine.worker.loop import RELEASE_SECONDS, Stop
+from engine.worker.loop import Stop
 from engine.worker.model import Loaded
+from engine.worker.reports import Reporter
 from engine.worker.runtime import memory
 from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import LoadError, load
@@ -319,15 +320,15 @@ def test_freed_buffers_are_kept_for_a_while_and_then_given_back(
     released: list[str] = []
     monkeypatch.setattr(memory, "release", lambda: released.append("all"))
     driver = Driver(model("plain"))
-    quiet = driver.loop._release  # what it does with the time whenever there is nothing to do
+    quiet = driver.loop._buffers.quiet  # what it does with the time whenever there is nothing to do
     assert quiet(0.0) is None  # nothing was used yet
     for name in ("a", "b"):
         released.clear()
         driver.run([ask(name, "hello", tokens=3)])
-        assert quiet(10.0) == RELEASE_SECONDS
-        assert quiet(10.0 + RELEASE_SECONDS / 2) == RELEASE_SECONDS / 2
+        assert quiet(10.0) == memory.RELEASE_SECONDS
+        assert quiet(10.0 + memory.RELEASE_SECONDS / 2) == memory.RELEASE_SECONDS / 2
         assert not released
-        assert quiet(10.0 + RELEASE_SECONDS) is None
+        assert quiet(10.0 + memory.RELEASE_SECONDS) is None
         assert quiet(99.0) is None
         assert released == ["all"]
 
@@ -338,8 +339,8 @@ def test_memory_is_reported_when_it_changes_notably(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "own_footprint_bytes", lambda: held)
     for count in ("get_active_memory", "get_cache_memory"):  # other tests' arrays may be more than `held`
         monkeypatch.setattr(mx, count, lambda: 0)
-    monkeypatch.setattr(memory, "REPORT_SECONDS", math.inf)
-    reporter = memory.Reporter(sent.append)
+    monkeypatch.setattr("engine.worker.reports.REPORT_SECONDS", math.inf)
+    reporter = Reporter(sent.append, memory.sample, MemoryReport(), differs=memory.differs)
     reporter.report(now=True)
     held += memory.NOTABLE_BYTES - 1
     reporter.report(now=True)

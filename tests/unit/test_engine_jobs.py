@@ -51,7 +51,7 @@ def test_jobs_take_turns_in_order_of_arrival_and_who_comes_later_waits_for_one()
 def test_the_better_priority_goes_first() -> None:
     jobs = queued(Work("b", "batch"), Work("n"), Work("i", "interactive"))
     assert turns(jobs, 3) == "i i i"
-    jobs.remove("i")
+    jobs.forget("i")
     assert turns(jobs, 3) == "n n n"
 
 
@@ -65,7 +65,7 @@ def test_what_may_not_have_a_turn_is_passed_over() -> None:
     held = jobs.next(0.0, lambda one: one.priority != "batch")
     assert held is not None
     assert held.id == "free"
-    jobs.remove("free")
+    jobs.forget("free")
     assert jobs.next(0.0, lambda one: one.priority != "batch") is None
     assert not jobs.ready(lambda one: one.priority != "batch")
     assert [one.job.id for one in jobs.ready(anyone)] == ["held"]
@@ -73,8 +73,8 @@ def test_what_may_not_have_a_turn_is_passed_over() -> None:
 
 def test_a_removed_job_has_no_turn_and_an_unknown_one_is_ended_already() -> None:
     jobs = queued(Work("a"))
-    jobs.remove("a")
-    jobs.remove("a")
+    jobs.forget("a")
+    jobs.forget("a")
     assert len(jobs) == 0
     assert jobs.next(0.0, anyone) is None
 
@@ -92,7 +92,7 @@ def test_a_job_that_has_waited_too_long_has_every_second_turn_until_it_ends(name
         assert job is not None
         seen[job.id if job.id == "old" else "interactive"] += 1
         if job.id != "old":
-            jobs.remove(job.id)
+            jobs.forget(job.id)
 
     for tick in range(100):
         stream(now * tick / 101)
@@ -105,7 +105,7 @@ def test_a_job_that_has_waited_too_long_has_every_second_turn_until_it_ends(name
 def test_only_one_job_is_aged_at_a_time() -> None:
     jobs = queued(*(Work(f"b{i}", "batch") for i in range(3)), Work("i", "interactive"))
     assert turns(jobs, 6, now=AGEING_SECONDS["batch"]) == "i b0 i b0 i b0"
-    jobs.remove("b0")
+    jobs.forget("b0")
     assert turns(jobs, 4, now=AGEING_SECONDS["batch"]) == "i b1 i b1"
 
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from duet.errors import InvalidRequest
@@ -16,9 +16,12 @@ from engine.worker.answers.channels import Channel
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import Detokeniser, TokenText
 from engine.worker.answers.formats.derive import answer_format
+from engine.worker.answers.formats.spec import AnswerFormat
 from engine.worker.answers.output import Output
-from engine.worker.families.vision import open_image, prepare
+from engine.worker.families.vision import open_image, prepare_images
+from engine.worker.forms.compiling import FormQueue
 from engine.worker.forms.form import Form, FormConstraint
+from engine.worker.kvcache.absent import AbsentCache
 from engine.worker.kvcache.guarded import GuardedCache
 from engine.worker.kvcache.session import CacheRequest
 from engine.worker.model import Loaded
@@ -26,6 +29,7 @@ from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.raw import encoded, param_of, text_of
 from engine.worker.prompts.template import answer_budget
 from engine.worker.runtime.batch import Row
+from engine.worker.runtime.vision import VisionInputs
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
 from engine.worker_config import ModelOptions
 
@@ -44,43 +48,83 @@ class Prepared:
     """The tokens of `text` and their places in it (`tokenizers.Encoding`); images are not expanded."""
 
 
-class Preparation:
-    """A request on its way to be `Prepared`: a job of one step, in which the vision encoder runs if there are `images`.
+class EncodeJob:
+    """A request with images on its way to be `Prepared`: a job of one step, in which the vision encoder runs."""
 
-    Its construction and its step raise `InvalidRequest` for what only the model can judge: images, context, token ids, and
-    the `form` that the request's structure was compiled to.
-    """
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        tokens: TokenText,
-        options: ModelOptions,
-        request: GenerationRequest,
-        form: Form | None = None,
-    ) -> None:
+    def __init__(self, draft: _Draft) -> None:
+        request = draft.request
         self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
-        self._loaded, self._tokens, self._request = loaded, tokens, request
-        self._arrived = time.monotonic()
+        self._draft = draft
+
+    def step(self) -> Prepared:
+        """Raises `InvalidRequest` for images that the model cannot take, and for a prompt that is too long with them."""
+        draft = self._draft
+        encoding = encoded(draft.loaded, draft.request, draft.text)
+        images = [open_image(image) for image in images_of(draft.request)]
+        return draft.prepared(encoding, *prepare_images(draft.loaded, draft.text, images))
+
+
+class TextFamily:
+    """Makes sequences of generation requests."""
+
+    def __init__(self, loaded: Loaded, options: ModelOptions, forms: FormQueue) -> None:
+        self._loaded, self._options, self._forms = loaded, options, forms
+
+    @cached_property
+    def _tokens(self) -> TokenText:
+        return TokenText(self._loaded.tokenizer)
+
+    def start(self, request: GenerationRequest) -> Prepared | EncodeJob | None:
+        """None: the request waits for its form, and goes on with `prepare` when that is compiled. Raises as `prepare`."""
+        form = None
+        if request.structure is not None:
+            form = self._forms.form(request, request.structure)
+            if form is None:
+                return None
+        return self.prepare(request, form)
+
+    def prepare(self, request: GenerationRequest, form: Form | None) -> Prepared | EncodeJob:
+        """A sequence, or with images the job that becomes one. `form` is what the request's structure was compiled to.
+
+        Raises `InvalidRequest` for what only the model can judge: context, token ids, and the form.
+        """
+        loaded = self._loaded
         if outside := [token for token in request.sampling.logit_bias if not 0 <= token < loaded.vocabulary]:
             vocabulary = f"the vocabulary of {loaded.vocabulary}"
             raise InvalidRequest(f"token {outside[0]} is not in {vocabulary}", param="logit_bias")
-        self._text = text_of(loaded, request)
-        self.images = images_of(request)
-        self._constraint: FormConstraint | None = None
-        self._format, self._begins_in = answer_format(options, self._text), Channel.CONTENT
+        text = text_of(loaded, request)
+        draft = _Draft(request, text, time.monotonic(), loaded, self._tokens, answer_format(self._options, text))
         if form is not None and request.structure is not None:
-            if self._format.opens_thought(self._text):
+            if draft.format.opens_thought(text):
                 # The form is that of the answer, so it begins behind the thought. Without a form a thought is content.
-                self._begins_in = Channel.THOUGHT
-            self._constraint = form.constraint(request.structure.param, self._cursor())
-
-    def step(self) -> Prepared:
-        loaded, request, text = self._loaded, self._request, self._text
+                draft.begins_in = Channel.THOUGHT
+            draft.constraint = form.constraint(request.structure.param, draft.cursor())
+        if images_of(request):
+            return EncodeJob(draft)
         encoding = encoded(loaded, request, text)
-        prompt, vision = request.prompt if isinstance(request.prompt, tuple) else tuple(encoding.ids), None
-        if self.images:
-            prompt, vision = prepare(loaded, text, [open_image(image) for image in self.images])
+        prompt = request.prompt if isinstance(request.prompt, tuple) else tuple(encoding.ids)
+        return draft.prepared(encoding, prompt, None)
+
+
+@dataclass
+class _Draft:
+    """A request whose prompt is text, and not yet tokens."""
+
+    request: GenerationRequest
+    text: str
+    arrived: float
+    loaded: Loaded
+    tokens: TokenText
+    format: AnswerFormat
+    begins_in: Channel = Channel.CONTENT
+    constraint: FormConstraint | None = None
+
+    def cursor(self) -> AnswerCursor:
+        return AnswerCursor(self.format, self.begins_in, self.tokens)
+
+    def prepared(self, encoding: Any, prompt: tuple[int, ...], vision: VisionInputs | None) -> Prepared:
+        """`prompt` are the token ids, with images expanded."""
+        loaded, request = self.loaded, self.request
         if not prompt:
             raise InvalidRequest("the prompt is empty", param=param_of(request))
         max_tokens = answer_budget(len(prompt), request.max_tokens, loaded.context, param=param_of(request))
@@ -92,25 +136,22 @@ class Preparation:
             preemptible=vision is None,
             priority=request.priority,
             tenant=request.tenant,
-            arrived=self._arrived,
+            arrived=self.arrived,
         )
         output = Output(
             request.id,
             text=Detokeniser(loaded.tokenizer),
-            tokens=self._tokens,
-            cursor=self._cursor(),
+            tokens=self.tokens,
+            cursor=self.cursor(),
             stop_strings=request.stop_strings,
             eos_ids=loaded.eos_ids | _stop_tokens(loaded.tokenizer, request.stop_strings),
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
             stop_on_repetition=request.stop_on_repetition,
-            echo=text if request.echo else "",
+            echo=self.text if request.echo else "",
         )
-        row = Row(request.id, prompt, request.sampling, vision=vision, constraint=self._constraint)
-        return Prepared(request, sequence, row, output, text, encoding)
-
-    def _cursor(self) -> AnswerCursor:
-        return AnswerCursor(self._format, self._begins_in, self._tokens)
+        row = Row(request.id, prompt, request.sampling, vision=vision, constraint=self.constraint)
+        return Prepared(request, sequence, row, output, self.text, encoding)
 
 
 def images_of(request: GenerationRequest) -> list[bytes]:
@@ -139,7 +180,9 @@ def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) 
     return (Media(runs[0][0], runs[-1][1], hashlib.sha256(b"".join(digests)).digest()),)
 
 
-def lookup(loaded: Loaded, prepared: Prepared, kv: GuardedCache) -> Callable[[tuple[int, ...]], bool] | None:
+def lookup(
+    loaded: Loaded, prepared: Prepared, kv: GuardedCache | AbsentCache
+) -> Callable[[tuple[int, ...]], bool] | None:
     """A function that asks `kv` for a prompt: first the request's own, later that of its preempted row (see `PrefixCache.open`).
     None when the KV of this prompt cannot be told apart from that of others."""
     request, prompt, text = prepared.request, prepared.row.prompt, prepared.text

@@ -58,7 +58,7 @@ def _too_large(size: str) -> InvalidRequest:
     return InvalidRequest(f"an image of {size} is too large", param="messages")
 
 
-def prepare(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:
+def prepare_images(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:
     """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them.
 
     Raises `InvalidRequest` for images that the model's own processor refuses, and for models we cannot run with images.

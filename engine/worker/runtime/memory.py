@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from typing import Final
 
 import mlx.core as mx
@@ -16,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 512 << 20
 """Freed buffers that MLX may keep for reuse. Its default is unbounded in practice and counts as ours in every monitor."""
-REPORT_SECONDS: Final = 1.0
 NOTABLE_BYTES: Final = 4 << 20
-"""A change that is worth a message."""
+"""A change of what the process holds that is worth a message."""
+RELEASE_SECONDS: Final = 5.0
+"""After so long without work, buffers of ended requests go back to the system."""
 
 
 def configure(wired_limit_bytes: int = 0) -> None:
@@ -51,7 +50,7 @@ def _refuse_wired_limit(limit: int) -> int:
 
 
 def release() -> None:
-    """Give buffers of ended requests back to the system. Called when the worker falls idle."""
+    """Give buffers of ended requests back to the system."""
     mx.clear_cache()
 
 
@@ -60,27 +59,42 @@ def working_set_bytes() -> int:
     return int(mx.device_info().get("max_recommended_working_set_size", 0))
 
 
-class Reporter:
-    """Tells the gateway what this process holds: when it changes notably, every second at most. Owned by the loop."""
+def sample() -> MemoryReport:
+    """What this process holds now."""
+    return MemoryReport(
+        mx.get_active_memory(),
+        mx.get_cache_memory(),
+        mx.get_peak_memory(),
+        own_footprint_bytes(),
+        working_set_bytes(),
+    )
 
-    def __init__(self, send: Callable[[MemoryReport], None]) -> None:
-        self._send = send
-        self._working_set_bytes = working_set_bytes()
-        self._said = MemoryReport()
-        self._said_at = 0.0
 
-    def report(self, *, now: bool = False) -> None:
-        """`now`: the loop is about to wait, and what it holds then holds for long."""
-        if not now and time.monotonic() - self._said_at < REPORT_SECONDS:
-            return
-        self._said_at = time.monotonic()
-        found = MemoryReport(
-            mx.get_active_memory(),
-            mx.get_cache_memory(),
-            mx.get_peak_memory(),
-            own_footprint_bytes(),
-            self._working_set_bytes,
-        )
-        if abs(found.resident_bytes - self._said.resident_bytes) >= NOTABLE_BYTES:
-            self._said = found
-            self._send(found)
+def differs(one: MemoryReport, other: MemoryReport) -> bool:
+    """Whether the change is worth a message."""
+    return abs(one.resident_bytes - other.resident_bytes) >= NOTABLE_BYTES
+
+
+class Buffers:
+    """Gives buffers of ended requests back to the system after a quiet time: a request that comes sooner uses them again."""
+
+    def __init__(self) -> None:
+        self._quiet_since: float | None = None
+        self._released = True  # there is nothing to give back yet
+
+    def used(self) -> None:
+        """There is work."""
+        self._quiet_since, self._released = None, False
+
+    def quiet(self, now: float) -> float | None:
+        """Nothing uses them at the moment. Seconds until they are given back; None when nothing is left to give."""
+        if self._released:
+            return None
+        if self._quiet_since is None:
+            self._quiet_since = now
+        left = self._quiet_since + RELEASE_SECONDS - now
+        if left > 0:
+            return left
+        release()
+        self._released = True
+        return None

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from engine.worker import caches
+from engine.worker.kvcache.absent import AbsentCache
 from engine.worker.model import Loaded
 from engine.worker.runtime.batch import Batch, Row
 from engine.worker.runtime.loader import LoadError
@@ -32,21 +33,6 @@ class Keeper(Protocol):
     ) -> None: ...
 
 
-class KeepsNothing:
-    """Without a cache every prompt is computed."""
-
-    def restore(self, request_id: str, *, capacity: int) -> None:
-        return None
-
-    def at_checkpoint(self, request_id: str, cache: caches.Cache, position: int) -> None:
-        return None
-
-    def keep(
-        self, request_id: str, tokens: list[int], cache: caches.Cache, *, ended: bool, forced: bool = False
-    ) -> None:
-        return None
-
-
 class Runner:
     """Owns every array of the running requests. One thread. Raises `LoadError` for a model it cannot step.
 
@@ -56,7 +42,7 @@ class Runner:
 
     def __init__(self, loaded: Loaded, options: ModelOptions) -> None:
         self._kv_bits = options.kv_bits
-        self.keeper: Keeper = KeepsNothing()
+        self.keeper: Keeper = AbsentCache()
         self._model = loaded.model.language_model
         self._mrope = uses_mrope(self._model)
         if self._mrope:

@@ -42,7 +42,7 @@ class Queued(Generic[Result]):
 
 
 class Jobs(Generic[Result]):
-    """The worker's jobs. A job ends by being removed. Owned by the worker's loop.
+    """The worker's jobs. A job ends by being forgotten. Owned by the worker's loop.
 
     Turns go by priority, then to the tenant whose last turn is longest ago, then round robin: a long recording holds up no short
     one. Every second turn goes to the aged job, if there is one. There is one at a time, and it stays aged until it ends.
@@ -59,7 +59,7 @@ class Jobs(Generic[Result]):
     def add(self, job: Job[Result], now: float) -> None:
         self._queue[job.id] = Queued(job, now)
 
-    def remove(self, job_id: str) -> None:
+    def forget(self, job_id: str) -> None:
         """It ended or was cancelled. An unknown id has ended already."""
         self._queue.pop(job_id, None)
         if not self._queue:
