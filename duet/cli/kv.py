@@ -1,4 +1,4 @@
-"""`duet kv`: look at, check and clear the KV cache. Works with nothing running; what a running engine holds it is asked for."""
+"""`duet kv`: look at, check and clear the KV cache. Works with nothing running; a running engine is asked about its models."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stats(settings: Settings, *, as_json: bool) -> int:
 
 
 def clear(settings: Settings, model: str | None) -> int:
-    """A running engine clears what its models hold; the rest goes here. Returns 0, or 1 when the engine refuses."""
+    """A running engine clears the KV of its models, this process the rest. Returns 0, or 1 when that cannot be done."""
     answer = _ask(settings, "DELETE", **({"model": model} if model else {}))
     if answer is not None and "problem" in answer:
         typer.echo(f"duet: {answer['problem']}", err=True)
@@ -59,7 +59,7 @@ def clear(settings: Settings, model: str | None) -> int:
 
 
 def verify(settings: Settings) -> int:
-    """Read every file. Returns 1 when one is damaged; the engine treats such a file as if it were not there."""
+    """Read every file. Returns 1 when one is damaged. To the engine a damaged file is a miss."""
     damaged = total = 0
     for path in directories(settings.home / FOLDER):
         try:

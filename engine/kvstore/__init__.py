@@ -1,1 +1,1 @@
-"""KV on disk: files, their index, one directory a model. Knows no MLX: workers own directories, the gateway sweeps the rest."""
+"""KV on disk, without MLX: files, their index, one directory per model. Workers own directories, the gateway trims the others."""

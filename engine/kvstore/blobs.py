@@ -1,7 +1,7 @@
-"""Bytes of KV in files and back. Knows no MLX, so that it can run on a thread of its own.
+"""Bytes of KV in files and back. Without MLX, so that it can run on a thread of its own.
 
-A file is plain safetensors (https://huggingface.co/docs/safetensors) whose metadata holds a CRC-32 of the header, of all data,
-and of every tensor, so that damage is found wherever it is, and named by layer.
+A file is plain safetensors (https://huggingface.co/docs/safetensors). Its metadata holds a CRC-32 of the header, of all data and
+of every tensor, so that damage is found wherever it is, and the damaged tensor can be named.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _EMPTY: Final = "0" * 8
 
 
 class Corrupt(Exception):
-    """The file is not what was written. To be treated as if it were not there."""
+    """The file is not what was written. Treat it as missing."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dtype` in safetensors' words. `data` are its bytes, row-major, little-endian, and keep their owner alive."""
+    """`dtype` is safetensors' name of the type. `data` are its bytes, row-major, little-endian. They keep their owner alive."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,15 +43,15 @@ Tensors = Mapping[str, Tensor]
 
 
 def size(tensors: Tensors, facts: Mapping[str, str]) -> int:
-    """Bytes of the file, nearly: the header is estimated from above."""
+    """About the bytes of the file, and never fewer: the header's size is estimated."""
     return sum(tensor.data.nbytes + 192 for tensor in tensors.values()) + sum(map(len, facts.values())) + 512
 
 
 def write(path: Path, tensors: Tensors, facts: Mapping[str, str], *, pause: Callable[[], None] | None = None) -> int:
     """Write under another name, then rename: a reader sees the whole file or none. Returns its size. Raises OSError.
 
-    Nothing waits for the disk (fsync): a power cut may leave a file whose checksum fails, and that is a miss. `pause` is
-    called between pieces of `PIECE_BYTES`, to let more urgent work go first.
+    There is no fsync: a power cut may leave a file whose checksum fails, and that is a miss. `pause` is called after every
+    `PIECE_BYTES`, so that more urgent work can go first.
     """
     head = _header(tensors, facts)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -79,15 +79,15 @@ def write(path: Path, tensors: Tensors, facts: Mapping[str, str], *, pause: Call
 
 
 def will_need(path: Path) -> None:
-    """Ask the kernel to begin reading the file, where it can be asked (not on macOS). A file that is gone is not missed here."""
+    """Ask the kernel to start reading the file (not possible on macOS). A file that is gone is no error here."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, as views of one buffer, and the facts. Raises `Corrupt` for every way a file can be wrong, also for
-    one that is gone or cannot be read."""
+    """The tensors, as views of one buffer, and the facts. Raises `Corrupt` for every way a file can be wrong, including that it
+    is gone or cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -101,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             _check_header(path, head, facts)
             data = np.empty(size - 8 - length, dtype=np.uint8)
             _read_all(file, data.data, path)
-        # One sum over all of it: the interpreter's lock is given away once, and not once a tensor.
+        # One checksum over all data: the interpreter's lock is released once, not once for each tensor.
         if f"{zlib.crc32(data.data):08x}" != facts[DATA_CRC]:
             raise Corrupt(f"{path.name}: {_damaged(header, data, facts)}")
         found = {name: _tensor(path, name, entry, data) for name, entry in header.items()}
@@ -146,7 +146,7 @@ def _check_header(path: Path, head: bytes, facts: Mapping[str, str]) -> None:
 
 
 def _damaged(header: Mapping[str, Any], data: Any, facts: Mapping[str, str]) -> str:
-    """What of the data is not what was written."""
+    """Which part of the data is not what was written, in words."""
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         if f"{zlib.crc32(memoryview(data)[start:end]):08x}" != facts[f"crc32.{name}"]:

@@ -1,9 +1,9 @@
-"""One directory of KV: files, index, lock. Whoever holds the lock owns it; others may only look.
+"""One directory of KV, as its owner uses it: files, their index, limits. The owner is the process that holds the lock.
 
     DIRECTORY/lock  about.json  lease.json  written.json  index.sqlite  files/ab/ab…64 hex digits….safetensors
 
-A file is there before its row and its row goes before the file, so that whatever a crash leaves behind is a file without a
-row (swept at the next start, by name alone) and never a row that promises what is not there.
+The order of a crash: a file is written before its row, and a row is removed before its file. So a crash can leave a file
+without a row, which is swept by its name before the next write, but never a row that promises a file that is not there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.kvstore.notes import WrittenToday, forget_about, read_about, write_a
 logger = logging.getLogger(__name__)
 
 LAYOUT: Final = 2
-"""Of the files and of what is in them. Another number makes everything written before a miss."""
+"""The layout of files and of their content. Another number makes everything that was written before a miss."""
 MAX_AGE_SECONDS: Final = 30 * 86_400.0
 EVICTED_AT_ONCE: Final = 64
 SUFFIX: Final = ".safetensors"
@@ -36,7 +36,7 @@ _KEY: Final = "key"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a directory may take: bytes at any time, bytes written a day, and bytes that must stay free on its disk."""
+    """What a directory may take: bytes at any time, and bytes written a day. `free_bytes` must stay free on its disk."""
 
     disk_bytes: int
     write_bytes_a_day: int
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Contents:
-    """Bytes of files and of their rows, entries, and bytes written today."""
+    """What lies in a directory: bytes of files and of their rows, the number of entries, and bytes written today."""
 
     bytes: int
     entries: int
@@ -54,10 +54,10 @@ class Contents:
 
 
 class Directory:
-    """Owned by one thread of one process. Raises `Owned` when another has it, `Unusable` when nothing can be kept now.
+    """Owned by one thread of one process. Raises `Owned` when another process has it, `Unusable` when nothing can be kept now.
 
-    A damaged index is made anew at the start; later, methods raise `Damaged`, and `rebuild` is for the owner to call, or
-    `IndexBusy`. `relaid` says that another layout lay there.
+    A damaged index is made anew at the start. Later, methods raise `Damaged`, and the owner calls `rebuild`; or they raise
+    `IndexBusy`, and the owner tries again later. `relaid`: files of another layout lay here and were erased.
     """
 
     def __init__(self, path: Path, limits: Limits, about: Mapping[str, Any]) -> None:
@@ -94,10 +94,10 @@ class Directory:
         *,
         pause: Callable[[], None] | None = None,
     ) -> int | None:
-        """Keep a file, evicting older ones for it. Returns the bytes written: 0 when it is there already; None, and nothing is
-        kept, when a limit forbids it or the disk is full.
+        """Keep a file, and evict the longest unused ones to make room. Returns the bytes written, 0 when it is there already.
+        None: a limit forbids it or the disk is full, and nothing is kept.
 
-        A shorter block after the same parent that the new one begins with goes: whatever needs it finds it in the new one.
+        A new block replaces shorter ones after the same parent that it begins with: their tokens are found in the new one.
         """
         self.sweep(pause)
         if self._index.known([entry.key]):
@@ -110,12 +110,12 @@ class Directory:
         try:
             short = self.limits.free_bytes + size - shutil.disk_usage(self.path).free
             if short > 0:
-                # Others fill the disk: what is here gives way, and nothing new comes.
+                # Others fill the disk: entries here make room, and nothing new is added.
                 self.evict(max(0, self._index.size[0] - short))
                 return None
             self.evict(self.limits.disk_bytes - size - row)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Counted before: what a crash or a full disk cuts short has been written too.
+            # Counted before it is written: what a crash or a full disk cuts short was written too.
             self._written.add(size)
             written = blobs.write(path, tensors, facts, pause=pause)
         except OSError as error:
@@ -128,7 +128,7 @@ class Directory:
         return written
 
     def read(self, key: bytes) -> tuple[dict[str, blobs.Tensor], dict[str, str]] | None:
-        """What was kept; None when the file is damaged, missing or another's. Touches no index: any thread may call it."""
+        """What was kept; None when the file is damaged, missing or another entry's. Any thread may call it: it uses no index."""
         try:
             tensors, facts = blobs.read(self.file(key))
         except blobs.Corrupt as error:
@@ -137,20 +137,20 @@ class Directory:
         return (tensors, facts) if facts.get(_KEY) == key.hex() else None
 
     def will_need(self, keys: Sequence[bytes]) -> None:
-        """These are about to be read: the disk may begin with all of them."""
+        """Tell the kernel that these files are about to be read, so that it starts with all of them."""
         for key in keys:
             blobs.will_need(self.file(key))
 
     def remove(self, keys: list[bytes]) -> None:
-        """Rows first: a file without a row is swept, a row without a file would be a false promise."""
+        """Remove entries: rows first, for a file without a row is swept, but a row without a file would be a false promise."""
         self._index.remove(keys)
         for key in keys:
             with contextlib.suppress(OSError):
                 self.file(key).unlink(missing_ok=True)
 
     def evict(self, limit: int, *, at_most: int | None = None) -> int:
-        """Remove the longest unused entries until `limit` bytes are left or `at_most` have gone, and those over age. Returns
-        their number."""
+        """Remove the longest unused entries until `limit` bytes are left or `at_most` entries are removed, and those over age.
+        Returns their number."""
         removed = 0
         while True:
             oldest = self._index.oldest(
@@ -180,8 +180,8 @@ class Directory:
         return entries
 
     def sweep(self, pause: Callable[[], None] | None = None) -> int:
-        """Remove files without a row and rows without a file, once, by their names. Returns their number. `pause` is called
-        now and then, to let more urgent work go first."""
+        """Remove files without a row and rows without a file, once, by their names alone. Returns their number. `pause` is called
+        now and then, so that more urgent work can go first."""
         if self._swept:
             return 0
         self._swept = True
@@ -221,13 +221,13 @@ class Directory:
             return self._create()
         except IndexBusy as error:
             raise Unusable(f"{self.path} cannot be used: {error}") from error
-        if about is None:  # new, or lost: entries have the layout in their keys
+        if about is None:  # new, or lost; entries of another layout cannot be found: every key has the layout in it
             index.close()
             return self._create()
         return index
 
     def rebuild(self) -> None:
-        """Begin anew, empty, after `Damaged`. Raises `Unusable`."""
+        """Start again with an empty directory, after `Damaged`. Raises `Unusable`."""
         self._index.close()
         self._erase()
         self._index = self._create()
@@ -241,7 +241,7 @@ class Directory:
             raise Unusable(f"{self.path} cannot be written: {error}") from error
 
     def _erase(self) -> None:
-        """All but the lock and what was written today. Files first: without them an index is swept, without it they are."""
+        """Erase everything but the lock and the count of today's writes. What a crash leaves of it, rows or files, is swept."""
         self._swept = False
         shutil.rmtree(self.path / "files", ignore_errors=True)
         with contextlib.suppress(OSError):

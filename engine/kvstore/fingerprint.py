@@ -1,4 +1,4 @@
-"""Which weights these are, without reading all of them."""
+"""A name for weights, made without reading all of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _CONFIGS: Final = ("config.json", "preprocessor_config.json", "processor_config.
 def fingerprint(folder: Path) -> str:
     """A hex digest of what decides a model's KV: its weights, its configuration and the version of the code that runs it.
 
-    A file of the hub's cache is named after its content. Of any other its size, time, header and samples of every tensor
-    count: another copy of the same weights may be a miss, other weights are never a hit. Raises `OSError`.
+    A file of the hub's cache is named after its content, so its name counts. For any other file its size, time, header and
+    samples of every tensor count: another copy of the same weights may be a miss, but other weights are never a hit. Raises
+    `OSError`.
     """
     digest = hashlib.sha256(f"mlx-vlm {version('mlx-vlm')}".encode())
     for name in _CONFIGS:

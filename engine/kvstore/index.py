@@ -1,7 +1,7 @@
-"""What lies in one directory of KV files: SQLite beside them. One process owns both, by a lock file.
+"""The index of one directory of KV files: SQLite beside them. The process that holds the directory's lock owns both.
 
-Rows are blocks (tokens start..end after `parent`) and checkpoints (the state layers at `end`). Every question of a lookup
-is answered by keys, so memory does not grow with the number of rows.
+Rows are blocks (tokens start..end after `parent`) and checkpoints (the state layers at `end`). A lookup asks only by keys, so
+its memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from urllib.parse import quote
 Kind = Literal["block", "checkpoint"]
 SCHEMA_VERSION: Final = 2
 CHILDREN: Final = 64
-"""Entries after one parent that a lookup compares: the most recently used ones."""
+"""A lookup compares at most this many entries after one parent, the most recently used ones."""
 KEYS_A_QUERY: Final = 500
 SIGHTINGS: Final = 200_000
-"""Prefixes that are remembered as seen."""
+"""How many prefixes are remembered as seen."""
 USED_SECONDS: Final = 30
-"""Steps in which a use is noted. Within one step ends go before beginnings, for nothing can be restored without these; and a
-conversation that goes on writes its rows once a step, not at every turn."""
+"""Uses are noted in steps of this length. Within one step later blocks are evicted first: nothing can be restored without its
+beginning. And a conversation that continues writes its rows once a step, not at every turn."""
 BUSY_SECONDS: Final = 1.0
 ROW_BYTES: Final = 500
-"""Of an entry's row besides tokens and media, with its part of all indexes and of pages that are not full (measured: 230 to
-630)."""
+"""What an entry's row takes besides tokens and media, with its share of all indexes and of pages that are not full (measured:
+230 to 630)."""
 _PLACE: Final = struct.Struct("<II32s")
 
 _SCHEMA: Final = """
@@ -55,7 +55,7 @@ _COLUMNS: Final = "key, kind, parent, start, stop, tokens, media, bytes, saves_s
 
 @dataclass(frozen=True)
 class Media:
-    """An image's or a recording's place: tokens start..end stand for what `digest` (sha256) names."""
+    """The place of an image or a recording: tokens start..end stand for the content that `digest` (sha256) names."""
 
     start: int
     end: int
@@ -64,10 +64,10 @@ class Media:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file. `tokens` are little-endian uint32, those between `start` and `end`; `media` those that begin there.
+    """One file. `tokens` are the tokens from `start` to `end` as little-endian uint32, `media` those that begin among them.
 
-    `size` is what it takes of the disk, its row included. `saves_seconds` is the prefill that a hit spares. A `tip` is the
-    end of one sequence, which the sequence outgrows.
+    `size` is what it takes on disk, including its row. `saves_seconds` is the prefill that a hit saves. A `tip` is the end of a
+    sequence: when the sequence continues, a longer entry takes its place.
     """
 
     key: bytes
@@ -93,16 +93,16 @@ class Entry:
 
 
 class Damaged(Exception):
-    """The database is no database, or not this one: made anew, it begins empty."""
+    """The file is no database, or not one of ours. Its owner makes it anew, empty."""
 
 
 class IndexBusy(Exception):
-    """The database may be well and cannot be used now: the disk is full or read-only, or another process has it."""
+    """The database may be whole but cannot be used now: the disk is full or read-only, or another process holds it."""
 
 
 class Index:
-    """Used by one thread. Every method raises `Damaged` or `IndexBusy`. With `read_only` nothing is written, not even the
-    schema, and the file must be there."""
+    """Used by one thread. Every method may raise `Damaged` or `IndexBusy`. With `read_only` nothing is written, not even the
+    schema, and the file must exist."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         with _damage():
@@ -118,11 +118,11 @@ class Index:
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 _check_version(version)
                 self._db.execute("PRAGMA journal_mode=WAL")
-                # A power cut may lose the last entries, whose files are swept then; the database stays whole.
+                # A power cut may lose the last rows, and their files are swept then. The database stays whole.
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 self._db.executescript(_SCHEMA)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                # Not the whole database: a damaged page is found when it is read, and start-up stays fast.
+                # Only one row is read, so that start-up stays fast: a damaged page is found when it is needed.
                 self._db.execute("SELECT * FROM entry LIMIT 1").fetchone()
                 self._sightings = int(self._db.execute("SELECT sightings FROM total").fetchone()[0])
         except (Damaged, IndexBusy):
@@ -134,7 +134,7 @@ class Index:
             self._db.close()
 
     def known(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of `keys` have an entry."""
+        """Those of `keys` that have an entry."""
         return self._among("entry", keys)
 
     def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]:
@@ -154,7 +154,7 @@ class Index:
         return None if row is None else _entry(row)
 
     def add(self, entry: Entry, *, now: float) -> None:
-        """Harmless for a key that is there: equal keys are equal content."""
+        """Add a row. Does nothing for a key that is there: equal keys mean equal content."""
         row = (
             *(entry.key, entry.kind, entry.parent, entry.start, entry.end, entry.tokens, pack_media(entry.media)),
             *(entry.size, entry.saves_seconds, entry.tip, now, _step(now)),
@@ -167,7 +167,7 @@ class Index:
             )
 
     def touch(self, keys: Iterable[bytes], *, now: float) -> None:
-        """Note a use of each of `keys`, to the step of `USED_SECONDS`."""
+        """Note a use of each of `keys`, rounded to steps of `USED_SECONDS`."""
         used = _step(now)
         with self._transaction():
             self._db.executemany(
@@ -180,7 +180,7 @@ class Index:
             self._db.executemany("DELETE FROM entry WHERE key = ?", [(key,) for key in keys])
 
     def oldest(self, count: int) -> list[Entry]:
-        """The longest unused entries, of those of one step the ends of sequences first."""
+        """The `count` longest unused entries. Of those used in one step, the latest blocks of a sequence come first."""
         with _damage():
             rows = self._db.execute(
                 f"SELECT {_COLUMNS} FROM entry ORDER BY used, start DESC LIMIT ?", (count,)
@@ -188,7 +188,7 @@ class Index:
         return [_entry(row) for row in rows]
 
     def between(self, first: bytes, last: bytes) -> list[bytes]:
-        """Keys in first..last, both included."""
+        """Keys from `first` to `last`, both included."""
         with _damage():
             return [
                 row[0] for row in self._db.execute("SELECT key FROM entry WHERE key BETWEEN ? AND ?", (first, last))
@@ -202,7 +202,7 @@ class Index:
         return found
 
     def sighted(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which prefixes were seen before."""
+        """Those of the prefixes `keys` that were seen before."""
         return self._among("sighting", keys)
 
     def sight(self, keys: Sequence[bytes], *, now: float) -> None:
@@ -254,7 +254,7 @@ def _damage() -> Iterator[None]:
         cause = f"{type(error).__name__}: {error}"
         extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         code = sqlite3.SQLITE_CORRUPT if extended == sqlite3.SQLITE_IOERR_SHORT_READ else extended & 0xFF
-        # SQLITE_ERROR is a missing table or column: of a file that was emptied, for instance.
+        # SQLITE_ERROR is a missing table or column, for instance because the file was emptied.
         damaged = code in (
             sqlite3.SQLITE_CORRUPT,
             sqlite3.SQLITE_NOTADB,
@@ -278,7 +278,7 @@ def unpack_media(data: bytes) -> tuple[Media, ...]:
 
 
 def row_bytes(entry: Entry) -> int:
-    """What the database takes for an entry, about. The file does not shrink: what is removed makes room for other rows."""
+    """About what the database takes for an entry. The file does not shrink: removed rows make room for others."""
     return ROW_BYTES + len(entry.tokens) + len(entry.media) * _PLACE.size
 
 

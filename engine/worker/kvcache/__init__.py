@@ -1,1 +1,1 @@
-"""The prefix cache of one worker: RAM before SSD, planned by content, explained to the user."""
+"""The prefix cache of one worker: RAM first, then SSD. Prompts are looked up by content, and users are told what was found."""

@@ -1,8 +1,8 @@
 """Where a sequence is cut, and the names of the pieces: a hash chain over everything that decides their content.
 
-A block is a run of tokens with its KV; its key is sha256(parent's key, tokens, media in it), and the first parent is the
-root: sha256(weights, quantisation, layout, tenant). So equal keys mean equal content, whatever prompt they came from (the
-hash chain of vLLM's prefix caching, https://docs.vllm.ai/en/latest/design/prefix_caching.html; digests stand for pixels).
+A block is a run of tokens with its KV. Its key is sha256(parent's key, tokens, media in it). The first parent is the root:
+sha256(weights, quantisation, layout, tenant). So equal keys mean equal content, whatever prompt they came from. This is the
+hash chain of vLLM's prefix caching (https://docs.vllm.ai/en/latest/design/prefix_caching.html); digests stand for pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Tokens = np.ndarray[tuple[int], np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens start..end after `parent`. `complete`: its end is a cut that every longer sequence has too."""
+    """Tokens start..end after `parent`. `complete`: every longer sequence is cut at its end too."""
 
     key: bytes
     parent: bytes
@@ -35,18 +35,19 @@ class Block:
 
 
 def root(*, fingerprint: str, quantisation: str, layout: int, tenant: str) -> bytes:
-    """The parent of first blocks: what else than tokens decides the KV, and whose it is."""
+    """The parent of first blocks: everything besides tokens that decides the KV, and the tenant it belongs to."""
     named = "\0".join((fingerprint, quantisation, str(layout), tenant))
     return hashlib.sha256(named.encode()).digest()
 
 
 def as_tokens(ids: Sequence[int]) -> Tokens:
+    """Token ids as an array [tokens]."""
     return np.asarray(ids, dtype="<u4")
 
 
 def blocks(first_parent: bytes, tokens: Tokens, media: Sequence[Media]) -> list[Block]:
-    """The whole sequence as blocks; the last may be incomplete. A cut never falls into a medium: the block grows to its
-    end. Where a cut falls depends on what stands before it only, so sequences with a common beginning share blocks."""
+    """The whole sequence as blocks. The last one may be incomplete. A cut never falls into a medium: the block grows to the
+    medium's end. A cut depends only on what stands before it, so sequences with a common beginning share blocks."""
     found: list[Block] = []
     parent, start = first_parent, 0
     while start < len(tokens):
@@ -60,7 +61,7 @@ def blocks(first_parent: bytes, tokens: Tokens, media: Sequence[Media]) -> list[
 
 
 def block_key(parent: bytes, tokens: Tokens, start: int, media: Sequence[Media]) -> bytes:
-    """The key of `tokens`, which stand at `start` after `parent`."""
+    """The key of the block `tokens`, which begins at `start` after `parent`."""
     digest = hashlib.sha256(parent)
     digest.update(struct.pack("<I", len(tokens)))
     digest.update(tokens.tobytes())
@@ -70,7 +71,7 @@ def block_key(parent: bytes, tokens: Tokens, start: int, media: Sequence[Media])
 
 
 def checkpoint_key(parent: bytes, tokens: Tokens, start: int, media: Sequence[Media]) -> bytes:
-    """The key of the state layers after `tokens`, which stand at `start` after `parent`."""
+    """The key of the state layers after `tokens`, which begin at `start` after `parent`."""
     return hashlib.sha256(b"state" + block_key(parent, tokens, start, media)).digest()
 
 
@@ -87,7 +88,7 @@ def whole(position: int, media: Sequence[Media]) -> int:
 def common(
     first: Tokens, first_media: Sequence[Media], second: Tokens, second_media: Sequence[Media], start: int
 ) -> int:
-    """How many tokens two runs at `start` have in common from their beginnings. A medium counts whole, or not at all."""
+    """How many tokens two runs at `start` share from their beginnings. A medium counts as a whole or not at all."""
     length = min(len(first), len(second))
     different = np.flatnonzero(first[:length] != second[:length])
     if len(different):

@@ -1,7 +1,7 @@
-"""The one thread that touches the disk: it finds, reads and writes KV files, and calls nothing of MLX.
+"""The one thread that touches the disk: it finds, reads and writes KV files, and never calls MLX.
 
-Reading goes before writing, even in the middle of a file; while rows decode, writing goes slower. Whatever fails here is a
-miss or a file that is not kept, and is counted; a thread that cannot go on answers every question with "nothing".
+It reads before it writes, even in the middle of a file, and writes more slowly while rows decode. A failure is a miss, or a
+file that is not kept, and is counted. While the disk cannot be used, every question is answered from memory alone.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 READERS: Final = 2
 BUSY_PAUSE_SECONDS: Final = 0.01
-"""After every piece of a file while rows decode: at most 400 MB/s."""
+"""The pause after each piece of a file while rows decode: it limits writing to 400 MB/s."""
 MAX_REPLANS: Final = 16
 OWNER_POLL_SECONDS, DISK_POLL_SECONDS = 1.0, 30.0
-"""After which a directory is tried again that another process had, or that could not be used."""
+"""A directory is tried again after this long: one that another process had, and one that could not be used."""
 
 
 @dataclass
 class Traffic:
-    """Counted since the start. Written by the thread, read by anyone."""
+    """Counted since the start. The thread writes it, anyone may read it."""
 
     read_bytes: int = 0
     written_bytes: int = 0
@@ -44,8 +44,10 @@ class Traffic:
 
 
 class IoThread:
-    """`open` makes the directory, on the thread. `post` takes answers, from the thread. `busy`: rows decode now. Up to
-    `ahead_bytes` are read for requests that have not begun, or those of one request."""
+    """`open_directory` is called on the thread, and so is `post`, which takes the answers. `busy`: rows decode now.
+
+    Up to `ahead_bytes` are read for requests whose rows have not begun, but for the first of them as much as it needs.
+    """
 
     def __init__(
         self, open_directory: Callable[[], Directory], post: Callable[[Answer], None], *, ahead_bytes: int
@@ -70,17 +72,17 @@ class IoThread:
         self._thread.start()
 
     def wait_ready(self, seconds: float) -> bool:
-        """Until the directory is open, or known to be unusable."""
+        """Wait until the directory is open or known to be unusable. False when that takes longer than `seconds`."""
         return self._ready.wait(seconds)
 
     def ask(self, find: Find) -> None:
-        """Answered by exactly one `Found`, before any order that still waits but `Clear`."""
+        """Ask for a prompt. Exactly one `Found` answers, before any order that still waits, except `Clear`."""
         with self._wake:
             self._finds.append(find)
             self._wake.notify()
 
     def order(self, order: Order) -> None:
-        """Done in order, except that `Clear` goes before everything: nothing asked for after it may find what was before."""
+        """Give an order. Orders are done one after another. `Clear` also goes before questions: none may find what it removes."""
         with self._wake:
             if isinstance(order, Clear):
                 self._clearing = True
@@ -88,12 +90,12 @@ class IoThread:
             self._wake.notify()
 
     def release(self, read_bytes: int) -> None:
-        """What was read for a request is in use, or not needed any more."""
+        """Bytes that were read ahead for a request are in use, or not needed any more."""
         with self._wake:
             self._ahead -= read_bytes
 
     def close(self, seconds: float) -> bool:
-        """Finish the orders within `seconds` and end. False when it could not."""
+        """Finish the orders and end. False when that takes longer than `seconds`."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -117,7 +119,7 @@ class IoThread:
         self._readers.shutdown(wait=False)
 
     def _try_open(self) -> None:
-        """What keeps us off the disk may pass: a process before us that is ending, a full or read-only disk."""
+        """Open the directory. What prevents it may pass: an earlier process that is ending, a full or read-only disk."""
         try:
             self._directory = directory = self._open()
             self.traffic.contents = directory.contents
@@ -189,7 +191,7 @@ class IoThread:
                 assert_never(job)
 
     def _pause(self, directory: Directory) -> None:
-        """Between two pieces of a file: who waits to read goes first."""
+        """Between two pieces of a file: questions go first."""
         while True:
             with self._wake:
                 find = self._finds.popleft() if self._finds and not self._clearing else None
@@ -222,7 +224,7 @@ class IoThread:
             corrupt = True
             self.traffic.corrupt += len(damaged)
             directory.remove(damaged)
-        # Before the answer, which is told to the user with what was missing; noting it is a write, and nobody waits for it.
+        # Looked up before the answer, because users are told what was evicted. Noted after it: nobody waits for that write.
         if find.sight and (seen := directory.index.sighted(find.sight)):
             self._post(Seen(find.id, frozenset(seen)))
         read_bytes = self.traffic.read_bytes - before
@@ -238,7 +240,7 @@ class IoThread:
         return not self._ahead or self._ahead + size <= self._ahead_bytes
 
     def _read(self, directory: Directory, find: Find, keys: Sequence[bytes], known: set[bytes]) -> list[bytes]:
-        """Read files, a few at once, and hand over each as it comes. Returns the keys of those that could not be read."""
+        """Read files, a few at once, and post each as soon as it is here. Returns the keys of those that could not be read."""
         damaged = []
         directory.will_need(keys)
         for key, content in zip(keys, self._readers.map(directory.read, keys), strict=True):

@@ -1,4 +1,4 @@
-"""What of a prompt can be restored: a pure decision over what is known, in RAM or on SSD."""
+"""How much of a prompt can be restored: a pure decision over what RAM and SSD know."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from engine.worker.kvcache.chunks import Block, Tokens
 class View(Protocol):
     """What a tier knows."""
 
-    def known(self, keys: Sequence[bytes]) -> set[bytes]: ...
+    def known(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of `keys` that have an entry."""
 
-    def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]: ...
+    def children(self, parents: Sequence[bytes], kind: Kind) -> list[Entry]:
+        """Entries of a kind that come right after any of `parents`."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is looked up: tokens, media, and the blocks that they fall into after `root`."""
+    """The prompt that is looked up: its tokens, its media, and the blocks that they fall into after `root`."""
 
     root: bytes
     tokens: Tokens
@@ -36,7 +38,7 @@ class Prompt:
 
     @property
     def parents(self) -> list[bytes]:
-        """Keys after which something that the prompt shares may lie."""
+        """Keys after which entries may lie that the prompt shares."""
         return [self.root, *(block.key for block in self.blocks if block.complete)]
 
 
@@ -51,8 +53,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Match:
-    """`tokens` can be restored from `pieces` and, in a model with state layers, `checkpoint`. `matched` tokens are the same
-    as those of something known: more than `tokens` when the state at that point is missing."""
+    """`tokens` can be restored from `pieces`, and in a model with state layers from `checkpoint`. `matched` tokens are known:
+    more than `tokens` when the state at that point is missing."""
 
     tokens: int
     matched: int
@@ -61,7 +63,7 @@ class Match:
 
     @property
     def keys(self) -> list[bytes]:
-        """All that is needed, in order."""
+        """The keys of all entries that are needed, in order."""
         found = [piece.key for piece in self.pieces]
         return found if self.checkpoint is None else [*found, self.checkpoint]
 
@@ -70,7 +72,7 @@ NOTHING = Match(0, 0, ())
 
 
 def plan(prompt: Prompt, view: View, *, has_state: bool) -> Match:
-    """The longest beginning that can be restored. The last token is always computed: its logits begin the answer."""
+    """The longest beginning that can be restored. The last token is always computed, because its logits begin the answer."""
     limit = chunks.whole(len(prompt.tokens) - 1, prompt.media)
     pieces = _covered(prompt, view, limit)
     matched = pieces[-1].end if pieces else 0

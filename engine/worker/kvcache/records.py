@@ -1,10 +1,9 @@
 """One sequence's cache as arrays, and back. On the model's thread.
 
-Blocks that were read from SSD stay the bytes that were read: a row's layers are made of them with one copy.
+Layers that are addressed by token (plain and quantised KV) are cut along the tokens into blocks. Every other kind is a state at
+one position: a checkpoint holds all of them. `engine.worker.caches` knows which is which.
 
-Token-addressed layers (plain and quantised KV) are cut along the tokens into blocks. Every other kind (rotating windows, gated
-delta nets and other recurrences, pooled or chunked attention) is a state that is valid at one position only: a checkpoint
-holds all of them. A layer may be a list of both.
+Blocks that were read from SSD stay the bytes that were read. A row's layers are made of them with one copy.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ def layout(cache: Cache) -> Layout:
 
 
 def holds(cache: Cache, tokens: int) -> bool:
-    """Whether every token-addressed layer holds exactly the sequence's `tokens` (others keep something else in them)."""
+    """Whether every layer that is addressed by token holds exactly the sequence's `tokens`: some models keep more there."""
     return all(layer.offset == tokens for _, layer in caches.leaves(cache) if caches.is_by_token(layer))
 
 
 def cut_block(cache: Cache, start: int, end: int) -> Arrays:
-    """Tokens start..end of the token-addressed layers, as arrays of their own, not yet evaluated."""
+    """Tokens start..end of the layers that are addressed by token, as arrays of their own, not yet evaluated."""
     found: Arrays = {}
     for place, layer in caches.leaves(cache):
         if caches.is_by_token(layer):
@@ -71,7 +70,7 @@ def cut_block(cache: Cache, start: int, end: int) -> Arrays:
 
 
 def cut_state(cache: Cache) -> tuple[Arrays, dict[str, str]]:
-    """The state layers as they are now: arrays of their own, not yet evaluated, and the facts that they go with."""
+    """The state layers as they are now: arrays of their own, not yet evaluated, and the facts that are needed to restore them."""
     arrays: Arrays = {}
     trees: dict[str, Any] = {}
     for place, layer in caches.leaves(cache):
@@ -88,8 +87,11 @@ def restore(
     tokens: int,
     capacity: int,
 ) -> None:
-    """Fill a new cache. `blocks` and how many of their tokens count, `tokens` in all; room is made for `capacity` tokens, so
-    that what follows is not copied again. Raises `ValueError` if a part is missing or has another shape."""
+    """Fill a new cache with `tokens` tokens: from each of `blocks` as many as stand beside it, and `state`.
+
+    The layers get room for `capacity` tokens, so that the following ones need no other copy. Raises `ValueError` if a part is
+    missing or has another shape.
+    """
     trees = json.loads(state[1].get(_TREE, "{}")) if state is not None else {}
     copies: list[_Copy] = []
     for place, layer in caches.leaves(fresh):
@@ -107,13 +109,13 @@ def restore(
 
 
 def begin(arrays: Content) -> None:
-    """Have them computed, without waiting: until then they keep the whole cache that they were cut from."""
+    """Start to compute the arrays without waiting. Until they are computed they keep alive the whole cache they were cut from."""
     mx.async_eval(list(arrays.values()))
 
 
 def as_tensors(arrays: Content) -> dict[str, Tensor]:
-    """Evaluated bytes that another thread may read without any call of MLX; they keep their arrays alive."""
-    # numpy knows no bfloat16, so every array is seen as bytes. Views: nothing is copied.
+    """Evaluated bytes that another thread may read without calling MLX. They keep their arrays alive."""
+    # As bytes, because numpy knows no bfloat16. These are views: nothing is copied.
     flat = {name: array.reshape(-1).view(mx.uint8) for name, array in arrays.items()}
     mx.eval(list(flat.values()))
     return {
@@ -122,7 +124,7 @@ def as_tensors(arrays: Content) -> dict[str, Tensor]:
 
 
 def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
-    """One copy into MLX's memory for each tensor."""
+    """The tensors as arrays of MLX, with one copy each."""
     return {
         name: mx.array(np.frombuffer(tensor.data, dtype=np.uint8)).view(_BY_NAME[tensor.dtype]).reshape(tensor.shape)
         for name, tensor in tensors.items()
@@ -146,7 +148,7 @@ def _joined(blocks: Sequence[tuple[Content, int]], place: str, room: int, copies
 
 @dataclass(frozen=True)
 class _Copy:
-    """Bytes of parts that are to be written into the new array `target`, once that is evaluated."""
+    """Parts whose bytes are written into the new array `target` once that is evaluated."""
 
     target: Any
     parts: Sequence[tuple[Any, int]]
@@ -155,7 +157,7 @@ class _Copy:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Any, int]], room: int, copies: list[_Copy]) -> Any:
-        """The array [..., tokens + room, width] that `make` is going to fill. Raises `ValueError` for parts that do not fit."""
+        """The array [..., tokens + room, width] that `make` fills later. Raises `ValueError` if the parts do not fit."""
         first = parts[0][0]
         dtype = _BY_NAME.get(first.dtype) if isinstance(first, Tensor) else first.dtype
         if dtype is None:
@@ -169,7 +171,7 @@ class _Copy:
         return target.view(dtype).reshape(shape)
 
     def make(self) -> None:
-        """MLX shows its memory to numpy for writing: https://ml-explore.github.io/mlx/build/html/usage/numpy.html."""
+        """Fill the array. numpy may write into MLX's memory: https://ml-explore.github.io/mlx/build/html/usage/numpy.html."""
         heads = math.prod(self.parts[0][0].shape[:-2])
         target, at = np.asarray(self.target).reshape(heads, -1, self.width), 0
         for array, take in self.parts:
@@ -183,7 +185,7 @@ def _name(array: Any) -> str:
 
 
 def _flatten(value: Any, place: str, arrays: Arrays) -> Any:
-    """A tree of arrays and plain values as JSON; arrays go to `arrays` and leave their names."""
+    """A tree of arrays and plain values as JSON. Arrays go to `arrays`, and their names stand in the tree."""
     if isinstance(value, mx.array):
         name = f"{place}.s{len(arrays)}"
         arrays[name] = mx.contiguous(value)
@@ -201,7 +203,7 @@ def _unflatten(tree: Mapping[str, Any], arrays: Arrays) -> Any:
     ((kind, value),) = tree.items()
     match kind:
         case "array":
-            # A holder of its own: the library writes into slices, and who else holds the array would see it.
+            # A view of its own: the library writes into slices, and other rows hold the same array.
             return arrays[value][...]
         case "dict":
             return {name: _unflatten(item, arrays) for name, item in value.items()}
