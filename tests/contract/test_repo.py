@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -84,3 +85,25 @@ def test_the_vad_model_is_that_of_the_silero_vad_package() -> None:
 
     (original,) = [file for file in files("silero-vad") or [] if file.name == MODEL.name]
     assert MODEL.read_bytes() == original.read_binary()
+
+
+SHIPPED = ("asr_router", "duet", "engine", "launchd", "pipelines", "speech")
+LONGEST_FILE, LONGEST_FUNCTION = 400, 50
+
+
+@pytest.mark.parametrize("room", SHIPPED)
+def test_a_shipped_file_and_a_function_can_be_read_at_one_sitting(room: str) -> None:
+    files = [path for path in tracked() if path.suffix == ".py" and path.is_relative_to(ROOT / room) and path.exists()]
+    assert files
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= LONGEST_FILE, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{path}: {node.name}"
+
+
+def test_a_decision_says_what_it_was_chosen_over() -> None:
+    for path in (ROOT / "docs" / "adr").glob("*.md"):
+        headings = re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert headings == ["Context", "Alternatives", "Decision", "Consequence"], path
