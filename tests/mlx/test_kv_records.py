@@ -84,9 +84,7 @@ def test_a_restored_layer_answers_as_the_one_that_was_cut(
     tensors, facts = through_a_file(tmp_path, *records.cut_state(cache))
     state = records.as_arrays(tensors), facts
     restored = [make(), kinds.KVCache()]
-    records.restore(
-        restored, blocks, state if records.layout(cache).has_state else None, tokens=tokens, capacity=tokens + 64
-    )
+    records.restore(restored, blocks, state if records.has_state(cache) else None, tokens=tokens, capacity=tokens + 64)
     for start, count in ((tokens, 7), (tokens + 7, 1), (tokens + 8, 1), (tokens + 9, 60)):
         for ours, theirs in zip(restored, cache, strict=True):
             for got, expected in zip(feed.step(ours, start, count), feed.step(theirs, start, count), strict=True):
@@ -139,7 +137,7 @@ def test_a_subclass_may_hold_more_and_is_not_kept() -> None:
         pass
 
     with pytest.raises(records.Unsupported, match="Special"):
-        records.layout([Special()])
+        records.has_state([Special()])
 
 
 def test_a_cache_with_other_tokens_is_seen() -> None:

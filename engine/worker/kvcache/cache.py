@@ -57,12 +57,13 @@ class PrefixCache:
         off: str = "memory only",
     ) -> None:
         self._new_cache, self._identity, self._off = new_cache, identity, off
-        self._layout = records.layout(new_cache())
+        self.has_state = records.has_state(new_cache())
+        """Whether the model has layers that can only be kept as checkpoints."""
         self._memory = MemoryTier(memory_bytes)
         self._io = None if open_directory is None else IoThread(open_directory, post, ahead_bytes=memory_bytes)
         self._lookups = Lookups()
         self._writeback = Writeback(self._memory, self._io, records.as_tensors)
-        self._keeping = Keeping(self._memory, self._writeback, has_state=self._layout.has_state)
+        self._keeping = Keeping(self._memory, self._writeback, has_state=self.has_state)
         self._sessions: dict[str, Session] = {}
         self._epoch = 0
         self._report = KvReport()
@@ -124,7 +125,7 @@ class PrefixCache:
             self._note_use(match)
         elif match.tokens:
             self._settle(session, Match(0, match.matched, ()))
-        if self._layout.has_state and session.request.store:
+        if self.has_state and session.request.store:
             session.plan_checkpoints(self._memory)
         return None if restored is None else (restored, match.tokens)
 
@@ -221,11 +222,6 @@ class PrefixCache:
     # The tiers -------------------------------------------------------------------------------------------------------
 
     @property
-    def has_state(self) -> bool:
-        """Whether the model has layers that can only be kept as checkpoints."""
-        return self._layout.has_state
-
-    @property
     def report(self) -> KvReport:
         """What the tiers hold, and what they did since the start."""
         report = self._report
@@ -269,7 +265,7 @@ class PrefixCache:
     # Looking up ------------------------------------------------------------------------------------------------------
 
     def _plan(self, session: Session) -> Match:
-        return plan(session.prompt, self._memory, has_state=self._layout.has_state)
+        return plan(session.prompt, self._memory, has_state=self.has_state)
 
     def _settle(self, session: Session, match: Match, matched: int = 0) -> None:
         relaid = self._io is not None and self._io.relaid
@@ -286,10 +282,20 @@ class PrefixCache:
         # What is here stays here until it is used.
         self._pin(session, in_memory.keys)
         # When it asks a second time, it has noted its keys itself.
-        sight = session.sights(has_state=self._layout.has_state) if session.request.store and not now else ()
+        sight = session.sights(has_state=self.has_state) if session.request.store and not now else ()
         snapshot = self._memory.snapshot(session.prompt.parents)
-        floor, has_state = in_memory.tokens, self._layout.has_state
-        self._io.ask(Find(session.request.id, self._epoch, session.prompt, snapshot, floor, has_state, sight, now))
+        self._io.ask(
+            Find(
+                session.request.id,
+                self._epoch,
+                session.prompt,
+                snapshot,
+                in_memory.tokens,
+                self.has_state,
+                sight,
+                now=now,
+            )
+        )
         self._lookups.lead(session.request.id, frozenset(session.block_keys))
 
     def _settle_found(self, session: Session, answer: Found) -> None:

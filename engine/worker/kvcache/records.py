@@ -37,21 +37,13 @@ class Unsupported(Exception):
     """A cache of this kind cannot be kept. The message names it."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a model's cache is made of."""
-
-    has_blocks: bool
-    has_state: bool
-
-
-def layout(cache: Cache) -> Layout:
-    """What `cache` is made of. Raises `Unsupported` for a kind of layer that cannot be kept."""
-    found = [layer for _, layer in caches.leaves(cache)]
-    for layer in found:
+def has_state(cache: Cache) -> bool:
+    """Whether a model has layers that can only be kept as checkpoints. Raises `Unsupported` if a layer cannot be kept at all."""
+    layers = [layer for _, layer in caches.leaves(cache)]
+    for layer in layers:
         if not caches.is_by_token(layer) and not caches.is_state(layer):
             raise Unsupported(f"its layers include a {type(layer).__name__}")
-    return Layout(has_blocks=any(map(caches.is_by_token, found)), has_state=any(map(caches.is_state, found)))
+    return any(map(caches.is_state, layers))
 
 
 def holds(cache: Cache, tokens: int) -> bool:
