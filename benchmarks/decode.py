@@ -1,11 +1,12 @@
-"""How much of the bare model's decode speed the worker's loop keeps: `make bench`.
+"""Compare the decode speed of the worker's loop with that of the bare model: `make bench`.
 
     python -m benchmarks.decode [--model FOLDER] [--json FILE]
 
-The bare loop is mlx-vlm's model and cache with greedy picking and the next step launched before the last is read: what the
-device can do. The worker's loop adds scheduling, sampling, detokenisation, stop strings and events. Both run in this process
-in turn, on the same prompt, and the figure is the median of their ratios. The embedded chat model has 2.5 M parameters, so a
-step costs next to nothing and the ratio is the loop's worst case; on a CPU back end it says nothing about Metal.
+The bare loop uses mlx-vlm's model and cache, picks tokens greedily, and launches the next step before it reads the last
+one. It shows what the device can do. The worker's loop adds scheduling, sampling, detokenisation, stop strings and
+events. Both run in this process in turn, on the same prompt, and the figure is the median of their ratios. The embedded
+chat model has 2.5 M parameters. A step costs next to nothing, so the ratio is the loop's worst case. A ratio measured
+on a CPU says nothing about Metal.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=models.EMBEDDED / "duet-tiny-chat", help="a chat model's folder")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    # No end of sequence: every run has the same number of tokens.
+    # Without an end-of-sequence token every run has the same number of tokens.
     loaded = dataclasses.replace(load(arguments.model, "chat"), eos_ids=frozenset())
     found: dict[str, dict[str, float]] = {}
     for name, (rows, sampling) in CASES.items():
@@ -88,7 +89,7 @@ class _Counter:
 
 
 def worker_seconds(loaded: Loaded, rows: int, sampling: SamplingParams) -> float:
-    """From the first to the last decode step of the worker's loop; prefill is not counted."""
+    """Seconds that the worker's loop needs for all decode steps. Prefill does not count."""
     counter, mailbox = _Counter(), queue.SimpleQueue[Any]()
     channel: Any = counter
     batch = BatchLimits(max_rows=rows, chunk_tokens=4096)
@@ -105,7 +106,7 @@ def worker_seconds(loaded: Loaded, rows: int, sampling: SamplingParams) -> float
 
 
 def bare_seconds(loaded: Loaded, rows: int) -> float:
-    """The model's own forward pass and argmax, the next step launched before the last is read."""
+    """Seconds that the model's own forward pass and argmax need. Each step is launched before the last one is read."""
     model = loaded.model.language_model
     prompt = loaded.tokenizer.encode(render(loaded, _request(0, SamplingParams())), add_special_tokens=False)
     cache = make_prompt_cache(model)

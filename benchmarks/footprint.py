@@ -1,9 +1,10 @@
-"""Memory of the whole stack at rest: RSS of every process, less the weights that are loaded.
+"""Measure the memory of the idle stack: the RSS of every process, minus the loaded weights.
 
     make footprint            (python -m benchmarks.footprint --json FILE)
 
-Measured twice: after start, with no model loaded; and after one chat, one embedding and one transcription, idle again. RSS
-counts shared pages once for each process; on Linux PSS, which shares them out, is printed beside it.
+It measures twice: after start, when no model is loaded; and when the stack is idle again after one chat, one embedding
+and one transcription. RSS counts a shared page once for each process. On Linux the script also prints PSS, which
+divides a shared page among its processes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> int:
             print(
                 f"  {process['rss_mb']:8.1f} MB RSS {process['pss_mb'] or float('nan'):8.1f} MB PSS  {process['command']}"
             )
-        total = f"{state['rss_mb']:.0f} MB RSS less {state['weights_mb']:.0f} MB of weights = {state['net_mb']:.0f} MB"
+        total = f"{state['rss_mb']:.0f} MB RSS minus {state['weights_mb']:.0f} MB of weights = {state['net_mb']:.0f} MB"
         print(f"  total: {total} (goal: {GOAL_MEGABYTES} MB); PSS {state['pss_mb'] or float('nan'):.0f} MB")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -58,7 +59,7 @@ def warm(stack: Stack) -> None:
 
 
 def measure(stack: Stack, loaded: list[str]) -> dict[str, Any]:
-    """The stack's processes with their memory now; megabytes are millions of bytes."""
+    """The stack's processes and the memory they use now. A megabyte is a million bytes."""
     table = processes()
     found: list[dict[str, Any]] = [
         {"pid": pid, "command": command, "rss_mb": rss_megabytes, "pss_mb": _pss_megabytes(pid)}
@@ -78,7 +79,7 @@ def measure(stack: Stack, loaded: list[str]) -> dict[str, Any]:
 
 
 def processes() -> dict[int, tuple[int, float, str]]:
-    """(parent, RSS in megabytes, command) of every process, by ps, which macOS and Linux both have."""
+    """(parent, RSS in megabytes, command) of every process, by pid. Read from `ps`, which macOS and Linux both have."""
     table = subprocess.run(["ps", "-axo", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True).stdout
     found = {}
     for line in table.splitlines():
@@ -89,7 +90,7 @@ def processes() -> dict[int, tuple[int, float, str]]:
 
 
 def descends(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
-    """Whether a process is the ancestor or came from it."""
+    """Whether a process is `ancestor` itself or one of its descendants. `parents` maps a pid to its parent's."""
     while pid > 1:
         if pid == ancestor:
             return True

@@ -1,8 +1,8 @@
-"""`make demo`, or `python -m duet.demo`: everything once, with the models that come with Duet, offline.
+"""`make demo`, or `python -m duet.demo`: try every feature once, offline, with the models that come with Duet.
 
-Chat, reading an image, embeddings, a transcription and a bilingual meeting turned into five files, with what each took and
-how many errors the review removed. The models are tiny demonstrations trained on synthetic voices: this shows that it works,
-not how well real models do.
+It chats, reads an image, embeds text, transcribes a clip and turns a bilingual meeting into five files. It reports how
+long each part took and how many errors the review removed. The models are tiny demonstrations trained on synthetic
+voices: the demo shows that Duet works, not how well real models do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     console = Console()
-    given = os.environ.get("DUET_HOME")  # noqa: TID251 - the one thing a demo takes from its surroundings
+    given = os.environ.get("DUET_HOME")  # noqa: TID251 - the only variable that the demo reads
     try:
         figures = run(console, Path(given).absolute() if given else None)
     except (StackFailed, DemoFailed, httpx.HTTPError) as error:
@@ -56,11 +56,12 @@ def main() -> int:
 
 
 class DemoFailed(Exception):
-    """Something that must be there is not."""
+    """A part of the demo gave no usable result."""
 
 
 def run(console: Console, home: Path | None) -> dict[str, Any]:
-    """All parts, in order; the figures they gave. Outputs lie in the home if one is given, else in ./demo-outputs."""
+    """Run all parts in order. Returns their figures. Outputs go to `demo-outputs` in the home, else in the current
+    folder."""
     console.rule("[bold]Duet")
     console.print("Starting engine, router and meeting worker with the embedded demonstration models …")
     began = time.monotonic()
@@ -90,16 +91,16 @@ def run(console: Console, home: Path | None) -> dict[str, Any]:
 
 
 def engine(stack: Stack, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The engine's JSON answer to a request as OpenAI's API defines it."""
+    """Send an OpenAI request to the engine and return its JSON answer."""
     with stack.client(stack.engine_url) as client:
         answer: dict[str, Any] = client.post(path, json=body).raise_for_status().json()
     return answer
 
 
 def chat(console: Console, stack: Stack) -> dict[str, Any]:
-    """A streamed answer, token by token, to the one task that the tiny model knows."""
+    """Stream the tiny model's answer to a question about itself: the only kind of chat it knows."""
     console.print(
-        "duet-tiny-chat reviews and summarises meetings, and says what it is. It is no conversation partner.",
+        "duet-tiny-chat reviews and summarises meetings, and says what it is. It cannot hold a conversation.",
         style="dim",
     )
     console.print(f"[bold]user[/bold]  {CHAT_PROMPT}", highlight=False)
@@ -132,7 +133,7 @@ def chat(console: Console, stack: Stack) -> dict[str, Any]:
 
 
 def vision(console: Console, stack: Stack) -> dict[str, Any]:
-    """Rendered words and digits, each an image sent to the OCR model as any OpenAI client would."""
+    """Send images of rendered words and digits to the OCR model, as any OpenAI client would."""
     truth: dict[str, str] = json.loads((DEMO / "pictures" / "texts.json").read_text(encoding="utf-8"))
     read: dict[str, str] = {}
     for name in truth:
@@ -145,7 +146,7 @@ def vision(console: Console, stack: Stack) -> dict[str, Any]:
 
 
 def embeddings(console: Console, stack: Stack) -> dict[str, Any]:
-    """A question against four sentences, across languages."""
+    """Compare a Chinese question with four Chinese and English sentences."""
     body = {"model": "embedding", "input": [QUERY, *SENTENCES]}
     vectors = [item["embedding"] for item in engine(stack, "/v1/embeddings", body)["data"]]
     scores = [sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for vector in vectors[1:]]
@@ -156,7 +157,7 @@ def embeddings(console: Console, stack: Stack) -> dict[str, Any]:
 
 
 def transcription(console: Console, stack: Stack) -> dict[str, Any]:
-    """A shipped clip through the router, as any OpenAI client would send it."""
+    """Send a shipped clip to the router, as any OpenAI client would."""
     truth = json.loads((DEMO / "clip_zh.json").read_text(encoding="utf-8"))["text"]
     with stack.client(stack.router_url) as client, (DEMO / "clip_zh.flac").open("rb") as file:
         answer = client.post(
@@ -172,7 +173,7 @@ def transcription(console: Console, stack: Stack) -> dict[str, Any]:
 
 
 def meeting(console: Console, stack: Stack, outputs: Path) -> dict[str, Any]:
-    """The shipped meeting: three synthetic speakers, Chinese and English, a glossary of terms the recogniser mishears."""
+    """Process the shipped meeting: three synthetic speakers, Chinese and English, with a glossary of misheard terms."""
     truth = json.loads((DEMO / "meeting.json").read_text(encoding="utf-8"))
     with stack.client(stack.router_url) as client:
         with (DEMO / "meeting.flac").open("rb") as file:
@@ -200,7 +201,7 @@ def meeting(console: Console, stack: Stack, outputs: Path) -> dict[str, Any]:
     rows = [
         ("CER before review", f"{100 * found['cer_before']:.1f}%"),
         ("CER after review", f"{100 * found['cer_after']:.1f}%"),
-        ("corrections made, refused", f"{found['accepted']}, {found['rejected']}"),
+        ("corrections accepted, rejected", f"{found['accepted']}, {found['rejected']}"),
         ("speakers found, true", f"{found['speakers']}, {len({turn['speaker'] for turn in truth['turns']})}"),
         ("DER (0.25 s collar)", f"{100 * found['der']:.1f}%"),
     ]
@@ -209,7 +210,7 @@ def meeting(console: Console, stack: Stack, outputs: Path) -> dict[str, Any]:
 
 
 def follow(console: Console, client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The job at its end, with a progress bar fed by its events."""
+    """Follow a job's events with a progress bar until it ends. Returns the final job."""
     columns = (
         TextColumn("{task.description:<11}"),
         BarColumn(),
@@ -230,7 +231,7 @@ def follow(console: Console, client: httpx.Client, job_id: str) -> dict[str, Any
 
 
 def score(truth: dict[str, Any], timeline: dict[str, Any]) -> dict[str, Any]:
-    """Errors against the truth. The texts are compared whole: segments need not fall where the turns do."""
+    """Errors against the truth. The whole texts are compared, because segments and turns may have different boundaries."""
     said = " ".join(turn["text"] for turn in truth["turns"])
     before: ErrorCounts = cer(said, " ".join(segment["text"] for segment in timeline["segments"]))
     after: ErrorCounts = cer(said, " ".join(segment["reviewed"] for segment in timeline["segments"]))

@@ -1,1 +1,1 @@
-"""What the engine keeps of prompts, measured beside `mlx_vlm.server` and `mlx_lm.server`: see docs/benchmarks.md."""
+"""Compare the engine's prefix cache with those of `mlx_vlm.server` and `mlx_lm.server`: see docs/benchmarks.md."""

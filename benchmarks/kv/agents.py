@@ -1,15 +1,18 @@
-"""What agents get from a server's cache: shared system messages, chats, and what a session writes to the SSD.
+"""Measure what agents gain from a server's cache, and what it costs: shared prompts, chats, and bytes written to the
+SSD.
 
     make bench-kv        (python -m benchmarks.kv.agents [--parts shares,chat,writes])
 
-`shares`  A system message of about 1,000 tokens with another user message: which part of it is cached on the second request. The
-          same text as the head of one user message with another tail: which part is cached on the third. Both again after a
-          restart. The least of `--sets` fresh texts counts.
-`chat`    Ten turns, the server restarted before the sixth. Tokens recomputed in each turn (prompt less cached) against the last
-          turn's: all after the message before, which is the previous answer, the new message, and what frames them.
-`writes`  An agent's session of 50 turns, on one checkpoint with state layers (`hybrid`): bytes written below the server's cache
-          folder, and by its processes, over the session's unique bytes: keys and values of its final tokens, and one state.
-          Only servers that keep prompts on disk.
+`shares`  Requests share a system message of about 1,000 tokens and differ in the user message. How much of the system
+          message is cached on the second request? Then the same text begins a user message and the rest of that message
+          differs. How much of the text is cached on the third request? Both are measured again after a restart. The
+          lowest share of `--sets` fresh texts counts.
+`chat`    A chat of ten turns; the server restarts before the sixth. For each turn it compares the recomputed tokens
+          (prompt minus cached) with the turn's new tokens: the previous answer, the new message and the template's
+          tokens around them.
+`writes`  An agent's session of 50 turns, on one checkpoint with state layers (`hybrid`). It divides the bytes written
+          below the server's cache folder, and those written by its processes, by the session's unique bytes: the keys
+          and values of the final tokens, and one state. Only servers that keep prompts on disk are measured.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ BLOCK_TOKENS, TAIL_TOKENS, ANSWER_TOKENS = 1000, 30, 16
 CHAT_TURNS, CHAT_RESTART, CHAT_SYSTEM_TOKENS, CHAT_MESSAGE_TOKENS, CHAT_ANSWER_TOKENS = 10, 5, 300, 80, 48
 SESSION_CHECKPOINT, SESSION_MESSAGE_TOKENS, SESSION_ANSWER_TOKENS = "hybrid", 60, 24
 SETTLE_SECONDS = 2.0
-"""For writing behind, before processes are asked what they wrote and stopped."""
+"""Time for writes in the background, before the processes' writes are counted and the server stops."""
 
 Chat = list[dict[str, int]]
 """Each turn's `prompt_tokens`, `cached_tokens`, `last_turn_tokens` and `recomputed_tokens`."""
@@ -40,9 +43,9 @@ Chat = list[dict[str, int]]
 
 def main() -> int:
     options = parser(__doc__, "kv-agents.json", "nano,hybrid")
-    options.add_argument("--parts", default="shares,chat,writes", help="what is measured, separated by commas")
-    options.add_argument("--sets", type=int, default=2, help="fresh texts of `shares`")
-    options.add_argument("--turns", type=int, default=50, help="of the session in `writes`")
+    options.add_argument("--parts", default="shares,chat,writes", help="parts to measure, separated by commas")
+    options.add_argument("--sets", type=int, default=2, help="number of fresh texts in `shares`")
+    options.add_argument("--turns", type=int, default=50, help="number of turns of the session in `writes`")
     arguments = options.parse_args()
     parts, begun = arguments.parts.split(","), time.monotonic()
     found: dict[str, Any] = {}
@@ -58,7 +61,7 @@ def main() -> int:
 
 
 def measure(name: str, parts: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """`shares` and `chat` of one checkpoint: by server, options and figures."""
+    """Measure `shares` and `chat` on one checkpoint. Returns each server's options and figures."""
     folder = checkpoint(name)
     texts, stamp = Texts(folder), f"{time.time_ns():x}"
     found: dict[str, Any] = {}
@@ -78,7 +81,7 @@ def measure(name: str, parts: list[str], arguments: argparse.Namespace) -> dict[
 
 
 def shares(client: Client, texts: Texts, stamp: str, sets: int) -> dict[str, list[float]]:
-    """By place and request, the cached share of the text that requests have in common, one for each fresh text."""
+    """For each place and request, the cached share of the common text: one figure for each fresh text."""
     blocks = {
         (place, i): texts.make(BLOCK_TOKENS, f"{stamp} {place} {i}")
         for place in ("system", "head")
@@ -108,7 +111,7 @@ def _placed(place: str, block: str, tail: str) -> Messages:
 
 
 def share(answer: Answer, common_tokens: int) -> float:
-    """Of the common tokens, how many were cached. What is cached beyond them does not count."""
+    """The share of the common tokens that was cached. Cached tokens after them do not count."""
     return round(min(1.0, answer.cached_tokens / common_tokens), 4)
 
 
@@ -128,7 +131,7 @@ def chat(client: Client, texts: Texts, stamp: str) -> Chat:
 
 
 def turns_of(answers: list[Answer], answer_header_tokens: int) -> Chat:
-    """Figures of each turn. A prompt ends with the header of its answer, which belongs to the turn after it."""
+    """Figures of each turn. A prompt ends with the header of its answer; this header counts for the next turn."""
     turns, boundary = [], 0
     for answer in answers:
         turns.append(
@@ -144,7 +147,8 @@ def turns_of(answers: list[Answer], answer_header_tokens: int) -> Chat:
 
 
 def worst_excess(turns: Chat) -> int:
-    """The most tokens that a turn after the first recomputed beyond the last turn's; 0 or less is the goal."""
+    """The largest number of recomputed tokens above the turn's new ones, over all turns but the first. The goal is 0 or
+    less."""
     return max(turn["recomputed_tokens"] - turn["last_turn_tokens"] for turn in turns[1:])
 
 
@@ -158,7 +162,7 @@ def _converse(
     *,
     before_turn: Callable[[int], None] = lambda turn: None,
 ) -> tuple[list[Answer], Messages]:
-    """A conversation in which every request carries all before it, as chat clients send it."""
+    """A conversation. Every request carries all earlier messages, as chat clients do."""
     messages, answers = [message("system", system)], []
     for turn in range(turns):
         before_turn(turn)
@@ -172,7 +176,7 @@ def _converse(
 
 
 def session_writes(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """By server, what one session wrote and what it had to keep."""
+    """For each server, the bytes that one session wrote and the bytes that it had to keep."""
     folder, found = checkpoint(name), {}
     texts, stamp = Texts(folder), f"{time.time_ns():x}"
     with side_by_side(arguments.servers, folder, ROOMY, peers=arguments.peers, core=arguments.core) as clients:
@@ -187,7 +191,7 @@ def session_writes(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def _session(
     client: Client, texts: Texts, stamp: str, cache: Path, config: dict[str, Any], turns: int
 ) -> dict[str, Any]:
-    """The folder's ledger includes what is written when the server stops; the processes can only be asked before."""
+    """Measure one session. The folder's count includes what the server writes as it stops; the processes' count cannot."""
     process_before = process_written_bytes(client.server.pid)
     with WriteLedger(cache) as ledger:
         system = texts.make(BLOCK_TOKENS, f"{stamp} session")
@@ -212,7 +216,7 @@ def _session(
 
 
 def unique_bytes(tokens: int, config: dict[str, Any]) -> int:
-    """What a session that ended with so many tokens must have on disk to go on: their keys and values, and one state."""
+    """Bytes that a session of `tokens` tokens needs on disk to continue: their keys and values, and one state."""
     return tokens * token_bytes(config) + state_bytes(config)
 
 
@@ -224,14 +228,14 @@ def shown(servers: Mapping[str, Any]) -> str:
     if all("shares" in found for found in servers.values()):
         labels = list(next(iter(servers.values()))["shares"])
         rows = [[name, *(f"{min(found['shares'][label]):.3f}" for label in labels)] for name, found in servers.items()]
-        parts.append(f"least cached share (goal: {SHARE_GOAL})\n{table(['server', *labels], rows)}")
+        parts.append(f"lowest cached share (goal: {SHARE_GOAL})\n{table(['server', *labels], rows)}")
     if all("chat" in found for found in servers.values()):
         rows = []
         for name, found in servers.items():
             turns = [f"{turn['recomputed_tokens']}/{turn['last_turn_tokens']}" for turn in found["chat"]["turns"]]
             rows.append([name, *turns, str(found["chat"]["worst_excess_tokens"])])
         head = ["server", *(str(turn + 1) for turn in range(CHAT_TURNS)), "worst excess"]
-        parts.append(f"recomputed / last turn's tokens, restart before {CHAT_RESTART + 1}\n{table(head, rows)}")
+        parts.append(f"recomputed / new tokens of each turn, restart before {CHAT_RESTART + 1}\n{table(head, rows)}")
     return "\n\n".join(parts)
 
 

@@ -1,18 +1,18 @@
-"""Random checkpoints that every MLX server loads offline, as Hugging Face lays them out.
+"""Random checkpoints in Hugging Face's layout. Every MLX server loads them offline.
 
     python -m benchmarks.kv.checkpoints [--out FOLDER] [--only nano,hybrid]
 
-| name     | what                                                              | keys and values          |
-|----------|-------------------------------------------------------------------|--------------------------|
-| `nano`   | Qwen3, 3 M parameters: the server's own cost shows                | 2 KiB a token            |
-| `hybrid` | Qwen3.5: 6 of 8 layers gated delta net, 2 full attention          | 2 KiB a token and states |
-| `wide`   | Qwen3 with few weights and many keys and values: 201 MB by 1,024 tokens | 192 KiB a token    |
-| `thick`  | a quarter of the layers of `wide`: files that take a while to write | 48 KiB a token         |
+| name     | model                                                                     | keys and values            |
+|----------|---------------------------------------------------------------------------|----------------------------|
+| `nano`   | Qwen3, 3 M parameters: small, so the server's own cost shows              | 2 KiB per token            |
+| `hybrid` | Qwen3.5: 6 of 8 layers gated delta net, 2 full attention                  | 2 KiB per token and states |
+| `wide`   | Qwen3 with few weights and many keys and values: 201 MB for 1,024 tokens  | 192 KiB per token          |
+| `thick`  | a quarter of the layers of `wide`: its files take a while to write        | 48 KiB per token           |
 
-Doubled norm weights of queries and keys make attention peaked, so a greedy answer depends on the whole prompt and a damaged or
-misplaced cache shows as another answer. The embedding rows (tied to the output) of special tokens and of tokens that are not
-plain printable ASCII are zero: greedy decoding never ends early, and every token is text at once. The tokenizer, byte-level
-BPE, is trained on the sources of Python's standard library.
+The norm weights of queries and keys are doubled, which makes attention peaked: a greedy answer depends on the whole
+prompt, and a damaged or misplaced cache leads to another answer. The embedding rows (tied to the output) are zero for
+special tokens and for tokens that are not plain printable ASCII. So greedy decoding never ends early, and every token
+is text at once. The tokenizer is byte-level BPE, trained on the sources of Python's standard library.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 FOLDER = Path("build/bench/checkpoints")
 VOCABULARY = 16384
 UNUSED_IDS = 64
-"""Ids above the tokenizer's, as in real checkpoints, whose tables are padded."""
+"""Ids above the tokenizer's. Real checkpoints have them too, because their tables are padded."""
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
     "<think>", "</think>",
 )  # fmt: skip
 ITEM_BYTES = 4
-"""Weights, keys and values are float32: a CPU back end is fastest with it, and chunking changes no greedy answer."""
+"""Weights, keys and values are float32: a CPU is fastest with it, and chunked prefill changes no greedy answer."""
 TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message['role'] }}
@@ -94,8 +94,8 @@ CONFIGS: dict[str, dict[str, Any]] = {"nano": _NANO, "hybrid": _HYBRID, "wide": 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="a folder is written into this one for each name")
-    parser.add_argument("--only", default=",".join(CONFIGS), help="names, separated by commas")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="each checkpoint becomes a folder in this one")
+    parser.add_argument("--only", default=",".join(CONFIGS), help="names of checkpoints, separated by commas")
     arguments = parser.parse_args()
     for name in arguments.only.split(","):
         folder = checkpoint(name, arguments.out)
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def checkpoint(name: str, root: Path = FOLDER) -> Path:
-    """The folder of one of `CONFIGS`, written unless it is there. A folder that is there is whole."""
+    """The folder of one of `CONFIGS`. Writes it if it is missing; an existing folder is always complete."""
     folder = (root / name).absolute()
     if folder.exists():
         return folder
@@ -122,14 +122,15 @@ def checkpoint(name: str, root: Path = FOLDER) -> Path:
 
 
 def token_bytes(config: dict[str, Any]) -> int:
-    """Bytes of keys and values that a token adds to the layers of full attention."""
+    """Bytes of keys and values that one token adds, over all full-attention layers."""
     text = config.get("text_config", config)
     kinds = text.get("layer_types") or ["full_attention"] * text["num_hidden_layers"]
     return int(kinds.count("full_attention") * 2 * text["num_key_value_heads"] * text["head_dim"] * ITEM_BYTES)
 
 
 def state_bytes(config: dict[str, Any]) -> int:
-    """Bytes of one checkpoint of all gated delta nets: the last inputs of the convolution, and a matrix a value head."""
+    """Bytes of one state of all gated delta nets: the last inputs of the convolution, and one matrix for each value
+    head."""
     text = config.get("text_config", config)
     layers = (text.get("layer_types") or []).count("linear_attention")
     if not layers:
@@ -144,7 +145,8 @@ def state_bytes(config: dict[str, Any]) -> int:
 
 
 def _weights(config: dict[str, Any], muted: list[int]) -> dict[str, Matrix]:
-    """Tensors by Hugging Face's names. Matrices are normal with variance 1 / inputs, so that activations keep their size."""
+    """Tensors by Hugging Face's names. Matrices are normal with variance 1 / inputs, which keeps activations at their
+    size."""
     generator = np.random.default_rng(5)
     hybrid = "text_config" in config
     text, stem = (config["text_config"], "model.language_model.") if hybrid else (config, "model.")
@@ -153,7 +155,7 @@ def _weights(config: dict[str, Any], muted: list[int]) -> dict[str, Matrix]:
         found[name] = np.full(shape, constant, np.float32) if constant is not None else _normal(generator, shape)
     for name, shape, constant in _vision_shapes(config["vision_config"]) if hybrid else ():
         found[name] = np.full(shape, constant, np.float32) if constant is not None else _normal(generator, shape)
-    # Small: the context decides about the next token, not the last one.
+    # Small, so that the whole context decides the next token and not the last token alone.
     table = _normal(generator, (VOCABULARY, text["hidden_size"])) * np.float32(0.1)
     table[muted] = 0.0
     found[f"{stem}embed_tokens.weight"] = table
@@ -165,11 +167,11 @@ def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
 
 
 Shape = tuple[str, tuple[int, ...], float | None]
-"""A tensor's name, its shape, and its value if all its elements are the same."""
+"""A tensor's name, its shape, and the value of all its elements if they are equal."""
 
 
 def _shapes(text: dict[str, Any], stem: str, *, hybrid: bool) -> Iterator[Shape]:
-    """The decoder without its embedding. Qwen3.5 stores the weights of norms less one."""
+    """The decoder without its embedding. Qwen3.5 stores norm weights minus one."""
     one = 0.0 if hybrid else 1.0
     hidden, inner = text["hidden_size"], text["intermediate_size"]
     yield f"{stem}norm.weight", (hidden,), one
@@ -213,7 +215,7 @@ def _delta_net(text: dict[str, Any], place: str) -> Iterator[Shape]:
 
 
 def _vision_shapes(vision: dict[str, Any]) -> Iterator[Shape]:
-    """The vision tower: no benchmark shows it a picture, but servers do not load the model without it."""
+    """The vision tower. No benchmark sends it a picture, but servers refuse to load the model without it."""
     hidden, inner, stem = vision["hidden_size"], vision["intermediate_size"], "model.visual."
     merged, patch = hidden * vision["spatial_merge_size"] ** 2, vision["patch_size"]
 
@@ -245,7 +247,7 @@ def _vision_shapes(vision: dict[str, Any]) -> Iterator[Shape]:
 
 
 def _tokenizer(root: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint that is there, so that all have the same; else a new one."""
+    """The tokenizer of an existing checkpoint, so that all checkpoints share it; a new one if there is none."""
     for file in root.glob("*/tokenizer.json"):
         return Tokenizer.from_file(str(file))
     tokenizer = Tokenizer(models.BPE())
@@ -260,7 +262,8 @@ def _tokenizer(root: Path) -> Tokenizer:
 
 
 def _muted(tokenizer: Tokenizer) -> list[int]:
-    """Ids that greedy decoding shall never pick: what is not printable ASCII, and what begins a tag or a fence."""
+    """Ids that greedy decoding must never pick: text that is not printable ASCII, and text that begins a tag or a
+    fence."""
     texts = [tokenizer.decode([i], skip_special_tokens=True) for i in range(VOCABULARY)]
     return [i for i, text in enumerate(texts) if not is_plain(text)]
 

@@ -1,4 +1,4 @@
-"""One client that measures: streamed chat requests one after the other, timed until the first text."""
+"""A client that measures: it sends streamed chat requests one after the other and times each until its first text."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class RequestFailed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """`first_text_seconds`: from sending the request to the first event with text in it, thought or said. `logprobs` are the
-    tokens' own, when asked for."""
+    """`first_text_seconds` runs from sending the request to the first event with text, reasoning or answer. `logprobs`
+    has one value per token if they were requested."""
 
     text: str
     first_text_seconds: float
@@ -47,7 +47,7 @@ class Answer:
 
 
 class Client:
-    """Of one server. The connection is kept, as agents keep theirs; it survives a restart."""
+    """The client of one server. It keeps its connection, as agents do, and reconnects after a restart."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -61,12 +61,12 @@ class Client:
         self._http.close()
 
     def warm_up(self) -> None:
-        """Have the model loaded and its kernels run, outside of every measurement."""
+        """Load the model and run its kernels before anything is measured."""
         for text in ("hello", "hello again, with a few more words than before"):
             self.ask([message("user", text)], max_tokens=WARM_UP_TOKENS)
 
     def restart(self) -> None:
-        """Stop the server, start it anew in the same home, and warm it up."""
+        """Stop the server, start it again in the same home, and warm it up."""
         self.close()
         self.server.restart()
         self._http = self._connected()
@@ -112,7 +112,7 @@ class Client:
         )
 
     def cache_report(self) -> dict[str, Any] | None:
-        """What the engine says about its own cache; None for servers that have no such page."""
+        """The engine's own report about its cache; None for servers without that route."""
         answer = self._http.get("/v1/admin/kv")
         return answer.json() if answer.status_code == 200 else None
 
@@ -121,7 +121,7 @@ class Client:
 def side_by_side(
     names: Sequence[str], checkpoint: Path, budget: Budget, *, peers: Path, core: int | None
 ) -> Iterator[dict[str, Client]]:
-    """Clients of servers that are all up, warm, and empty. Their homes go with them, also after SIGTERM."""
+    """Clients of servers that are all running, warm and empty. At the end, and after SIGTERM, their homes are deleted."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with contextlib.ExitStack() as cleanup:
         root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="duet-kv-", ignore_cleanup_errors=True)))
@@ -134,13 +134,13 @@ def side_by_side(
 
 
 def read_event(line: str) -> dict[str, Any] | None:
-    """The object of a line of a stream of server-sent events; None for comments, blank lines and the end."""
+    """The JSON object in one line of server-sent events; None for comments, blank lines and the end of the stream."""
     data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
     return None if data in ("", "[DONE]") else json.loads(data)
 
 
 def event_text(event: Mapping[str, Any]) -> str:
-    """The text of an event, thought or said. The event that only names the role has none."""
+    """The text of an event, reasoning or answer. It is empty in the event that only names the role."""
     deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
     return "".join(
         delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in deltas
@@ -148,7 +148,7 @@ def event_text(event: Mapping[str, Any]) -> str:
 
 
 def event_logprobs(event: Mapping[str, Any]) -> list[float]:
-    """The natural log-probabilities of an event's tokens, where it has any."""
+    """The natural log-probabilities of an event's tokens; empty if it has none."""
     found = [(choice.get("logprobs") or {}).get("content") or () for choice in event.get("choices") or ()]
     return [token["logprob"] for tokens in found for token in tokens]
 
@@ -158,7 +158,7 @@ def message(role: str, text: str) -> dict[str, str]:
 
 
 class Texts:
-    """Random words, counted in the checkpoint's tokens. The same seed gives the same text."""
+    """Random words, counted in tokens of the checkpoint. The same seed gives the same text."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
@@ -167,11 +167,11 @@ class Texts:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def rendered(self, messages: Messages) -> int:
-        """Tokens of messages in the checkpoints' template, without the prompt for an answer."""
+        """Number of tokens of rendered messages, without the header that asks for an answer."""
         return self.count("".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in messages))
 
     def make(self, tokens: int, seed: str) -> str:
-        """A text of so many tokens that begins with its seed, so that two of them share no prefix."""
+        """A text of `tokens` tokens. It begins with its seed, so two texts share no prefix."""
         draw = random.Random(seed)
         words = f"{seed} " + " ".join(draw.choice(WORDS) for _ in range(tokens))
         ids = self._tokenizer.encode(words, add_special_tokens=False).ids[:tokens]

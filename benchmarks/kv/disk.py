@@ -1,4 +1,4 @@
-"""What the disk can do and what is written to it: the floor and the ledger of the cache's benchmarks."""
+"""How fast the disk reads, and how much is written to it, for the cache's benchmarks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ POLL_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A file when it was looked at."""
+class FileState:
+    """A file at the time of a snapshot."""
 
     path: str
     size: int
     modified_ns: int
 
 
-Snapshot = Mapping[int, Seen]
-"""By inode: a file that is renamed into its place is the same file."""
+Snapshot = Mapping[int, FileState]
+"""Files by inode: a file keeps its inode when it is renamed into its place."""
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -34,7 +34,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def sequential_read(files: Sequence[Path]) -> tuple[int, float]:
-    """Bytes and seconds of reading the files one after the other, in pieces of 1 MiB, into one buffer."""
+    """Read the files one after the other, in pieces of 1 MiB, into one buffer. Returns bytes and seconds."""
     buffer = bytearray(READ_BYTES)
     total, begun = 0, time.perf_counter()
     for path in files:
@@ -45,8 +45,8 @@ def sequential_read(files: Sequence[Path]) -> tuple[int, float]:
 
 
 def read_into_memory(files: Sequence[Path]) -> tuple[int, float]:
-    """Bytes and seconds of reading the files one after the other, each into new memory that stays until the last is read: what
-    they must at least take who want to have all of it."""
+    """Read the files one after the other, each into new memory that is kept until the last one is read. Returns bytes
+    and seconds. A reader that needs all the data at once cannot be faster."""
     begun, kept = time.perf_counter(), []
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -58,9 +58,9 @@ def read_into_memory(files: Sequence[Path]) -> tuple[int, float]:
 
 
 def drop_from_page_cache(files: Sequence[Path]) -> bool:
-    """Write the files back and ask the kernel to forget its copies. False where it cannot be asked, as on macOS.
+    """Write the files back and ask the kernel to drop its copies. Returns False where that is impossible, as on macOS.
 
-    It is a request: pages that another process has mapped or is writing stay.
+    The kernel may refuse: it keeps pages that another process has mapped or is writing.
     """
     if not hasattr(os, "posix_fadvise"):
         return False
@@ -74,8 +74,8 @@ def drop_from_page_cache(files: Sequence[Path]) -> bool:
     return True
 
 
-def snapshot(folder: Path) -> dict[int, Seen]:
-    """All files below a folder. A file that goes while they are counted is left out."""
+def snapshot(folder: Path) -> dict[int, FileState]:
+    """All files below a folder. A file that disappears meanwhile is left out."""
     found = {}
     for root, _, names in os.walk(folder):
         for name in names:
@@ -84,16 +84,17 @@ def snapshot(folder: Path) -> dict[int, Seen]:
                 state = path.stat()
             except FileNotFoundError:
                 continue
-            found[state.st_ino] = Seen(str(path), state.st_size, state.st_mtime_ns)
+            found[state.st_ino] = FileState(str(path), state.st_size, state.st_mtime_ns)
     return found
 
 
 def written_between(before: Snapshot, after: Snapshot) -> int:
-    """Bytes written between two snapshots, as far as sizes show it: growth, and all of a file that is new or was replaced.
+    """Bytes written between two snapshots, derived from file sizes: growth, and the whole size of a new or replaced
+    file.
 
-    An inode with another path and another time is a new file, as file systems use inodes again; a file that was being
-    written at the first snapshot and has its final name at the second is then counted with what it had. Pages written in
-    place, as a database does, do not show.
+    File systems reuse inodes, so an inode with another path and another time counts as a new file. If a file is being
+    written at the first snapshot and has its final name at the second, its first bytes therefore count twice. Pages
+    that are overwritten in place, as databases do, do not count.
     """
     total = 0
     for inode, now in after.items():
@@ -106,7 +107,7 @@ def written_between(before: Snapshot, after: Snapshot) -> int:
 
 
 class WriteLedger:
-    """Adds up what is written below a folder, between `with` and its end, by looking at it every 30 ms."""
+    """Adds up the bytes written below a folder inside a `with` block. It takes a snapshot every 30 ms."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -124,27 +125,28 @@ class WriteLedger:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     @property
     def written_bytes(self) -> int:
-        """After the end: all of it."""
+        """The total. It is complete after the `with` block."""
         return self._written
 
     def _run(self) -> None:
         while not self._done.wait(POLL_SECONDS):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         now = snapshot(self._folder)
         self._written += written_between(self._last, now)
         self._last = now
 
 
 def process_written_bytes(pid: int) -> int | None:
-    """What a process and its descendants have had the kernel write to disks since they began, logs and databases included.
+    """Bytes that a process and its descendants have written to disks since they began, including logs and databases.
 
-    None where the kernel does not say (Linux: `write_bytes` of proc(5)'s `/proc/pid/io`). Those that ended do not count.
+    None where the kernel does not count them (Linux does: `write_bytes` in `/proc/pid/io`, proc(5)). Descendants that
+    have ended do not count.
     """
     table = processes()
     parents = {child: parent for child, (parent, _, _) in table.items()}

@@ -1,16 +1,19 @@
-"""What a directory of 100,000 KV entries costs: to look up, to open, in memory. The floor is one of 1,000 in the same run.
+"""Measure what a directory of 100,000 KV entries costs in lookups, start and memory, beside one of 1,000 in the same
+run.
 
     python -m benchmarks.kv.growth [--entries N] [--lookups N]
 
-The entries are those of sequences of 32,000 tokens: 125 blocks of 256 tokens after each other, and a checkpoint of the state
-layers every 25 blocks. Every entry has its row and its file, and files are short: no lookup opens one. The first 500 come
-through `Directory.add`, as the engine keeps them; the others get row and file without its limits, thousands in a transaction.
+The entries belong to sequences of 32,000 tokens. Each sequence has 125 consecutive blocks of 256 tokens, and a
+checkpoint of the state layers every 25 blocks. Every entry has its row and its file. Files are short, because no lookup
+opens one. The first 500 entries go through `Directory.add`, as in the engine. The others skip its limits: their rows
+are written thousands to a transaction.
 
-A lookup is `planner.plan` over the index alone, nothing of it in RAM: for prompts of 2,048 and 30,000 tokens, of which all is
-known but the last 30 tokens (hit), or nothing (miss); for a model with and without state layers. Hashing the prompt's tokens
-into names is measured apart. Opening, sweeping (which compares all names of files with all rows) and lookups are measured in a
-process of their own, with the index forgotten by the page cache where that can be asked; the median of the runs is shown, and
-memory is the process's RSS. On a machine that does something else too, the CPU's time says more than the clock.
+A lookup is `planner.plan` over the index alone; nothing of the index is in RAM. Prompts have 2,048 and 30,000 tokens.
+Either all but the last 30 tokens are known (hit) or none is (miss). Each is measured for a model with and one without
+state layers. Hashing the prompt's tokens into keys is timed separately. Opening, sweeping (it compares all file names
+with all rows) and lookups run in a process of their own; before it starts, the index is dropped from the page cache
+where the system allows it. The table shows the median of the runs, and memory is the process's RSS. On a busy machine
+CPU time says more than the clock.
 """
 
 from __future__ import annotations
@@ -55,9 +58,9 @@ CONTENT = blobs.Tensor("U8", (64,), memoryview(bytes(64)))
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", type=int, default=100_000, help="of the large directory")
-    parser.add_argument("--lookups", type=int, default=300, help="for each figure")
-    parser.add_argument("--runs", type=int, default=3, help="processes that open each directory")
+    parser.add_argument("--entries", type=int, default=100_000, help="entries in the large directory")
+    parser.add_argument("--lookups", type=int, default=300, help="lookups for each figure")
+    parser.add_argument("--runs", type=int, default=3, help="runs per directory, each in a process of its own")
     parser.add_argument("--json", type=Path, default=RESULTS / "kv-growth.json", help="write the figures to this file")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.set_defaults(core=None, peers=PEERS)
@@ -81,13 +84,14 @@ def main() -> int:
 
 
 def fill(folder: Path, entries: int) -> dict[str, Any]:
-    """Write that many entries. Returns what it took."""
+    """Write `entries` entries. Returns the seconds it took, how many went through `Directory.add`, and the index's
+    size."""
     begun = time.monotonic()
     with contextlib.closing(Directory(folder, LIMITS, {"model": "growth"})) as directory:
         rest = _entries(entries)
         for entry in itertools.islice(rest, ADDED_WHOLE):
             directory.add(entry, {"0.k": CONTENT}, {})
-        database = directory.index._db  # one transaction for many rows
+        database = directory.index._db  # to write many rows in one transaction
         while part := [*itertools.islice(rest, ROWS_AT_ONCE)]:
             database.execute("BEGIN")
             for entry in part:
@@ -132,7 +136,7 @@ def _entry(key: bytes, kind: Kind, parent: bytes, start: int, end: int, tokens: 
 
 
 def measure(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
-    """Open, sweep, look up. Seconds, and megabytes of memory after each."""
+    """Open the directory, sweep it and look up in it. Returns seconds, and megabytes of memory after each step."""
     found: dict[str, Any] = {"memory_mb": {"before": _resident_megabytes()}}
     begun = time.perf_counter()
     directory = Directory(folder, LIMITS, {"model": "growth"})
@@ -141,7 +145,7 @@ def measure(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
     begun, worked = time.perf_counter(), time.process_time()
     removed = directory.sweep()
     found["sweep_seconds"], found["sweep_cpu_seconds"] = time.perf_counter() - begun, time.process_time() - worked
-    assert removed == 0, f"{removed} entries or files went"
+    assert removed == 0, f"the sweep removed {removed} entries or files"
     assert directory.contents.entries == entries, "not all entries are there"
     found["memory_mb"]["swept"] = _resident_megabytes()
     found["lookups"] = _lookups(directory, entries, lookups)
@@ -179,7 +183,7 @@ def _lookups(directory: Directory, entries: int, count: int) -> dict[str, Any]:
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds."""
+    """The 50th and 99th percentile in milliseconds."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return {"p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3}
 
@@ -202,7 +206,7 @@ def _in_a_process(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the runs, of every figure."""
+    """The median of every figure over the runs."""
     return {name: _median([run[name] for run in runs]) for name in runs[0]}
 
 
@@ -217,14 +221,14 @@ def shown(found: Mapping[str, Any]) -> str:
         ["index, MB", *(f"{entry['index_bytes'] / 1e6:.1f}" for entry in found.values())],
         ["open, ms", *(f"{entry['open_seconds'] * 1e3:.1f}" for entry in found.values())],
         ["sweep, ms", *(f"{entry['sweep_seconds'] * 1e3:.1f}" for entry in found.values())],
-        ["sweep, ms of the CPU", *(f"{entry['sweep_cpu_seconds'] * 1e3:.1f}" for entry in found.values())],
+        ["sweep, ms of CPU time", *(f"{entry['sweep_cpu_seconds'] * 1e3:.1f}" for entry in found.values())],
     ]
     first = next(iter(found.values()))
     for moment in first["memory_mb"]:
         cells = [f"{entry['memory_mb'][moment]:.1f}" for entry in found.values()]
         rows.append([f"RSS {moment.replace('_', ' ')}, MB", *cells])
     for kind in first["lookups"]:
-        for name, of in (("plan", ""), ("plan_cpu", " of the CPU")):
+        for name, of in (("plan", ""), ("plan_cpu", " of CPU time")):
             figures = [entry["lookups"][kind][name] for entry in found.values()]
             cells = [f"{figure['p50_ms']:.2f} / {figure['p99_ms']:.2f}" for figure in figures]
             rows.append([f"{kind}: p50 / p99, ms{of}", *cells])

@@ -1,19 +1,22 @@
-"""Time to the first text of a long prefix with another suffix: from memory, after a restart, after being pushed out.
+"""Measure the time to the first text for a known prefix with a new suffix: from memory, after a restart, after
+eviction.
 
     make bench-kv        (python -m benchmarks.kv.prefix [--prefixes N] [--place system])
 
-All servers are up at once and asked in turn, so that a slow minute of the machine hits all of them. For each fresh prefix:
+All servers run at once and are asked in turn, so a slow minute of the machine affects all of them. Each fresh prefix
+goes through these phases:
 
-| phase        | what was done before                                        |
+| phase        | what happened before                                        |
 |--------------|-------------------------------------------------------------|
-| `cold`       | nothing: the prefix was never seen                          |
+| `cold`       | nothing: the server has never seen the prefix               |
 | `second`     | the cold request, with another suffix                       |
 | `third`      | the second request, with another suffix                     |
 | `restarted`  | SIGTERM, start in the same home, an unrelated short request |
 | `pushed_out` | six other prompts of that length; memory holds about four   |
 
-Ratios are to the same server's cold request of the same prefix, medians over the prefixes. Answers of the first
-`--references` prefixes are compared with those of the same server without any cache.
+A ratio divides the time by that of the same server's cold request for the same prefix. Figures are medians over the
+prefixes. For the first `--references` prefixes the answers are compared with those of the same server without any
+cache.
 """
 
 from __future__ import annotations
@@ -30,38 +33,42 @@ from typing import Any
 from benchmarks.kv.checkpoints import CONFIGS, checkpoint, state_bytes, token_bytes
 from benchmarks.kv.client import Answer, Client, Messages, Texts, message, side_by_side
 from benchmarks.kv.report import parser, table, write
-from benchmarks.kv.servers import NOTHING, Budget
+from benchmarks.kv.servers import NO_CACHE, Budget
 
 OURS = "duet"
 PHASES = ("cold", "second", "third", "restarted", "pushed_out")
 SUFFIX_TOKENS, ANSWER_TOKENS = 16, 16
-HELD_PREFIXES, OTHER_PREFIXES = 4, 6
+PREFIXES_IN_MEMORY, OTHER_PREFIXES = 4, 6
 STATES_PER_PREFIX = 3
 
 Answers = dict[str, dict[str, list[Answer]]]
-"""Server -> phase -> one answer for each prefix, in order."""
+"""For each server and phase, one answer per prefix, in order."""
 
 
 def main() -> int:
     options = parser(__doc__, "kv-prefix.json", "nano,hybrid")
-    options.add_argument("--prefixes", type=int, default=2, help="fresh prefixes, of which the figures are medians")
-    options.add_argument("--references", type=int, default=1, help="prefixes whose answers are checked")
-    options.add_argument("--tokens", type=int, default=2048, help="of a prefix; fewer to try the script out")
-    options.add_argument("--place", choices=("user", "system"), default="user", help="where the prefix stands")
+    options.add_argument(
+        "--prefixes", type=int, default=2, help="number of fresh prefixes; figures are medians over them"
+    )
+    options.add_argument("--references", type=int, default=1, help="number of prefixes whose answers are checked")
+    options.add_argument("--tokens", type=int, default=2048, help="tokens of a prefix; use fewer to try the script out")
+    options.add_argument("--place", choices=("user", "system"), default="user", help="message that holds the prefix")
     arguments = options.parse_args()
     begun = time.monotonic()
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
     compared = {name: against_peers(servers) for name, servers in found.items()}
     for name, servers in found.items():
-        print(f"\n{name}: seconds to the first text, and ratio to the same server's cold request\n{shown(servers)}")
+        print(
+            f"\n{name}: seconds to the first text, and their ratio to the same server's cold request\n{shown(servers)}"
+        )
         cells = ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in compared[name].items())
-        print(f"{OURS}'s seconds over those of the better other server: {cells or 'not measured'}")
+        print(f"{OURS}'s seconds divided by those of the fastest other server: {cells or 'not measured'}")
     write(arguments.json, arguments, begun, {"checkpoints": found, "of_better_peer": compared})
     return 0
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All phases of one checkpoint on all servers."""
+    """Run all phases with one checkpoint on all servers."""
     folder = checkpoint(name)
     texts = Texts(folder)
     stamp = f"{time.time_ns():x}"  # no two runs share a prefix
@@ -86,9 +93,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def budget_for(config: dict[str, Any], tokens: int) -> Budget:
-    """Memory for about `HELD_PREFIXES` prefixes of so many tokens with their suffixes and states."""
+    """Memory for about `PREFIXES_IN_MEMORY` prefixes of `tokens` tokens, with their suffixes and states."""
     prompt = (tokens + 2 * SUFFIX_TOKENS + ANSWER_TOKENS) * token_bytes(config)
-    return Budget(HELD_PREFIXES * (prompt + STATES_PER_PREFIX * state_bytes(config)))
+    return Budget(PREFIXES_IN_MEMORY * (prompt + STATES_PER_PREFIX * state_bytes(config)))
 
 
 def run_phases(
@@ -97,7 +104,7 @@ def run_phases(
     others: Sequence[str],
     asked: Callable[[str, str], Messages],
 ) -> Answers:
-    """Ask every server for every prefix in every phase, the servers in turn and beginning with another one each time."""
+    """Send every prefix in every phase to every server. The servers take turns, and each round begins with another one."""
     answers: Answers = {name: defaultdict(list) for name in clients}
     turn = 0
 
@@ -137,11 +144,11 @@ def changed_answers(
     asked: Callable[[str, str], Messages],
     arguments: argparse.Namespace,
 ) -> dict[str, list[str]]:
-    """By server, the phases in which an answer differs from the one without a cache."""
+    """For each server, the phases in which its answer differs from its answer without a cache."""
     found: dict[str, list[str]] = {name: [] for name in answers}
     if not prefixes:
         return found
-    with side_by_side(arguments.servers, folder, NOTHING, peers=arguments.peers, core=arguments.core) as clients:
+    with side_by_side(arguments.servers, folder, NO_CACHE, peers=arguments.peers, core=arguments.core) as clients:
         for name, client in clients.items():
             for i, prefix in enumerate(prefixes):
                 for phase in PHASES[1:]:
@@ -154,7 +161,7 @@ def changed_answers(
 
 
 def figures(phases: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
-    """Medians over the prefixes; ratios are of each prefix to its own cold request."""
+    """Medians over the prefixes. A ratio divides each prefix's time by that of its own cold request."""
     cold = [answer.first_text_seconds for answer in phases["cold"]]
     found = {}
     for phase, answers in phases.items():
@@ -169,7 +176,7 @@ def figures(phases: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
 
 
 def against_peers(servers: Mapping[str, Any]) -> dict[str, float]:
-    """By phase, our seconds over those of the fastest other server; empty when there is nothing to compare."""
+    """For each phase, our seconds divided by those of the fastest other server; empty when there is nothing to compare."""
     others = [name for name in servers if name != OURS]
     if OURS not in servers or not others:
         return {}
@@ -187,7 +194,7 @@ def shown(servers: Mapping[str, Any]) -> str:
         cells = [f"{entry['seconds']:.3f} {entry['ratio']:.3f}" for entry in found["phases"].values()]
         cached = "/".join(str(min(entry["cached_tokens"])) for entry in found["phases"].values())
         rows.append([name, *cells, cached, ", ".join(found["answers_changed"]) or "none"])
-    return table(["server", *PHASES, "tokens cached (least)", "answers changed"], rows)
+    return table(["server", *PHASES, "fewest tokens cached", "answers changed"], rows)
 
 
 if __name__ == "__main__":

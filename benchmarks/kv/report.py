@@ -1,4 +1,4 @@
-"""What the cache's benchmarks share: their arguments, the record they leave, and tables."""
+"""Shared by the cache's benchmarks: their arguments, their JSON record, and tables."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ RESULTS = Path("benchmarks/results")
 
 
 def parser(description: str | None, result: str, checkpoints: str) -> argparse.ArgumentParser:
-    """The arguments of every benchmark here. `result` names its file, `checkpoints` are measured by default."""
+    """The arguments that all benchmarks share. `result` is the name of the JSON file, `checkpoints` the default ones."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--checkpoints", type=_names, default=checkpoints, help="names, separated by commas")
+    found.add_argument(
+        "--checkpoints", type=_names, default=checkpoints, help="names of checkpoints, separated by commas"
+    )
     found.add_argument(
         "--servers",
         type=_names,
         default=",".join(MAKERS),
-        help="names, separated by commas; duet@CHECKOUT is our engine of another checkout",
+        help="names of servers, separated by commas; duet@CHECKOUT is our engine from another checkout",
     )
     found.add_argument("--peers", type=Path, default=PEERS, help="the environment of the other servers")
-    found.add_argument("--core", type=int, default=0, help="the core that all servers share, where there is taskset")
+    found.add_argument("--core", type=int, default=0, help="the core that all servers share, if taskset is installed")
     found.add_argument("--json", type=Path, default=RESULTS / result, help="write the figures to this file")
     return found
 
@@ -37,7 +39,7 @@ def _names(text: str) -> list[str]:
 
 
 def write(file: Path, arguments: argparse.Namespace, begun: float, found: Mapping[str, Any]) -> None:
-    """The record of one run. `begun` is `time.monotonic()` of its start."""
+    """Write the record of one run. `begun` is `time.monotonic()` at its start."""
     settings = {
         name: value for name, value in vars(arguments).items() if not isinstance(value, Path) and name != "core"
     }
@@ -58,7 +60,7 @@ def write(file: Path, arguments: argparse.Namespace, begun: float, found: Mappin
 
 
 def peer_versions(peers: Path) -> dict[str, str]:
-    """Versions of the MLX packages in an environment, by the names of their installation records."""
+    """Versions of the MLX packages in an environment, read from the names of their `dist-info` folders."""
     found = {}
     for folder in sorted(peers.glob("lib/python3*/site-packages/mlx*.dist-info")):
         name, _, number = folder.name.removesuffix(".dist-info").partition("-")
@@ -67,7 +69,7 @@ def peer_versions(peers: Path) -> dict[str, str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first to the left, figures to the right."""
+    """A text table. The first column is aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):

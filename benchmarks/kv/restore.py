@@ -1,19 +1,25 @@
-"""How fast a 200 MB prefix comes back from disk, against reading the same files.
+"""Compare the restore of a 200 MB prefix from disk with a plain read of the same files.
 
     make bench-kv        (python -m benchmarks.kv.restore [--rounds N])
 
-The checkpoint `wide` has few weights and the keys and values of a large model: 1,024 tokens are 201 MB. After a cold request,
-a second and a third one, each round stops the server, asks the kernel to forget the cache's files, reads them one after the
-other (the floor: into one small buffer, and once more into new memory, which alone costs a virtual machine as much as the disk),
-has them forgotten again, starts the server, asks something else (what only a server's first request pays is not a restore), and
-then asks twice: the first answer comes from disk, the second from memory. The same is then done without forgetting, which shows
-what the page cache gives: after a restart of the server alone, and not of the machine, the files are usually still in it.
+The checkpoint `wide` has few weights and the keys and values of a large model: 1,024 tokens take 201 MB. First the
+prefix is requested three times. Then each round does this:
+
+1. Stop the server and ask the kernel to drop the cache's files from memory.
+2. Read the files one after the other, for the floor: once into one small buffer, once into new memory. On a virtual
+   machine new memory alone costs as much as the disk. Drop the files again.
+3. Start the server and send it another request, so that the cost of a first request does not count as restore.
+4. Request the prefix twice: the first answer comes from disk, the second from memory.
+
+The same rounds then run without dropping the files and show what the page cache gives: after a restart of the server
+alone, the files are usually still in memory; after a restart of the machine they are not.
 
     restore seconds = time to the first text from disk - time to the first text from memory, in the same round
     throughput      = keys and values of the cached tokens / restore seconds
 
-Time from memory contains the suffix, the answer's first token, and the copy from the memory tier, which a restore does not make:
-the difference is slightly smaller than a restore. The gross throughput, over the whole time to the first text, is given too.
+The time from memory contains the suffix, the answer's first token, and a copy from the memory tier, which a restore
+does not make. The difference is therefore slightly shorter than a restore. The gross throughput divides by the whole
+time to the first text instead.
 """
 
 from __future__ import annotations
@@ -46,20 +52,22 @@ SUFFIX_TOKENS, ANSWER_TOKENS = 8, 4
 
 def main() -> int:
     options = parser(__doc__, "kv-restore.json", "wide")
-    options.add_argument("--rounds", type=int, default=3, help="restarts with and without the page cache")
-    options.add_argument("--tokens", type=int, default=1024, help="of the prefix; fewer to try the script out")
-    options.set_defaults(servers=["duet", "mlx_vlm"])  # the others keep nothing on disk
+    options.add_argument("--rounds", type=int, default=3, help="rounds without the page cache, and as many with it")
+    options.add_argument(
+        "--tokens", type=int, default=1024, help="tokens of the prefix; use fewer to try the script out"
+    )
+    options.set_defaults(servers=["duet", "mlx_vlm"])  # the other one keeps nothing on disk
     arguments = options.parse_args()
     begun = time.monotonic()
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
     for name, servers in found.items():
-        print(f"\n{name}: a prefix from disk; of the disk's sequential read (goal: {GOAL})\n{shown(servers)}")
+        print(f"\n{name}: restore as a share of the disk's sequential read (goal: {GOAL})\n{shown(servers)}")
     write(arguments.json, arguments, begun, {"checkpoints": found})
     return 0
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One checkpoint on all servers that keep prompts on disk."""
+    """Measure one checkpoint on all servers that keep prompts on disk."""
     folder, found = checkpoint(name), {}
     texts, stamp = Texts(folder), f"{time.time_ns():x}"
     prefix = texts.make(arguments.tokens, stamp)
@@ -94,7 +102,7 @@ def _restores(client: Client, texts: Texts, prefix: str, rounds: int, bytes_a_to
 
 
 def _stop(client: Client) -> list[Path]:
-    """Stop the server. Returns the files of its cache, which are all written by then."""
+    """Stop the server. Returns the files of its cache: all are written by then."""
     client.close()
     client.server.stop()
     assert client.server.recipe.cache is not None
@@ -102,7 +110,8 @@ def _stop(client: Client) -> list[Path]:
 
 
 def _read(files: Sequence[Path], *, forgotten: bool) -> dict[str, Any]:
-    """The floors: what the files' sequential read took, from the disk if they can be forgotten, and are to be."""
+    """The floors: sizes and seconds of sequential reads. With `forgotten` they come from the disk, if the system allows
+    it."""
     dropped = forgotten and drop_from_page_cache(files)
     read_bytes, read_seconds = sequential_read(files)
     if forgotten:
@@ -119,8 +128,7 @@ def _read(files: Sequence[Path], *, forgotten: bool) -> dict[str, Any]:
 
 
 def summary(runs: Sequence[Mapping[str, Any]], bytes_a_token: int) -> dict[str, Any]:
-    """Medians over the rounds. Without a restored token, or where disk took no longer than memory, there is no throughput to
-    give."""
+    """Medians over the rounds. The throughput is None if no token was restored or the disk was as fast as memory."""
     seconds = statistics.median(run["disk_seconds"] for run in runs)
     beyond_memory = statistics.median(run["disk_seconds"] - run["memory_seconds"] for run in runs)
     restored = min(run["disk_tokens"] for run in runs) * bytes_a_token

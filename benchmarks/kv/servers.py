@@ -1,7 +1,8 @@
-"""Servers under measurement, as real processes: ours, `mlx_vlm.server` and `mlx_lm.server`.
+"""The servers that are measured, as real processes: ours, `mlx_vlm.server` and `mlx_lm.server`.
 
-Each has a home of its own, a free port, and on Linux one core. The others come from PyPI into an environment of their own
-(`make bench-kv`, benchmarks/peers.txt) and run with those of their cache options that keep most.
+Each has its own home and a free port, and on Linux runs on one core. The other servers come from PyPI and have an
+environment of their own (`make bench-kv`, benchmarks/peers.txt). Their cache options are set to keep as much as
+possible.
 """
 
 from __future__ import annotations
@@ -26,28 +27,27 @@ from duet.testing.stack import free_ports
 
 PEERS = Path("build/bench/venv")
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
-# Other programs' variables that would reach into a measurement.
+# Environment variables with these prefixes would change a measurement, so no server inherits them.
 _FOREIGN = ("DUET_", "APC_", "MLX_", "HF_", "KV_", "XDG_")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a server may keep of prompts, in bytes."""
+    """How many bytes of prompts a server may keep."""
 
     ram_bytes: int
     disk_bytes: int = 20 << 30
 
 
-NOTHING = Budget(0, 0)
-"""No cache at all: how a prompt is answered that was never seen."""
+NO_CACHE = Budget(0, 0)
+"""Every prompt is answered as if the server had never seen it."""
 ROOMY = Budget(1 << 30)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a server is started: on `port`, serving as `model`, keeping prompts on disk below `cache` (None: it cannot).
-
-    `options` are the cache options among arguments and environment, for the record.
+    """How to start a server. It listens on `port`, calls its model `model`, and keeps prompts on disk below `cache`
+    (None if it cannot). `options` repeats the cache options from the arguments and the environment, for the record.
     """
 
     arguments: Sequence[str]
@@ -61,7 +61,7 @@ class Recipe:
 
 
 Maker = Callable[[Path, Path, Budget, Path], Recipe]
-"""(home, checkpoint, budget, environment of the peers) -> recipe."""
+"""Makes a recipe from a home, a checkpoint, a budget and the environment of the other servers."""
 
 
 def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path, *, python: str | Path = sys.executable) -> Recipe:
@@ -83,12 +83,12 @@ def _duet(home: Path, checkpoint: Path, budget: Budget, peers: Path, *, python: 
 
 
 def _mlx_vlm(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
-    """Automatic prefix caching with its disk tier. Checkpoints of hybrid models are closer together and more than by
-    default (2,048 tokens, 2 entries), and free memory does not keep it from reading its disk."""
+    """Automatic prefix caching with its disk tier. Hybrid models get more checkpoints, closer together, than by default
+    (2 entries, every 2,048 tokens). It may read from disk however little memory is free."""
     (port,) = free_ports(1)
     cache = home / "apc"
     options = {"APC_ENABLED": "0"}
-    if budget != NOTHING:
+    if budget != NO_CACHE:
         options = {
             "APC_ENABLED": "1",
             "APC_DISK_PATH": str(cache),
@@ -108,10 +108,10 @@ def _mlx_vlm(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recip
 
 
 def _mlx_lm(home: Path, checkpoint: Path, budget: Budget, peers: Path) -> Recipe:
-    """Its prompt cache: in memory only, with more entries than by default (10)."""
+    """Its prompt cache is in memory only. It gets more entries than by default (10)."""
     (port,) = free_ports(1)
     options = {"--prompt-cache-size": "256", "--prompt-cache-bytes": str(budget.ram_bytes)}
-    if budget == NOTHING:
+    if budget == NO_CACHE:
         options = {"--prompt-cache-size": "0"}
     arguments = [
         str(_python(peers)), "-P", "-m", "mlx_lm", "server", "--model", str(checkpoint), "--host", "127.0.0.1",
@@ -124,7 +124,8 @@ MAKERS: dict[str, Maker] = {"duet": _duet, "mlx_vlm": _mlx_vlm, "mlx_lm": _mlx_l
 
 
 def maker(name: str) -> Maker:
-    """By name; `duet@CHECKOUT` is our engine in another checkout, whose environment is made: before and after in one run."""
+    """The maker of a server. `duet@CHECKOUT` is our engine from another checkout that has its environment: with it, one
+    run compares before and after a change."""
     kind, _, checkout = name.partition("@")
     if not checkout:
         return MAKERS[kind]
@@ -135,7 +136,7 @@ def maker(name: str) -> Maker:
 
 
 def label(name: str) -> str:
-    """How a record names a server: another checkout by its commit, not by a path of this machine."""
+    """A server's name in a record. Another checkout is named by its commit, not by a path of this machine."""
     kind, _, checkout = name.partition("@")
     if not checkout:
         return kind
@@ -144,12 +145,12 @@ def label(name: str) -> str:
 
 
 class ServerFailed(Exception):
-    """It did not come up. The message ends with the log's last lines."""
+    """A server did not start. The message ends with the last lines of its log."""
 
 
 @dataclass
 class Server:
-    """One server, up between `with` and its end. `restart` keeps its home, and so what it has on disk."""
+    """One server. It runs inside a `with` block. `restart` keeps its home and therefore its disk cache."""
 
     name: str
     home: Path
@@ -181,7 +182,7 @@ class Server:
         try:
             self.start()
         except BaseException:
-            self.stop()  # an interrupted start has no other end
+            self.stop()  # `__exit__` does not run after an interrupted start
             raise
         return self
 
@@ -191,7 +192,7 @@ class Server:
         self.stop()
 
     def start(self) -> float:
-        """Start it and wait until it answers. Returns the seconds it took. Raises `ServerFailed`."""
+        """Start the server and wait until it answers. Returns the seconds it took. Raises `ServerFailed`."""
         begun = time.monotonic()
         with self.log.open("ab") as output:
             self._process = self._spawn(output)
@@ -219,7 +220,7 @@ class Server:
         return answer.status_code == 200
 
     def stop(self) -> None:
-        """End it as an operator does: SIGTERM, so that it may write what it has. Past the deadline its group is killed."""
+        """Send SIGTERM, as an operator does, so that the server can write its cache. After the deadline kill its group."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -237,7 +238,7 @@ class Server:
 
 
 def pinning(core: int | None) -> list[str]:
-    """The words before a command that keep it on one core; none where there is no `taskset`, as on macOS."""
+    """The prefix of a command that keeps it on one core; empty where there is no `taskset`, as on macOS."""
     return ["taskset", "-c", str(core)] if core is not None and shutil.which("taskset") else []
 
 
@@ -249,7 +250,7 @@ def _python(peers: Path) -> Path:
 
 
 def _named(options: Mapping[str, str], home: Path) -> dict[str, str]:
-    """Options without the path of a home that is gone when somebody reads them."""
+    """Options with a placeholder for the home, which is deleted after the run."""
     return {name: value.replace(str(home), "<home>") for name, value in options.items()}
 
 

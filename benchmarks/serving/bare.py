@@ -1,9 +1,9 @@
-"""Decode speed of a checkpoint without any server: what its device can do. Prints seconds a token.
+"""Measure the decode speed of a checkpoint without any server: what the device can do. Prints seconds per token.
 
     python -m benchmarks.serving.bare FOLDER --tokens 128 --prompt-tokens 32 [--rows 8] [--laid-out]
 
-mlx-vlm's model and cache as it loads them, greedy, the next step launched before the last is read. `--laid-out`: with the weights
-laid out as the engine does it for the CPU.
+It uses mlx-vlm's model and cache as mlx-vlm loads them, decodes greedily, and launches the next step before it reads
+the last one. With `--laid-out` the weights have the layout that the engine uses on a CPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def once(model: Any, rows: int, prompt_tokens: int, tokens: int) -> float:
-    """Seconds a step."""
+    """Seconds per decode step."""
     cache = make_prompt_cache(model)
     ids = mx.array([list(range(100, 100 + prompt_tokens))] * rows)
     token = mx.argmax(model(ids, cache=cache).logits[:, -1], axis=-1)

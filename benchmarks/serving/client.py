@@ -1,4 +1,5 @@
-"""Streams of chat answers with the moment of every token, at little cost to the client: lines are read now and parsed later."""
+"""Streams of chat answers with the time of every token. Lines are parsed after the stream ends, to keep the client
+cheap."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class StreamFailed(Exception):
 
 @dataclass
 class Stream:
-    """One answer: `begun` when its request was sent, `times` when each event with text came (`time.perf_counter()`)."""
+    """One answer. `begun` is when its request was sent, `times` when each event with text arrived
+    (`time.perf_counter()`)."""
 
     begun: float
     times: list[float] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Stream:
 
     @property
     def seconds_a_token(self) -> float:
-        """Between the first and the last event."""
+        """Seconds per token between the first and the last event."""
         return (self.times[-1] - self.times[0]) / (self.tokens - 1)
 
     @property
@@ -49,7 +51,7 @@ class Stream:
 
 
 async def stream(server: Server, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Stream:
-    """One streamed request on a connection of its own. Raises `StreamFailed`."""
+    """Send one streamed request on its own connection. Raises `StreamFailed`."""
     content = json.dumps(
         {"model": server.recipe.model, **body, "stream": True, "stream_options": {"include_usage": True}}
     )
@@ -87,7 +89,7 @@ async def stream(server: Server, body: Mapping[str, Any], headers: Mapping[str, 
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """CPU time of a process and all below it so far; None where there is no /proc."""
+    """CPU time of a process and its descendants so far; None where there is no /proc."""
     if not Path("/proc/self/stat").exists():
         return None
     parents = {child: parent for child, (parent, _, _) in processes().items()}

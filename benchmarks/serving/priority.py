@@ -1,11 +1,11 @@
-"""An interactive request beside fifty long batch requests: how long it waits, and what the batch pays for it.
+"""Measure how long an interactive request waits beside fifty long batch requests, and how much it slows the batch.
 
     make bench-serving        (python -m benchmarks.serving.priority [--batch N])
 
-`idle` is the interactive request's time to the first text on an idle engine, `tick` the time of one decode step of the full batch
-(between two events of one of its streams), `wait` the time to the first text while the batch runs and the rest of it waits, as a
-number of ticks above idle. `throughput` is the batch's tokens a second with an interactive request every two seconds, over those
-without any.
+`idle` is the interactive request's time to the first text on an idle engine. `tick` is the time of one decode step of
+the full batch (between two events of one of its streams). `wait` is the time to the first text while some batch
+requests run and the others wait; it is also given as a number of ticks above idle. `throughput` divides the batch's
+tokens per second with an interactive request every two seconds by those without any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.kv.client import Texts, message, side_by_side
 from benchmarks.kv.report import parser, write
 from benchmarks.kv.servers import ROOMY, Server
 from benchmarks.serving.client import Stream, stream
-from benchmarks.serving.streams import away_from
+from benchmarks.serving.streams import avoid_core
 
 BATCH_PROMPT_TOKENS, BATCH_TOKENS, PROMPT_TOKENS, TOKENS = 256, 200, 32, 8
 EVERY_SECONDS = 2.0
@@ -29,11 +29,11 @@ EVERY_SECONDS = 2.0
 
 def main() -> int:
     options = parser(__doc__, "serving-priority.json", "nano")
-    options.add_argument("--batch", type=int, default=50, help="batch requests")
+    options.add_argument("--batch", type=int, default=50, help="number of batch requests")
     arguments = options.parse_args()
     arguments.servers = ["duet"]
     begun = time.monotonic()
-    away_from(arguments.core)
+    avoid_core(arguments.core)
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
     for name, one in found.items():
         print(name, one)
@@ -82,7 +82,7 @@ async def run(server: Server, texts: Texts, count: int) -> dict[str, float]:
 
 
 async def batch(server: Server, texts: Texts, seed: str, count: int) -> tuple[float, list[Stream]]:
-    """All batch requests at once: their tokens a second, and their streams."""
+    """Send all batch requests at once. Returns their tokens per second together, and their streams."""
     begun = time.perf_counter()
     bodies = [_asked(texts.make(BATCH_PROMPT_TOKENS, f"{seed} {i}"), BATCH_TOKENS) for i in range(count)]
     streams = await asyncio.gather(*(stream(server, body, {"X-Duet-Priority": "batch"}) for body in bodies))

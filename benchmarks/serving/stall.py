@@ -1,9 +1,10 @@
-"""How long a running stream stands still while a long prompt arrives, beside `mlx_vlm.server` and `mlx_lm.server`.
+"""Measure how long a running stream pauses while a long prompt arrives, beside `mlx_vlm.server` and `mlx_lm.server`.
 
     make bench-serving        (python -m benchmarks.serving.stall [--rounds N])
 
-A stream runs; in its middle a cold prompt of 2,048 tokens is sent. `gap` is the stream's longest pause from then on, `prefill`
-that prompt's time to the first text when it is alone (another text of that length, measured before), `share` their ratio.
+In the middle of a stream a cold prompt of 2,048 tokens is sent. `gap` is the stream's longest pause from then on.
+`prefill` is the time to the first text of a prompt of that length alone (another text, measured before). `share` is
+`gap` divided by `prefill`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from benchmarks.kv.prefix import rotated
 from benchmarks.kv.report import parser, table, write
 from benchmarks.kv.servers import ROOMY
 from benchmarks.serving.client import stream
-from benchmarks.serving.streams import away_from
+from benchmarks.serving.streams import avoid_core
 
 PROMPT_TOKENS, STREAM_TOKENS, LEAD_SECONDS = 2048, 600, 0.5
 
 
 def main() -> int:
     options = parser(__doc__, "serving-stall.json", "nano,hybrid")
-    options.add_argument("--rounds", type=int, default=3, help="of which the figures are medians")
+    options.add_argument("--rounds", type=int, default=3, help="number of rounds; figures are medians over them")
     arguments = options.parse_args()
     begun = time.monotonic()
-    away_from(arguments.core)
+    avoid_core(arguments.core)
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
     for name, servers in found.items():
         rows = [

@@ -1,11 +1,12 @@
-"""Decode speed over HTTP beside `mlx_vlm.server`, `mlx_lm.server` and the bare model: one stream, and eight.
+"""Compare decode speed over HTTP with `mlx_vlm.server`, `mlx_lm.server` and the bare model: one stream, and eight.
 
     make bench-serving        (python -m benchmarks.serving.streams [--rounds N])
 
-All servers are up at once, each on the same one core, the client on another; they are asked in turn, one event a token. The bare
-model runs on that core too, in every round. `of_bare`: the seconds a token of the bare loop over the server's, median of the
-rounds; the loop runs the model as mlx-vlm loads it, and for `of_laid_out` with the engine's layout of weights for the CPU. CPU
-is that of the server's processes, whatever they do beside answering. On a random checkpoint: mechanism, not quality.
+All servers run at once on one shared core, and the client runs on another. They are asked in turn and send one event
+per token. The bare model runs on the servers' core too, in every round. `of_bare` divides the bare loop's seconds per
+token by the server's; the figure is the median over the rounds. For it the loop runs the model as mlx-vlm loads it; for
+`of_laid_out` the weights have the engine's layout for the CPU. CPU time is that of all processes of the server,
+including work other than answering. The checkpoint is random: this measures the mechanism, not quality.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 
 def main() -> int:
     options = parser(__doc__, "serving-streams.json", "nano")
-    options.add_argument("--rounds", type=int, default=5, help="of which the figures are medians")
+    options.add_argument("--rounds", type=int, default=5, help="number of rounds; figures are medians over them")
     arguments = options.parse_args()
     begun = time.monotonic()
-    away_from(arguments.core)
+    avoid_core(arguments.core)
     found = {name: measure(name, arguments) for name in arguments.checkpoints}
     for name, servers in found.items():
         rows = [
@@ -59,14 +60,14 @@ def main() -> int:
     return 0
 
 
-def away_from(core: int) -> None:
-    """Keep this process, the client, off the servers' core, where that can be said."""
+def avoid_core(core: int) -> None:
+    """Keep this process, the client, off the servers' core, if the system can do that."""
     if pinning(core) and len(others := os.sched_getaffinity(0) - {core}) > 0:
         os.sched_setaffinity(0, others)
 
 
 def measure(name: str, arguments: Any) -> dict[str, dict[str, dict[str, float]]]:
-    """Server -> case -> figures."""
+    """The figures of each case, for each server."""
     folder, taken = checkpoint(name), defaultdict[str, dict[str, list[dict[str, float]]]](lambda: defaultdict(list))
     texts = Texts(folder)
     with side_by_side(arguments.servers, folder, ROOMY, peers=arguments.peers, core=arguments.core) as clients:
@@ -89,7 +90,8 @@ def measure(name: str, arguments: Any) -> dict[str, dict[str, dict[str, float]]]
 
 
 async def ask(client: Client, prompts: list[str], sampling: Mapping[str, Any]) -> dict[str, float]:
-    """All prompts at once. `step_seconds`: of one token of each; tokens a second are those of all together."""
+    """Send all prompts at once. `step_seconds` is the time per token of one stream; tokens per second count all
+    streams."""
     before, pid = cpu_seconds(client.server.pid), client.server.pid
     begun = time.perf_counter()
     bodies = [{"messages": [message("user", text)], "max_tokens": TOKENS, **sampling} for text in prompts]

@@ -1,1 +1,1 @@
-"""Answers of a given form: do they keep to it, and what does that cost."""
+"""Measure structured output: whether answers keep to their form, and what that costs."""

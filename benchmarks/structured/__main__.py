@@ -1,11 +1,11 @@
-"""Random schemas and expressions at temperature 2, in batches beside free rows: `make bench-structured`.
+"""Try random schemas and regular expressions at temperature 2, in batches beside free rows: `make bench-structured`.
 
     python -m benchmarks.structured [--schemas 1000] [--expressions 300] [--model FOLDER] [--json FILE]
 
-Each answer that ends by itself is checked by `jsonschema` or `re`. The model has random weights, so nothing but the form keeps
-its answers in shape, and its logits have ids that its tokenizer lacks. The cost of a form is that of a batch whose rows all
-have one against the same number of free rows, in turn in this process; the mask alone is also measured at 152k tokens. It
-ends with status 1 when an answer is not of its form or does not end.
+`jsonschema` or `re` checks each answer that ends by itself. The model has random weights, so only the form keeps its
+answers in shape, and its logits include ids that its tokenizer lacks. To find the cost of a form, a batch whose rows
+all have one and a batch of as many free rows run in turn in this process. The mask alone is also measured at 152k
+tokens. The exit status is 1 if an answer breaks its form or does not end.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ from engine.worker_config import BatchLimits, WorkerConfig
 ROWS, FREE_ROWS = 12, 4
 MOST_TOKENS = 1000
 END_BIAS = 18.0
-"""Added to the end's logit: of all tokens that may follow an unbounded repetition it is one."""
+"""Added to the logit of the end. Otherwise a random model rarely ends an unbounded repetition, where many tokens are
+allowed."""
 TIMED_TOKENS, ROUNDS = 120, 5
 LARGE_VOCABULARY = 151_936
 NUMBERS: Final = {"type": "array", "items": {"enum": list(range(10))}, "minItems": 300, "maxItems": 300}
-"""An answer longer than what is timed."""
+"""An answer that is longer than the timed part."""
 
 
 @dataclass
-class Said:
-    """What came of one request."""
+class Reply:
+    """The outcome of one request."""
 
     text: str = ""
     tokens: int = 0
@@ -62,22 +63,22 @@ class Said:
 
 @dataclass
 class Recorder:
-    """The sending side of a channel that keeps answers."""
+    """The sending side of a channel that keeps the answers."""
 
-    answers: dict[str, Said] = field(default_factory=dict)
+    answers: dict[str, Reply] = field(default_factory=dict)
 
     def send(self, message: Any) -> None:
         for event in message.events if isinstance(message, EventFrame) else ():
-            said = self.answers.setdefault(event.id, Said())
+            reply = self.answers.setdefault(event.id, Reply())
             match event:
                 case TextDelta():
-                    said.text += event.text
-                    said.tokens += 1
+                    reply.text += event.text
+                    reply.tokens += 1
                 case Finished():
-                    said.text += event.text
-                    said.reason = event.reason
+                    reply.text += event.text
+                    reply.reason = event.reason
                 case Failed():
-                    said.reason, said.refused = "failed", event.message
+                    reply.reason, reply.refused = "failed", event.message
 
 
 def main() -> int:
@@ -87,7 +88,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", type=Path, help="a chat model's folder; by default a random checkpoint is made")
     parser.add_argument(
-        "--json", type=Path, default=Path("benchmarks/results/structured.json"), help="write to this file"
+        "--json", type=Path, default=Path("benchmarks/results/structured.json"), help="write the figures to this file"
     )
     arguments = parser.parse_args()
     begun = time.monotonic()
@@ -97,7 +98,7 @@ def main() -> int:
     forms = [Structure("json_schema", json.dumps(schema), "response_format") for schema in schemas]
     forms += [Structure("regex", expression, "guided_regex") for expression in expressions]
     milliseconds = compile_milliseconds(loaded, forms)
-    answers = [*answered(loaded, forms)]
+    answers = [*replies_to(loaded, forms)]
     found: dict[str, Any] = {
         "schemas": judged(schemas, answers[: len(schemas)], follows_schema),
         "expressions": judged(expressions, answers[len(schemas) :], matches),
@@ -119,7 +120,7 @@ def main() -> int:
 
 
 _ENDLESS = re.compile(r"[+*]|,\}")
-"""Expressions that repeat without bound have answers of any length."""
+"""Finds expressions with an unbounded repetition: their answers may have any length."""
 
 # Answers ----------------------------------------------------------------------------------------------------------------
 
@@ -138,33 +139,36 @@ def request(
     )
 
 
-def answered(loaded: Loaded, forms: Sequence[Structure]) -> Iterator[Said]:
-    """Answers to all forms in order, `ROWS` at a time; as one ends the next joins, beside free rows without end."""
+def replies_to(loaded: Loaded, forms: Sequence[Structure]) -> Iterator[Reply]:
+    """Answers to all forms, in order. `ROWS` of them run at a time, and the next joins as soon as one ends. Free rows
+    run beside them throughout."""
     recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
     channel: Any = recorder
     batch = BatchLimits(max_rows=ROWS + FREE_ROWS, chunk_tokens=4096)
     loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
-    sent = free = over = 0
-    while over < len(forms):
-        said = recorder.answers
-        over = sum(bool(said[str(i)].reason) for i in range(sent) if str(i) in said)
-        while sent < len(forms) and sent - over < ROWS:
+    sent = free = ended = 0
+    while ended < len(forms):
+        replies = recorder.answers
+        ended = sum(bool(replies[str(i)].reason) for i in range(sent) if str(i) in replies)
+        while sent < len(forms) and sent - ended < ROWS:
             mailbox.put(request(str(sent), loaded, forms[sent], seed=sent))
             sent += 1
-        while sum(not (name in said and said[name].reason) for name in (f"free{i}" for i in range(free))) < FREE_ROWS:
+        names = [f"free{i}" for i in range(free)]
+        while sum(not (name in replies and replies[name].reason) for name in names) < FREE_ROWS:
             mailbox.put(request(f"free{free}", loaded, None, seed=free, tokens=500))
+            names.append(f"free{free}")
             free += 1
         loop.tick()
     for i in range(len(forms)):
         yield recorder.answers[str(i)]
 
 
-def judged(forms: Sequence[Any], answers: Sequence[Said], is_right: Any) -> dict[str, Any]:
-    """Counts, and all that is wrong in full."""
-    refused = Counter(said.refused for said in answers if said.refused)
-    cut = [form for form, said in zip(forms, answers, strict=True) if said.reason == "length"]
-    ended = [(form, said) for form, said in zip(forms, answers, strict=True) if said.reason == "stop"]
-    wrong = [{"form": form, "answer": said.text} for form, said in ended if not is_right(form, said.text)]
+def judged(forms: Sequence[Any], answers: Sequence[Reply], is_right: Any) -> dict[str, Any]:
+    """Counts, and every wrong answer in full."""
+    refused = Counter(reply.refused for reply in answers if reply.refused)
+    cut = [form for form, reply in zip(forms, answers, strict=True) if reply.reason == "length"]
+    ended = [(form, reply) for form, reply in zip(forms, answers, strict=True) if reply.reason == "stop"]
+    wrong = [{"form": form, "answer": reply.text} for form, reply in ended if not is_right(form, reply.text)]
     return {
         "asked": len(forms),
         "refused": sum(refused.values()),
@@ -173,8 +177,8 @@ def judged(forms: Sequence[Any], answers: Sequence[Said], is_right: Any) -> dict
         "wrong": wrong,
         "cut": cut,
         "reasons": dict(refused.most_common(10)),
-        "tokens_an_answer": round(statistics.mean([said.tokens for said in answers] or [0]), 1),
-        "different_answers": len({said.text for _, said in ended}),
+        "tokens_an_answer": round(statistics.mean([reply.tokens for reply in answers] or [0]), 1),
+        "different_answers": len({reply.text for _, reply in ended}),
     }
 
 
@@ -190,8 +194,8 @@ def follows_schema(schema: Any, text: str) -> bool:
 
 
 def matches(expression: str, text: str) -> bool:
-    """As Python sees it. The grammar's Unicode is newer than some Python's: U+1CCF3 is a digit to the one and nothing to the
-    other, so what Python does not know is tried as a digit too."""
+    """Whether Python's `re` matches. The grammar's Unicode is newer than that of some Pythons: U+1CCF3 is a digit for
+    the one and unassigned for the other. Characters that Python does not know are therefore also tried as digits."""
     known = "".join("0" if unicodedata.category(character) == "Cn" else character for character in text)
     return any(re.fullmatch(expression, one) is not None for one in (text, known))
 
@@ -216,7 +220,8 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def step_milliseconds(loaded: Loaded, rows: int) -> dict[str, float]:
-    """One decode step of `rows` rows, free and bound, each the median of paired runs; and what a bound token costs more."""
+    """One decode step of `rows` rows, free and with a form, each the median of paired runs; and the extra cost per
+    token."""
     form = Structure("json_schema", json.dumps(NUMBERS), "response_format")
     seconds_a_step(loaded, rows, form)  # warm-up
     pairs = [(seconds_a_step(loaded, rows, None), seconds_a_step(loaded, rows, form)) for _ in range(ROUNDS)]
@@ -232,7 +237,7 @@ def seconds_a_step(loaded: Loaded, rows: int, structure: Structure | None) -> fl
     loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
     for i in range(rows):
         mailbox.put(request(str(i), loaded, structure, seed=i, tokens=TIMED_TOKENS + 50))
-    while len(recorder.answers) < rows or min(said.tokens for said in recorder.answers.values()) < 5:
+    while len(recorder.answers) < rows or min(reply.tokens for reply in recorder.answers.values()) < 5:
         loop.tick()
     begun = time.perf_counter()
     for _ in range(TIMED_TOKENS):
@@ -241,7 +246,7 @@ def seconds_a_step(loaded: Loaded, rows: int, structure: Structure | None) -> fl
 
 
 def mask_milliseconds() -> float:
-    """From the bits of one row to its masked logits, at a large vocabulary, the median of many."""
+    """The median time from the bits of one row to its masked logits, for a large vocabulary."""
     mask, bits = Mask(LARGE_VOCABULARY), _Bits()
     logits = mx.random.normal((1, LARGE_VOCABULARY))
     mx.eval(logits)

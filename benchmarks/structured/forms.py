@@ -1,7 +1,8 @@
-"""Random JSON schemas and regular expressions, the same for the same seed, each with an end that a random model reaches.
+"""Random JSON schemas and regular expressions. The same seed gives the same ones, and a random model reaches the end of
+each.
 
-Repetitions are bounded, but at the end of an expression: of thousands of tokens that go on, few end, and only the end of
-the whole answer can be made likelier than they are.
+Only the last repetition of an expression may be unbounded. In an unbounded repetition thousands of tokens continue it
+and few end it, and the benchmark can raise the probability of one end only: the end of the whole answer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _DEFINITIONS: Final[Schema] = {
 
 
 def random_schemas(count: int, seed: int) -> list[Schema]:
-    """Objects at the root, as OpenAI's schemas are; two definitions that any part may refer to, one of them recursive."""
+    """Schemas with an object at the root, as OpenAI requires. Any part may refer to two definitions; one is recursive."""
     rng = random.Random(seed)
     return [{**_object(rng, 3), "$defs": _DEFINITIONS} for _ in range(count)]
 
@@ -68,7 +69,7 @@ def _any_of(rng: random.Random, depth: int) -> Schema:
 
 
 def _one_of(rng: random.Random, depth: int) -> Schema:
-    """Of different types: which one a value is must be certain."""
+    """Alternatives of different types, so that every value matches exactly one."""
     return {"oneOf": [_string(rng, depth), _integer(rng, depth), _array(rng, 0)]}
 
 
@@ -116,7 +117,7 @@ def _reference(rng: random.Random, _: int) -> Schema:
 
 
 def random_expressions(count: int, seed: int) -> list[str]:
-    """In the syntax that Rust's and Python's expressions share."""
+    """Expressions in the syntax that Rust and Python share."""
     rng = random.Random(seed)
     return [_sequence(rng, 3) + (_atom(rng, 1) + rng.choice("*+")) * (rng.random() < 0.2) for _ in range(count)]
 
@@ -136,6 +137,6 @@ def _atom(rng: random.Random, depth: int) -> str:
         inner = "|".join(_sequence(rng, depth - 1) for _ in range(rng.randint(1, 3)))
         return f"({'?:' if rng.random() < 0.5 else ''}{inner})"
     literals = "".join(rng.sample("abcXYZ019 _-.+é日本#@/", rng.randint(1, 3)))
-    # Not \w: of combining marks the two languages think differently.
+    # \w is left out: Rust and Python disagree about combining marks.
     classes = ("[a-z]", "[A-Z0-9]", r"\d", "[^0-9]", ".", r"[\u4e00-\u9fa5]", "[a-c_.]", r"\s")
     return rng.choice((f"(?:{re.escape(literals)})", rng.choice(classes)))

@@ -1,1 +1,1 @@
-"""What tests, benchmarks and the demo need to run Duet as its user does."""
+"""Helpers that start Duet as a user does, for tests, benchmarks and the demo."""

@@ -1,4 +1,4 @@
-"""The whole stack for a test, a benchmark or the demo: `duet up --embedded` on free ports, with a home of its own."""
+"""Start the whole stack for a test, a benchmark or the demo: `duet up --embedded` on free ports, with its own home."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORTS = range(20_000, 32_000)
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack. `pid` is that of `duet up`, whose children are the rest."""
+    """A running stack. `pid` is the process of `duet up`; all other processes are its descendants."""
 
     home: Path
     engine_url: str
@@ -41,12 +41,12 @@ class Stack:
 
 
 class StackFailed(Exception):
-    """It did not come up. The message ends with the log's last lines."""
+    """The stack did not start. The message ends with the last lines of its log."""
 
 
 @contextlib.contextmanager
 def running(home: Path | None = None) -> Iterator[Stack]:
-    """Start it, wait until both services are ready, and stop it at the end. A `home` that is given is kept."""
+    """Start the stack, wait until both services are ready, and stop it at the end. A given `home` is kept."""
     with contextlib.ExitStack() as cleanup:
         folder = home or Path(
             cleanup.enter_context(tempfile.TemporaryDirectory(prefix="duet-", ignore_cleanup_errors=True))
@@ -72,8 +72,8 @@ def running(home: Path | None = None) -> Iterator[Stack]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that stay free for what this process starts on them: no other caller on this machine gets them while it lives,
-    and they lie below the range from which systems choose ports by themselves."""
+    """Ports reserved for this process: no other caller of this function on this machine gets them while the process
+    lives. They lie below the range from which operating systems assign ports."""
     register = _register()
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
@@ -82,7 +82,7 @@ def free_ports(count: int) -> list[int]:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", port))
         except OSError:
-            continue  # another caller's, or in use
+            continue  # reserved by another process, or in use
         found.append(port)
         if len(found) == count:
             return found
@@ -91,14 +91,15 @@ def free_ports(count: int) -> list[int]:
 
 @functools.cache
 def _register() -> int:
-    """A file of which each port locks one byte. The lock ends with this process, so the file stays open."""
+    """The lock file. Each reserved port locks one byte of it. It stays open, because closing it would release the
+    locks."""
     return os.open(
         Path(tempfile.gettempdir()) / f"duet-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
     )
 
 
 def inherited() -> dict[str, str]:
-    """This process's, to be handed to another one."""
+    """This process's environment, for its children."""
     return dict(os.environ)  # noqa: TID251 - handed to the child, not read
 
 
@@ -121,7 +122,7 @@ def _ready(url: str) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL to all that it started."""
+    """Send SIGTERM to the process. If it does not end in time, send SIGKILL to it and all its descendants."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)

@@ -1,19 +1,23 @@
-"""`kill -9` inside writes of the KV cache: a file half written is there when the process dies, and proves it.
+"""Kill processes (`kill -9`) in the middle of KV cache writes. A half-written file that is left behind proves the
+moment.
 
     make stress-kv        (python -m tests.stress.kv_kills [--directory-kills N] [--engine-kills N])
 
-A kill counts when the file that was being written is still there, not empty, under its temporary name, after the process is
-dead. So that most do, the process is stopped (SIGSTOP) at a random moment first: without such a file it goes on. At two levels:
+A kill counts if the file that was being written still exists after the process is dead: not empty, under its temporary
+name. To make most kills count, the process is first stopped (SIGSTOP) at a random moment; if there is no such file
+then, it continues. There are two levels:
 
-- `directory`: a process that fills one KV directory is killed at a random moment after such a file appeared. Then the
-  directory is opened again: it must keep its cap, hold the same entries as files, and every file must be what was written.
-- `worker` and `engine`: `python -m engine` with the checkpoint `thick` is asked the same beginning again and again, and while it
-  writes that down, its worker or all of it is killed. What it answers afterwards, greedy, must be what an engine without any
-  cache answers, word for word and with the same log-probabilities, and another beginning must have another answer; no file may
-  be damaged, the cap must hold, and what one kill left behind must be gone by the next.
+- `directory`: a process fills one KV directory and is killed at a random moment after such a file appeared. Then the
+  directory is opened again: it must keep its cap, entries and files must match, and every file must have the content
+  that was written.
+- `worker` and `engine`: `python -m engine` serves the checkpoint `thick` and gets the same beginning of a prompt again
+  and again. While it writes that beginning to disk, its worker or the whole engine is killed. Its greedy answer
+  afterwards must equal that of an engine without any cache, word for word and in its log-probabilities, and another
+  beginning must get another answer. No file may be damaged, the cap must hold, and the remains of one kill must be gone
+  by the next.
 
-At the end the engine is stopped, `duet kv verify` must find nothing, and a sweep must find no orphan. A process that fails any
-of this ends the run with exit code 1.
+At the end the engine stops, `duet kv verify` must find nothing, and a sweep must find no orphan. If any check fails,
+the run ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from benchmarks.footprint import descends, processes
 from benchmarks.kv.checkpoints import checkpoint
 from benchmarks.kv.client import Answer, Client, RequestFailed, Texts, message
 from benchmarks.kv.report import RESULTS, write
-from benchmarks.kv.servers import NOTHING, PEERS, Budget, Server
+from benchmarks.kv.servers import NO_CACHE, PEERS, Budget, Server
 from engine.kvstore import blobs
 from engine.kvstore.directory import Directory, Limits
 from engine.kvstore.index import Entry
@@ -52,25 +56,26 @@ from engine.worker.kvcache.io_thread import BUSY_PAUSE_SECONDS
 ABOUT = {"model": "kills"}
 FILE_BYTES, DIRECTORY_CAP = 5 << 20, 21 << 20
 LIMITS = Limits(DIRECTORY_CAP, write_bytes_a_day=1 << 50, free_bytes=0)
-LATEST_SECONDS = 0.003
-"""After a file appeared: writing one takes about as long."""
+LONGEST_DELAY_SECONDS = 0.003
+"""The longest wait between the appearance of a file and the kill. Writing a file takes about as long."""
 HEAD_TOKENS, ANSWER_TOKENS = 300, 8
 LONG_ANSWER_TOKENS = 300
-"""While rows decode, files are written piece by piece, with pauses: time to see one and to kill."""
+"""While rows decode, files are written in pieces with pauses: enough time to see a file and kill the process."""
 ENGINE_CAP = 240_000_000
-"""The model's lease is half of it, nine files: every few rounds something has to go."""
-WRITE_SECONDS, LAST_SECONDS, TRIES = 60.0, 3.0, 4
+"""The model's lease is half of it, nine files: every few rounds entries must be evicted."""
+WRITE_SECONDS, QUIET_SECONDS, TRIES = 60.0, 3.0, 4
 LOGPROB_NOISE = 1e-3
-"""Between two float32 runs of one prompt in other chunks; a block of KV in a wrong place moves it by far more."""
+"""The largest difference between two float32 runs of one prompt in other chunks. A misplaced KV block causes far more.
+"""
 
 
 class Broken(Exception):
-    """What must hold does not. The message says what."""
+    """A check failed. The message says which one."""
 
 
 @dataclass
 class Tally:
-    """Kills of one kind: those that landed inside a write, and all; and what was looked at after them."""
+    """Kills of one kind: how many landed inside a write, how many were tried, and what was checked after them."""
 
     landed: int = 0
     tried: int = 0
@@ -82,9 +87,9 @@ class Tally:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory-kills", type=int, default=176, help="of the process that fills a directory")
-    parser.add_argument("--engine-kills", type=int, default=24, help="of a worker or of a whole engine")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--directory-kills", type=int, default=176, help="kills of a process that fills a directory")
+    parser.add_argument("--engine-kills", type=int, default=24, help="kills of a worker or a whole engine")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random moments")
     parser.add_argument("--json", type=Path, default=RESULTS / "kv-kills.json", help="write the figures to this file")
     parser.set_defaults(core=None, peers=PEERS)
     arguments = parser.parse_args()
@@ -110,10 +115,10 @@ def main() -> int:
 
 
 def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
-    """Raises `Broken`."""
+    """Kill processes that fill a directory until `wanted` kills landed. Raises `Broken`."""
     folder, tally, moments = root / "directory", Tally(), random.Random(seed)
     folder.mkdir()
-    context = multiprocessing.get_context("fork")  # a process of its own in milliseconds
+    context = multiprocessing.get_context("fork")  # starts a process in milliseconds
     while tally.landed < wanted:
         tally.tried += 1
         if tally.tried > TRIES * wanted:
@@ -126,7 +131,7 @@ def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
             if time.monotonic() - started > WRITE_SECONDS or not writer.is_alive():
                 raise Broken("the writer wrote nothing")
             if half_written(folder):
-                time.sleep(moments.uniform(0.0, LATEST_SECONDS))
+                time.sleep(moments.uniform(0.0, LONGEST_DELAY_SECONDS))
                 caught = _stopped([writer.pid], lambda: half_written(folder))
         writer.kill()
         writer.join()
@@ -138,10 +143,11 @@ def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
 
 
 def _stopped(pids: Sequence[int], writing: Callable[[], set[Path]]) -> bool:
-    """Stop processes if they are in the middle of a write; else they go on."""
+    """Stop processes if they are in the middle of a write; otherwise let them continue. Returns whether they are
+    stopped."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.001)  # each of its threads has to notice
+    time.sleep(0.001)  # until every thread has stopped
     if writing():
         return True
     for pid in pids:
@@ -150,7 +156,7 @@ def _stopped(pids: Sequence[int], writing: Callable[[], set[Path]]) -> bool:
 
 
 def _fill(folder: Path, first: int) -> None:
-    """Write files until killed, every other one with the pauses of a worker whose rows decode."""
+    """Write files until killed. Every other file has the pauses that a worker makes while its rows decode."""
     with contextlib.closing(Directory(folder, LIMITS, ABOUT)) as directory:
         for number in range(first, first + 1_000_000):
             tensor = blobs.Tensor("U8", (FILE_BYTES,), memoryview(_content(number)))
@@ -159,7 +165,7 @@ def _fill(folder: Path, first: int) -> None:
 
 
 def _content(number: int) -> bytes:
-    """32 bytes that no other file has, over and over: cheap, so that most of the writer's time is writing."""
+    """32 bytes that no other file has, repeated. This is cheap to make, so the writer spends most of its time writing."""
     return hashlib.sha256(number.to_bytes(8, "little")).digest() * (FILE_BYTES // 32)
 
 
@@ -186,7 +192,7 @@ def _check_directory(folder: Path, tally: Tally) -> None:
 
 
 def half_written(folder: Path) -> set[Path]:
-    """Files under their temporary names that are not empty. One that goes meanwhile is left out."""
+    """Files under their temporary names that are not empty. A file that disappears meanwhile is left out."""
     found = set()
     for path in folder.glob("files/*/.*"):
         with contextlib.suppress(FileNotFoundError):
@@ -204,11 +210,12 @@ def _must(holds: bool, otherwise: str) -> None:
 
 
 def kill_engines(root: Path, wanted: int) -> dict[str, Tally]:
-    """Two of three kills are the worker's: a third death in a row would make its model rest. Raises `Broken`."""
+    """Kill workers and engines until `wanted` kills landed. Every third kill hits the engine, because after a third
+    death in a row of its worker the engine would pause the model. Raises `Broken`."""
     folder, found = checkpoint("thick"), {"worker": Tally(), "engine": Tally()}
     texts, rounds, answers = Texts(folder), 0, set[tuple[float, ...]]()
     with contextlib.ExitStack() as stack:
-        reference = Client(stack.enter_context(_server(root / "reference", folder, NOTHING)))
+        reference = Client(stack.enter_context(_server(root / "reference", folder, NO_CACHE)))
         client = Client(stack.enter_context(_server(root / "engine", folder, Budget(1 << 30, ENGINE_CAP))))
         client.warm_up()
         while (landed := sum(tally.landed for tally in found.values())) < wanted:
@@ -242,7 +249,7 @@ def _server(home: Path, folder: Path, budget: Budget) -> Server:
 
 
 def _check_answer(client: Client, reference: Client, head: str, rounds: int) -> tuple[float, ...]:
-    """The answer's log-probabilities, which are those of the reference. Raises `Broken`."""
+    """The reference's log-probabilities, after a comparison with the client's answer. Raises `Broken`."""
     found, expected = (_answer(one, head, logprobs=True) for one in (client, reference))
     _must(found.text == expected.text, f"round {rounds}: another answer")
     _must(
@@ -260,13 +267,13 @@ def _answer(
 
 
 def _kill_inside_a_write(client: Client, head: str, *, whole: bool) -> bool:
-    """Have the engine write, and kill it or its worker while it does. Returns whether the kill landed. Raises `Broken`."""
+    """Make the engine write, and kill it or its worker meanwhile. Returns whether the kill landed. Raises `Broken`."""
     home = client.server.home
     left = half_written_below(home)
     pids = _workers(client.server.pid)
     with _asking(client, head) as stopping:
         begun, last = time.monotonic(), math.inf
-        while time.monotonic() < last + LAST_SECONDS:  # it has written all there was to write: this kill lands nowhere
+        while time.monotonic() < last + QUIET_SECONDS:  # afterwards nothing is left to write and the kill does not land
             _must(last < math.inf or time.monotonic() - begun < WRITE_SECONDS, "the engine wrote nothing")
             if half_written_below(home) - left:
                 last = time.monotonic()
@@ -285,14 +292,14 @@ def _kill_inside_a_write(client: Client, head: str, *, whole: bool) -> bool:
 
 @contextlib.contextmanager
 def _asking(client: Client, head: str) -> Iterator[threading.Event]:
-    """Ask from another thread until told to stop: the second time a beginning is wanted, it is written."""
+    """Send requests from another thread until the event is set. The engine writes a beginning at its second request."""
     stopping = threading.Event()
 
     def run() -> None:
         number = 0
         while not stopping.is_set():
             number += 1
-            # The kill ends a request that is under way, however it likes.
+            # The kill may end a running request with any error.
             with contextlib.suppress(RequestFailed, httpx.HTTPError):
                 _answer(client, head, f"Again {number}", tokens=LONG_ANSWER_TOKENS if number > 1 else 1)
 
@@ -306,7 +313,7 @@ def _asking(client: Client, head: str) -> Iterator[threading.Event]:
 
 
 def _revived(client: Client, *, restart: bool) -> Client:
-    """A client whose engine answers again. The gateway sees a worker's death in its own time."""
+    """A client whose engine answers again. Retries, because the gateway may notice a worker's death late."""
     client.close()
     if restart:
         client.server.restart()
@@ -327,7 +334,7 @@ def _workers(gateway: int) -> list[int]:
 
 
 def _wait_until_dead(pids: Sequence[int]) -> None:
-    """A process whose parent was killed may stay in the table of processes, but not with memory."""
+    """Wait until no process has memory. After its parent's death a dead process may stay in the process table."""
     begun = time.monotonic()
     while any(processes().get(pid, (0, 0.0, ""))[1] > 0 for pid in pids):
         _must(time.monotonic() - begun < WRITE_SECONDS, "a killed process lives on")
@@ -338,7 +345,7 @@ def half_written_below(home: Path) -> set[Path]:
 
 
 def _check_home(home: Path) -> int:
-    """Returns the number of files."""
+    """Check all files below a home. Returns their number. Raises `Broken`."""
     files = []
     for folder in directories(home / "kv"):
         _must(not [*damaged_files(folder)], "a file is damaged")

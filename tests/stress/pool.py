@@ -1,11 +1,11 @@
-"""Four models, memory for two, clients that ask for any of them and leave as they like: is every answer clean, and is
-nothing left in the end?
+"""Stress the pool: four models, memory for two, and clients that request any of them and disconnect at random.
 
     make stress-pool            (python -m tests.stress.pool --seconds 300 --json FILE)
 
-A real engine serves four random checkpoints with a limit that two of them fill. Each client asks for a random model with a
-random length and priority, streamed or not, and leaves one request in five in the middle. Then everything is unloaded, and
-what the engine says is compared with what the system says. Mechanism, not speed: the models are tiny.
+A real engine serves four random checkpoints; two of them fill its memory limit. Each client requests a random model
+with a random length and priority, streamed or not, and abandons one request in five halfway. Every answer must be
+clean. Then everything is unloaded, nothing may be left, and the engine's figures are compared with the system's. The
+models are tiny: this tests the mechanism, not speed.
 """
 
 from __future__ import annotations
@@ -43,24 +43,25 @@ RESULT = Path("benchmarks/results/pool.json")
 MODELS = {"alpha": "nano", "beta": "nano", "gamma": "hybrid", "delta": "hybrid"}
 KV_BYTES = 64 << 20
 LIMIT_BYTES = 5 * (WORKER_BYTES + KV_BYTES) // 2
-MOST_AT_ONCE = 7
-"""Requests that the engine takes at once: one less than clients, so that a 429 occurs too."""
-CLEAN = frozenset({(503, "memory_full"), (429, "server_busy")})
+MAX_WAITING_REQUESTS = 7
+"""Requests that the engine accepts at once: one fewer than there are clients, so that a 429 occurs too."""
+EXPECTED_REFUSALS = frozenset({(503, "memory_full"), (429, "server_busy")})
 LEAVE_ONE_IN = 5
 NEAR_BYTES = 64 << 20
-"""How far a worker's word on its memory may be from the system's."""
+"""How far a worker's report of its memory may differ from the system's figure."""
 GATEWAY_GROWTH_BYTES = 64 << 20
 SETTLE_SECONDS = 30.0
 PATIENCE_SECONDS = 300.0
-"""A client that gets nothing for this long has found a request that never ends."""
+"""A request without an answer for this long counts as one that never ends."""
 SURPLUS_SECONDS = 15.0
-"""Models grow after they were admitted, and the book counts more than they hold. The engine looks every two seconds, asks for
-memory first, unloads idle models then, and has to wait for one that is in use."""
+"""How long the ledger may stay above its limit. Models grow after they were admitted, and the ledger charges more than
+they hold. Every two seconds the engine checks: it first asks workers to free memory, then unloads idle models. It must
+wait for a model in use."""
 
 
 @dataclass
-class Seen:
-    """What clients saw and the engine said meanwhile."""
+class Observations:
+    """What the clients got, and what the engine reported meanwhile."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     unclean: list[str] = field(default_factory=list)
@@ -71,29 +72,29 @@ class Seen:
     looks: int = 0
 
     def refusal(self, status: int, error: dict[str, Any], retry_after: str | int | None) -> None:
-        """Book an error answer, or an error in a stream, whose status would have been the code's."""
+        """Count an error answer, or an error in a stream. `status` is then the one that belongs to the error's code."""
         self.outcomes[f"{status} {error['code']}"] += 1
-        if (status, error["code"]) not in CLEAN:
+        if (status, error["code"]) not in EXPECTED_REFUSALS:
             self.unclean.append(f"{status} {error['code']}: {error['message']}")
         elif retry_after is None:
             self.without_retry_after += 1
 
     def loss(self, error: httpx.HTTPError, body: dict[str, Any], priority: str, seconds: float) -> None:
-        """Book an answer that broke off, with what tells one cause from another."""
+        """Record an answer that broke off, with the facts that tell causes apart."""
         kind = "streamed" if body["stream"] else "whole"
         self.unclean.append(f"{type(error).__name__} on {body['model']} after {seconds:.1f} s ({kind}, {priority})")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long clients ask")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long the clients send requests")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--json", type=Path, default=RESULT, help="write the figures to this file")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the engine is stopped on the way out
     with running() as engine:
-        print(f"asking for {arguments.seconds:.0f} s", flush=True)
+        print(f"sending requests for {arguments.seconds:.0f} s", flush=True)
         found = asyncio.run(measure(engine, arguments.seconds, arguments.clients, arguments.seed))
     failed = [name for name, passed in found["checks"].items() if not passed]
     record = {
@@ -121,13 +122,13 @@ class Engine:
 
     def client(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.key}"}
-        limits = httpx.Limits(max_connections=1)  # so that open handles can be counted
+        limits = httpx.Limits(max_connections=1)  # makes the number of open handles predictable
         return httpx.AsyncClient(
             base_url=self.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False, limits=limits
         )
 
     def workers(self) -> dict[int, int]:
-        """Processes that came from it, with their resident bytes as the system counts them."""
+        """The engine's descendants by pid, with their resident bytes as the system counts them."""
         table = processes()
         parents = {pid: parent for pid, (parent, _, _) in table.items()}
         return {
@@ -150,7 +151,7 @@ class Engine:
 
 @contextlib.contextmanager
 def running() -> Iterator[Engine]:
-    """An engine of its own with the four models."""
+    """Start an engine with the four models; stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="duet-", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         for name, kind in MODELS.items():
@@ -166,7 +167,7 @@ def running() -> Iterator[Engine]:
             "DUET_ENGINE__KV_RAM_BYTES": str(KV_BYTES),
             "DUET_ENGINE__MINIMUM_RESIDENCY_SECONDS": "3",
             "DUET_ENGINE__MEMORY_WAIT_SECONDS": "5",
-            "DUET_ENGINE__MAX_WAITING_REQUESTS": str(MOST_AT_ONCE),
+            "DUET_ENGINE__MAX_WAITING_REQUESTS": str(MAX_WAITING_REQUESTS),
         }
         environment = {name: value for name, value in inherited().items() if not name.startswith("DUET_")} | settings
         (root / "home").mkdir(mode=0o700)
@@ -187,12 +188,12 @@ def running() -> Iterator[Engine]:
 
 
 async def measure(engine: Engine, seconds: float, clients: int, seed: int) -> dict[str, Any]:
-    """Load one model once, let clients ask, unload all, compare."""
+    """Load and unload one model, let the clients send requests, unload all models, and compare."""
     async with engine.client() as operator:
-        for action in ("load", "unload"):  # what the gateway opens and imports for the first one stays
+        for action in ("load", "unload"):  # the gateway keeps the files and modules that the first model needs
             (await operator.post(f"/v1/admin/models/{next(iter(MODELS))}/{action}")).raise_for_status()
         before = {"handles": engine.handles(), "gateway_bytes": engine.resident_bytes()}
-        seen = Seen()
+        seen = Observations()
         until = time.monotonic() + seconds
         watching = asyncio.create_task(_watch(operator, seen))
         await asyncio.gather(*(_client(engine, random.Random(seed * 1000 + i), until, seen) for i in range(clients)))
@@ -236,7 +237,7 @@ async def measure(engine: Engine, seconds: float, clients: int, seed: int) -> di
     }
 
 
-async def _watch(operator: httpx.AsyncClient, seen: Seen) -> None:
+async def _watch(operator: httpx.AsyncClient, seen: Observations) -> None:
     within_at = time.monotonic()
     while True:
         status = (await operator.get("/v1/admin/models")).json()
@@ -249,7 +250,7 @@ async def _watch(operator: httpx.AsyncClient, seen: Seen) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _client(engine: Engine, chance: random.Random, until: float, seen: Seen) -> None:
+async def _client(engine: Engine, chance: random.Random, until: float, seen: Observations) -> None:
     async with engine.client() as client:
         while time.monotonic() < until:
             body = {
@@ -271,11 +272,11 @@ async def _client(engine: Engine, chance: random.Random, until: float, seen: See
                 seen.loss(error, body, priority, time.monotonic() - asked_at)
                 continue
             if refused:
-                await asyncio.sleep(chance.uniform(0.05, 0.5))  # sooner than it was told to: it is a bad client
+                await asyncio.sleep(chance.uniform(0.05, 0.5))  # a bad client: it comes back sooner than it was told
 
 
-async def _ask(client: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str], seen: Seen) -> bool:
-    """One request to its end. Returns whether it was refused."""
+async def _ask(client: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str], seen: Observations) -> bool:
+    """Send one request and read the whole answer. Returns whether it was refused."""
     async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
         text = (await answer.aread()).decode()
         if answer.status_code != 200:
@@ -292,13 +293,13 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, Any], headers: dict[st
     if error is None:
         seen.unclean.append("a stream ended without its end")
         return False
-    # The status was given while the model was still to be loaded, so the event says itself when to come back.
+    # The status was sent before the model was loaded, so the event itself says when to come back.
     seen.refusal({"memory_full": 503, "server_busy": 429}.get(error["code"], 0), error, error.get("retry_after"))
     return True
 
 
 async def _settled(operator: httpx.AsyncClient) -> dict[str, Any]:
-    """The pool's state when nothing runs, waits or moves, and workers have said what they hold."""
+    """The pool's state once nothing runs, waits or loads and all workers have reported their memory."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         status: dict[str, Any] = (await operator.get("/v1/admin/models")).json()
@@ -306,13 +307,13 @@ async def _settled(operator: httpx.AsyncClient) -> dict[str, Any]:
         busy = any(place["running"] or place["waiting"] or place["state"] == "loading" for place in places)
         silent = any(place["state"] == "loaded" and place["memory_bytes"] is None for place in places)
         if not (busy or silent) or time.monotonic() > deadline:
-            await asyncio.sleep(1.5)  # an idle worker's last report
+            await asyncio.sleep(1.5)  # for the last report of an idle worker
             return dict((await operator.get("/v1/admin/models")).json())
         await asyncio.sleep(0.2)
 
 
 def _compare(status: dict[str, Any], real: dict[int, int]) -> dict[str, Any]:
-    """By loaded model: what the ledger charges, what the worker reports, what the system says."""
+    """For each loaded model, the bytes that the ledger charges, the worker reports and the system counts."""
     found = {}
     for place in status["models"]:
         if place["state"] == "loaded":
@@ -327,7 +328,7 @@ def _compare(status: dict[str, Any], real: dict[int, int]) -> dict[str, Any]:
 
 
 async def _handles(engine: Engine, wanted: int) -> int:
-    """The gateway's open handles, once connections of clients that have gone are closed."""
+    """The gateway's open handles, after it has closed the connections of clients that left."""
     deadline = time.monotonic() + 10.0
     while (found := engine.handles()) > wanted and time.monotonic() < deadline:
         await asyncio.sleep(0.2)

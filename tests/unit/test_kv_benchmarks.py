@@ -9,7 +9,14 @@ import pytest
 from benchmarks.kv.agents import share, turns_of, unique_bytes, worst_excess
 from benchmarks.kv.checkpoints import CONFIGS, is_plain, state_bytes, token_bytes
 from benchmarks.kv.client import Answer, event_text, read_event
-from benchmarks.kv.disk import Seen, WriteLedger, drop_from_page_cache, files_below, sequential_read, written_between
+from benchmarks.kv.disk import (
+    FileState,
+    WriteLedger,
+    drop_from_page_cache,
+    files_below,
+    sequential_read,
+    written_between,
+)
 from benchmarks.kv.prefix import PHASES, against_peers, budget_for, figures, rotated
 from benchmarks.kv.report import peer_versions, table
 from benchmarks.kv.restore import summary
@@ -114,16 +121,21 @@ def test_a_turn_has_the_answer_before_it_with_its_header() -> None:
 
 
 def test_a_renamed_file_is_written_once_and_a_replaced_one_again() -> None:
-    before = {1: Seen("x.part", 10, 1), 2: Seen("y", 10, 1), 3: Seen("log", 10, 1), 4: Seen("same", 7, 1)}
+    before = {
+        1: FileState("x.part", 10, 1),
+        2: FileState("y", 10, 1),
+        3: FileState("log", 10, 1),
+        4: FileState("same", 7, 1),
+    }
     after = {
-        1: Seen("x", 10, 1),
-        2: Seen("z", 10, 2),
-        3: Seen("log", 15, 2),
-        4: Seen("same", 7, 1),
-        5: Seen("new", 3, 2),
+        1: FileState("x", 10, 1),
+        2: FileState("z", 10, 2),
+        3: FileState("log", 15, 2),
+        4: FileState("same", 7, 1),
+        5: FileState("new", 3, 2),
     }
     assert written_between(before, after) == 0 + 10 + 5 + 0 + 3
-    assert written_between({1: Seen("x", 10, 1)}, {1: Seen("x", 4, 2)}) == 4
+    assert written_between({1: FileState("x", 10, 1)}, {1: FileState("x", 4, 2)}) == 4
     assert written_between(before, {}) == 0
 
 
