@@ -292,7 +292,8 @@ def test_killing_a_worker_ends_its_stream_with_an_error_and_the_next_request_wor
     client.chat.completions.create(model="chat", messages=says(ASK))
     before = set(gateway.workers())
     # Found before the stream begins, which does end: where its context does.
-    [chat_worker] = [pid for pid in before if "duet-tiny-chat" in command_of(pid)]
+    chat_worker = worker_of(gateway, "duet-tiny-chat")
+    assert chat_worker in before
     stream = client.chat.completions.create(model="chat", messages=says("hello"), stream=True, **endless())
     with pytest.raises(openai.APIError) as lost:
         for count, _ in enumerate(stream):
@@ -305,10 +306,11 @@ def test_killing_a_worker_ends_its_stream_with_an_error_and_the_next_request_wor
     assert before - {chat_worker} <= after, "the embedding worker lives on"
 
 
-def command_of(pid: int) -> str:
-    return subprocess.run(
-        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True
-    ).stdout
+def worker_of(gateway: Gateway, model: str) -> int:
+    """The process id of a model's worker, as operators see it."""
+    headers = {"Authorization": f"Bearer {gateway.key}"}
+    answer = httpx.get(f"{gateway.url}/v1/admin/models/{model}/stats", headers=headers, trust_env=False)
+    return int(answer.json()["pid"])
 
 
 def test_no_worker_outlives_a_killed_gateway(tmp_path: Path) -> None:
