@@ -12,11 +12,9 @@ from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.settings import Settings
-from engine.api.dialects.chat import route as chat
-from engine.api.dialects.completions import route as completions
+from engine.api import dialects, modalities, operators
 from engine.api.metered import Metered
-from engine.api.modalities import embeddings, transcriptions
-from engine.api.operators import admin, metrics, models
+from engine.api.modalities.transcriptions import Uploads
 from engine.types import Backend
 
 
@@ -43,7 +41,7 @@ def create_app(
     )
     app.state.models = app.state.operators = backend
     app.state.work = Metered(backend, backend)
-    app.state.uploads = transcriptions.Uploads(
+    app.state.uploads = Uploads(
         backend, max_requests=settings.engine.max_waiting_requests, max_seconds=settings.engine.max_audio_seconds
     )
     install_edge(
@@ -55,6 +53,6 @@ def create_app(
         open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     install_docs(app)
-    for module in (chat, completions, embeddings, transcriptions, models, admin, metrics):
-        app.include_router(module.router)
+    for router in (*dialects.ROUTERS, *modalities.ROUTERS, *operators.ROUTERS):
+        app.include_router(router)
     return app
