@@ -1,5 +1,6 @@
-"""What the embedded models can do, on data that they were not trained on: measured, kept as JSON, and written as a page.
+"""Evaluate the embedded models on data that they were not trained on, keep the figures as JSON, and write a page.
 
-`measures.py` measures, `document.py` is the JSON, `page.py` makes the README of it and of the words in `prose.toml`.
-`embedding.py`, `review.py` and `speaker.py` measure one model each and run alone too, also while it is being trained.
+`measures.py` measures, `document.py` reads and writes the JSON, and `page.py` makes the README from it and the text in
+`prose.toml`. `embedding.py`, `review.py` and `speaker.py` measure one model each. They also run alone, even during the
+model's training.
 """

@@ -1,15 +1,16 @@
-"""Measure the embedded models as they lie there, and write `models/embedded/README.md`.
+"""Measure the embedded models as they are now, and write `models/embedded/README.md`.
 
     .venv/bin/python -m training.evaluate --eval FOLDER --bank FOLDER       # or `make evaluate`
     .venv/bin/python -m training.evaluate --only vision,review/frozen --eval FOLDER
-    .venv/bin/python -m training.evaluate --render                          # only write the page anew
+    .venv/bin/python -m training.evaluate --render                          # only write the page again
 
-In the project's own environment (no torch): the models answer as they do in the product. The figures go to
-`models/embedded/figures.json` after each measure; those that are not measured this time are kept as long as their weights
-are the same, and a page never shows figures of other weights. Needs espeak-ng for the recogniser's sentences, and a word list
-and fonts (`training/vision/rendering.py` names the packages) for `duet-tiny-vl`; what lacks its inputs is left out and
-named. `--eval` is a folder with `sentences.jsonl` and meetings as JSON files, as `duet bench` reads them. Nothing may be
-trained or chosen on it. Without `duet-tiny-vl` everything took four minutes on two busy cores.
+Run it in the project's own environment (no torch), where the models answer as they do in the product. After each
+measure the figures go to `models/embedded/figures.json`. Figures that are not measured this time are kept as long as
+their weights are unchanged; the page never shows figures of other weights. The recogniser's sentences need espeak-ng;
+`duet-tiny-vl` needs a word list and fonts (`training/vision/rendering.py` names the packages). A measure whose inputs
+are missing is left out and named. `--eval` is a folder with `sentences.jsonl` and meetings as JSON files, as `duet
+bench` reads them. Never train on it or use it to choose anything. Without `duet-tiny-vl` everything took four minutes
+on two busy cores.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", default="", metavar="NAME,…", help="such as recogniser, or of it only recogniser/frozen"
+        "--only", default="", metavar="NAME,…", help="measures to take: a group (recogniser) or one (recogniser/frozen)"
     )
-    parser.add_argument("--eval", type=Path, metavar="FOLDER", help="the frozen set")
+    parser.add_argument("--eval", type=Path, metavar="FOLDER", help="folder of the frozen set")
     parser.add_argument("--bank", type=Path, metavar="FOLDER", default=Path("build/train/review/bank"))
-    parser.add_argument("--work", type=Path, default=WORK, help="for what is made on the way")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for intermediate files")
     parser.add_argument("--json", type=Path, default=models.EMBEDDED / "figures.json")
     parser.add_argument("--readme", type=Path, default=models.EMBEDDED / "README.md")
-    parser.add_argument("--render", action="store_true", help="write the page from the figures, and measure nothing")
+    parser.add_argument("--render", action="store_true", help="write the page from the figures without measuring")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.eval is not None and not options.eval.is_dir():
@@ -64,9 +65,9 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace, wanted: Collection[str]) -> bool:
-    """Take the measures of these names or groups, and write each into the figures at once.
+    """Take the measures with these names or groups, and write each into the figures at once.
 
-    Returns whether none failed; one that lacks its inputs did not.
+    Returns whether none failed. A measure without its inputs does not count as failed.
     """
     from training.evaluate.measures import MEASURES
     from training.evaluate.session import Inputs, Unmeasured, session
@@ -102,7 +103,7 @@ def measure(options: argparse.Namespace, wanted: Collection[str]) -> bool:
 
 
 def opened(path: Path) -> Document:
-    """The figures so far, less those of models that went, with the models as they lie there now, on disk at once."""
+    """The figures so far with the current models, without figures of models that changed or disappeared. Saves them."""
     measured = document.read(path).measured if path.exists() else {}
     found = Document(document.models_in(models.EMBEDDED), measured)
     found.measured = {name: one for name, one in measured.items() if found.current(name)}

@@ -1,4 +1,4 @@
-"""The figures as a document: which weights lie there, and what was measured on which of them."""
+"""The figures as a document: which weights there are, and what was measured on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 WEIGHTS: Final = (".onnx", ".safetensors")
 DIGITS: Final = 6
 NORMAL_95: Final = 1.959964
-"""Standard deviations to either side that hold 95% of a normal distribution."""
+"""95% of a normal distribution lies within this many standard deviations of its mean."""
 
 
 class Weights(msgspec.Struct):
@@ -22,7 +22,8 @@ class Weights(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
-    """`bytes` of all files of its folder, `digest` of their names and contents; `weights` by file name."""
+    """`bytes` counts all files of the model's folder, `digest` covers their names and contents. `weights` is by file
+    name."""
 
     bytes: int
     digest: str
@@ -30,7 +31,7 @@ class Model(msgspec.Struct):
 
 
 class Measured(msgspec.Struct):
-    """`digests` of the models that were measured, SHA-256 of the `data`, the `command`, and what it found."""
+    """One measurement: `digests` of the measured models, SHA-256 of the `data`, the `command` and its `figures`."""
 
     digests: dict[str, str]
     data: dict[str, str]
@@ -43,7 +44,7 @@ class Document(msgspec.Struct):
     measured: dict[str, Measured]
 
     def current(self, name: str) -> Measured | None:
-        """The figures of a measure; None when there are none, or when they are of weights that are no longer there."""
+        """The figures of a measure; None if there are none, or if they belong to weights that no longer exist."""
         found = self.measured.get(name)
         known = {model: entry.digest for model, entry in self.models.items()}
         return found if found is not None and found.digests.items() <= known.items() else None
@@ -55,7 +56,8 @@ def read(path: Path) -> Document:
 
 
 def write(path: Path, document: Document) -> None:
-    """At once or not at all, with the folder. Models and measures in order of their names; of fractions, six digits are kept."""
+    """Write the document atomically, and its folder if it is missing. Models and measures are sorted by name. Fractions
+    keep six digits."""
     ordered = Document(dict(sorted(document.models.items())), dict(sorted(document.measured.items())))
     content = msgspec.json.format(msgspec.json.encode(_rounded(msgspec.to_builtins(ordered))), indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def _model(folder: Path) -> Model:
 
 
 def files_digest(paths: Sequence[Path], root: Path | None = None) -> str:
-    """Of the names (below `root` if given) and contents of files, in this order."""
+    """SHA-256 of the files' names (relative to `root` if given) and contents, in this order."""
     digest = hashlib.sha256()
     for path in paths:
         name = path.relative_to(root).as_posix() if root else path.name
@@ -102,7 +104,8 @@ def file_digest(path: Path) -> str:
 
 
 def counted(right: int, of: int) -> dict[str, Any]:
-    """A share of independent trials with its 95% interval (Wilson 1927). Raises ZeroDivisionError when there are none."""
+    """The share of right ones among `of` independent trials, with its 95% interval (Wilson 1927). Raises
+    ZeroDivisionError if `of` is 0."""
     share, z2 = right / of, NORMAL_95**2
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
@@ -110,7 +113,7 @@ def counted(right: int, of: int) -> dict[str, Any]:
 
 
 def cer_arms(arms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the `arms` that `duet bench cer` writes, what a page shows."""
+    """The part of `duet bench cer`'s arms that the page shows."""
     return [
         {
             "arm": arm["arm"],

@@ -1,11 +1,11 @@
-"""How well `duet-tiny-embed` finds what means the same, on 100 meanings that no training text was made from.
+"""Measure how well `duet-tiny-embed` finds paraphrases, on 100 meanings that no training text was made from.
 
     python -m training.evaluate.embedding [--model models/embedded/duet-tiny-embed]
 
-`training/paraphrases.txt` has a meaning a line, twice in Chinese and twice in English, written by hand: free sentences of
-daily life and work, no templates. The words of most are in the training dictionaries, the sentences and their wording in
-nothing that was trained on. Each sentence is a query, and all hundred of the other wording are the candidates. Prints
-figures as JSON. Runs the code that the engine's worker runs; needs no torch.
+`training/paraphrases.txt` has one meaning per line, worded twice in Chinese and twice in English. The sentences were
+written by hand about daily life and work, without templates. Most of their words are in the training dictionaries, but
+no training data contains the sentences or their wording. Each sentence is a query, and the hundred sentences of another
+wording are the candidates. Prints figures as JSON. It runs the code of the engine's worker and needs no torch.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from engine.worker.runtime.loader import load
 PARAPHRASES: Final = Path(__file__).parents[1] / "paraphrases.txt"
 COLUMNS: Final = ("zh", "zh", "en", "en")
 SAMPLES, SEED = 2_000, 7
-"""Draws of the bootstrap."""
+"""Draws of the bootstrap, and their seed."""
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 Ranks = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def read(path: Path = PARAPHRASES) -> list[tuple[str, ...]]:
-    """Four sentences a meaning: two Chinese, two English."""
+    """Four sentences for each meaning: two Chinese, two English."""
     rows = [tuple(line.split("|")) for line in path.read_text(encoding="utf-8").splitlines()]
     if wrong := [number for number, row in enumerate(rows, 1) if len(row) != len(COLUMNS)]:
-        raise ValueError(f"{path}: line {wrong[0]} has not {len(COLUMNS)} sentences")
+        raise ValueError(f"{path}: line {wrong[0]} does not have {len(COLUMNS)} sentences")
     return rows
 
 
@@ -48,20 +48,21 @@ def embed(loaded: Loaded, texts: list[str]) -> Vectors:
 
 
 def ranks(queries: Vectors, candidates: Vectors) -> Ranks:
-    """For query i, how many candidates are nearer than candidate i."""
+    """For each query i, the number of candidates that are nearer than candidate i."""
     scores = queries @ candidates.T
     found: Ranks = (scores > np.diag(scores)[:, None]).sum(1)
     return found
 
 
 def evaluate(loaded: Loaded, rows: list[tuple[str, ...]]) -> dict[str, Any]:
-    """Top-1 and top-5 by direction, and over the same language, over two languages, and over all. `interval`: of top-1."""
+    """Top-1 and top-5 for each direction, within one language, across languages, and over all. `interval` is that of
+    top-1."""
     vectors = [embed(loaded, [row[column] for row in rows]) for column in range(len(COLUMNS))]
     by_direction: dict[str, list[Ranks]] = {}
-    for asked, queries in enumerate(vectors):
-        for answered, candidates in enumerate(vectors):
-            if asked != answered:
-                direction = f"{COLUMNS[asked]} to {COLUMNS[answered]}"
+    for source, queries in enumerate(vectors):
+        for target, candidates in enumerate(vectors):
+            if source != target:
+                direction = f"{COLUMNS[source]} to {COLUMNS[target]}"
                 by_direction.setdefault(direction, []).append(ranks(queries, candidates))
     groups = {
         "same language": by_direction["zh to zh"] + by_direction["en to en"],
@@ -72,7 +73,8 @@ def evaluate(loaded: Loaded, rows: list[tuple[str, ...]]) -> dict[str, Any]:
 
 
 def _shares(found: list[Ranks]) -> dict[str, Any]:
-    """`interval`: 95% percentile bootstrap over meanings, since the queries of one meaning succeed and fail together."""
+    """`interval` is a 95% percentile bootstrap over meanings, because the queries of one meaning succeed and fail
+    together."""
     table = np.stack(found)  # [directions, meanings]
     hits = (table == 0).mean(0)
     chosen = np.random.default_rng(SEED).integers(0, len(hits), (SAMPLES, len(hits)))

@@ -1,4 +1,4 @@
-"""The measures: each takes what is there, and returns figures as plain data. Needs the project's environment, no torch."""
+"""The measures. Each returns figures as plain data. They run in the project's environment, without torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ RECOGNISER, REVIEWER, SPEAKER = "duet-tiny-asr", "duet-tiny-chat", "duet-tiny-sp
 EMBEDDING, VISION = "duet-tiny-embed", "duet-tiny-vl"
 ARMS: Final = ("none", "rule", "lm", "lm+rule")
 REVIEW_PAIRS: Final = 200
-"""Of the bank's held-out pairs: about two minutes."""
+"""Number of the bank's held-out pairs. They take about two minutes."""
 VISION_LINES, SEED = 300, 1
 
 
 @dataclass(frozen=True)
 class Found:
-    """`data`: SHA-256 of what was measured on, by name."""
+    """The result of a measure. `data` has the SHA-256 of its data, by name."""
 
     figures: dict[str, Any]
     data: dict[str, str]
@@ -38,8 +38,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Measure:
-    """`models` that the figures depend on; `command` as a reader can give it. `run` raises `Unmeasured` for what is
-    missing, and whatever the models and commands that it uses raise."""
+    """`models` are the models that the figures depend on, `command` is the command for a reader. `run` raises
+    `Unmeasured` if an input is missing, and passes on errors of the models and commands that it uses."""
 
     models: tuple[str, ...]
     command: str
@@ -47,7 +47,7 @@ class Measure:
 
 
 def recogniser_spoken(session: Session) -> Found:
-    """Free sentences in the development voices, with speed and marks."""
+    """CER on free sentences in the development voices, with speed and marks."""
     from training.recogniser import spoken
 
     if shutil.which("espeak-ng") is None:
@@ -67,10 +67,10 @@ def _recognised(result: dict[str, Any], more: dict[str, Any]) -> Found:
 
 
 def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """Speed, and which marks the recogniser sets.
+    """The recogniser's speed, and the marks that it sets.
 
-    `speed` is CPU time, not the clock's: other work on the machine would count there. With one thread an idle core takes as
-    long. `language`: of the sentences in one language, those whose mark names it.
+    `speed` is CPU time, because the clock would count other work on the machine too. With one thread an idle core takes
+    as long by the clock. `language` counts the sentences in one language whose mark names that language.
     """
     from speech.decode import decode
     from speech.recognisers.child import sensevoice
@@ -105,7 +105,8 @@ def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
 
 
 def review_frozen(session: Session) -> Found:
-    """Sentences and meetings of the frozen set, each with what is said there and with the meetings' absent terms."""
+    """Review of the frozen set's sentences and meetings, with the terms that are said and with the meetings' absent
+    terms."""
     sentences, meetings = session.inputs.sentences(), session.inputs.meetings()
     absent = _absent(meetings, session.inputs.work / "absent.json")
     found: dict[str, Any] = {}
@@ -120,7 +121,7 @@ def review_frozen(session: Session) -> Found:
 
 
 def _absent(meetings: list[Path], target: Path) -> Path:
-    """A manifest with nothing but the absent terms of the meetings, for sentences that have none of their own."""
+    """A manifest with only the absent terms of the meetings, because the sentences have none of their own."""
     read = [json.loads(path.read_text(encoding="utf-8")) for path in meetings]
     terms = [term for meeting in read for term in meeting.get("glossary_absent", ())]
     audio = str(meetings[0].parent.absolute() / read[0]["audio"])
@@ -131,7 +132,7 @@ def _absent(meetings: list[Path], target: Path) -> Path:
 
 
 def review_bank(session: Session) -> Found:
-    """Held-out mistakes of the recogniser, lines for a summary, and questions about itself."""
+    """Review of held-out mistakes, summaries of hand-written lines, and answers to questions about itself."""
     from training.evaluate import review
 
     bank = session.inputs.bank
@@ -150,14 +151,14 @@ def speaker_frozen(session: Session) -> Found:
 
 
 def embedding_paraphrases(session: Session) -> Found:
-    """In a process of its own, as MLX is in the product."""
+    """Runs in a process of its own, as MLX does in the product."""
     figures = json.loads(session.python("training.evaluate.embedding"))
     path = Path(__file__).parents[1] / "paraphrases.txt"
     return Found(figures, {path.name: document.file_digest(path)})
 
 
 def vision_lines(session: Session) -> Found:
-    """Rendered lines, read through `/v1/chat/completions`."""
+    """Reading of rendered lines through `/v1/chat/completions`."""
     from training.vision import evaluate, rendering, texts
 
     try:
@@ -206,4 +207,4 @@ MEASURES: Final = {
         (VISION,), f"python -m training.vision.evaluate --count {VISION_LINES}", vision_lines
     ),
 }  # fmt: skip
-"""By group and data: `--only` takes either."""
+"""The measures by group and data. `--only` takes a group or a whole name."""

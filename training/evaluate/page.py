@@ -1,4 +1,4 @@
-"""The page: figures and the words of `prose.toml` as Markdown. Pure, but for reading the words."""
+"""The page: figures and the text of `prose.toml` as Markdown. Only `read_prose` reads a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Figures = Mapping[str, Any]
 
 
 class ModelProse(msgspec.Struct, forbid_unknown_fields=True):
-    """`not_shown`: what the figures of this model do not show."""
+    """Text about a model. `not_shown` says what its figures do not show."""
 
     name: str
     format: str
@@ -29,7 +29,8 @@ class ModelProse(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MeasureProse(msgspec.Struct, forbid_unknown_fields=True):
-    """`data`: what was measured on, and why it is held out, `short`: its name. `not_shown`: what these figures do not show."""
+    """Text about a measure. `data` describes the data and says why it is held out; `short` is the data's name.
+    `not_shown` says what these figures do not show."""
 
     name: str
     model: str
@@ -40,7 +41,7 @@ class MeasureProse(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Prose(msgspec.Struct, forbid_unknown_fields=True):
-    """In the order of the page."""
+    """All text, in the order of the page."""
 
     introduction: str
     how: str
@@ -54,7 +55,7 @@ def read_prose(path: Path = PROSE) -> Prose:
 
 
 def render(document: Document, prose: Prose) -> str:
-    """Raises ValueError for a model without words."""
+    """The page as Markdown. Raises ValueError if the prose lacks a model."""
     if wordless := set(document.models) - {model.name for model in prose.models}:
         raise ValueError(f"{PROSE.name} says nothing about {', '.join(sorted(wordless))}")
     there = [model for model in prose.models if model.name in document.models]
@@ -113,7 +114,7 @@ def _recogniser_headline(figures: Figures) -> str:
     if "without terms" in groups:
         told += f", {_percent(groups['without terms']['cer'])} where no term is said"
     if speed := figures.get("speed"):
-        told += f", {speed['cpu_seconds_a_second']:.4f} s of one core a second"
+        told += f", {speed['cpu_seconds_a_second']:.4f} s of one core per second of audio"
     return told
 
 
@@ -130,9 +131,9 @@ def _recogniser(figures: Figures) -> list[str]:
     if speed := figures.get("speed"):
         language = figures["language"]
         parts += [
-            f"Real-time factor {speed['cpu_seconds_a_second']:.4f}: seconds of CPU time a second of audio, one thread, "
+            f"Real-time factor {speed['cpu_seconds_a_second']:.4f}: seconds of CPU time per second of audio, one thread, "
             f"over {speed['audio_seconds']:.0f} s of audio, on {speed['machine']}.",
-            f"Language mark right in {language['right']} of {language['of']} Chinese and English sentences. "
+            f"The language mark is right in {language['right']} of {language['of']} Chinese and English sentences. "
             f"Emotion marks: {', '.join(figures['emotions'])}; event marks: {', '.join(figures['events'])}.",
         ]
     return parts
@@ -173,7 +174,7 @@ def _review_frozen(figures: Figures) -> list[str]:
 
 
 _REVIEW_COLUMNS: Final = (
-    *("lines", "arm", "CER, glossary of what is said", "change in points (relative), 95%", "better / worse"),
+    *("lines", "arm", "CER with the true glossary", "change in points (relative), 95%", "better / worse"),
     *("change with an absent glossary", "numbers or negations changed"),
 )
 
@@ -204,7 +205,7 @@ def _review_rows(arms: Sequence[Figures], group: str, shown: str) -> list[tuple[
 
 
 def _unreadable(count: int) -> str:
-    return f"Answers of the model that had no readable form, and therefore changed nothing: {count}."
+    return f"Answers of the model that were unreadable and therefore changed nothing: {count}."
 
 
 def _review_bank_headline(figures: Figures) -> str:
@@ -216,13 +217,14 @@ def _review_bank(figures: Figures) -> list[str]:
     rows = [row for group in ("with terms", "all") for row in _review_rows(review["arms"], group, group)]
     asked = [f"- {question} — {_shortened(answer)}" for question, answer in chat["answers"].items()]
     told = (
-        f"Summary: of {summary['expected']} decisions, tasks and questions in {summary['parts']} parts of five lines, "
-        f"{summary['right']} were found with the right kind and line, {summary['written']} were written, "
-        f"{summary['quoted']} with a quote that stands there; {summary['unreadable']} answers were unreadable."
+        f"Summary: {summary['parts']} parts of five lines contain {summary['expected']} decisions, tasks and questions. "
+        f"The model found {summary['right']} of them with the right kind and line. "
+        f"It wrote {summary['written']} items, {summary['quoted']} with a quote from the named line; "
+        f"{summary['unreadable']} answers were unreadable."
     )
     says = (
-        f"Chat: in {chat['says_that_it_is_a_demonstration']} of {chat['questions']} answers to questions worded otherwise "
-        "than in training it says that it is a demonstration. Asked who it is:"
+        f"Chat: {chat['questions']} questions are worded otherwise than in training. In "
+        f"{chat['says_that_it_is_a_demonstration']} answers the model says that it is a demonstration. Asked who it is:"
     )
     return [_table(_REVIEW_COLUMNS, rows), _unreadable(review["unreadable"]), told, says, "\n".join(asked)]
 
@@ -264,13 +266,13 @@ def _speaker(figures: Figures) -> list[str]:
         rows.append(("all", told, f"{seconds:.0f} s", _percent(_der(meetings)), ""))
     return [
         _table(("meeting", "number of speakers", "speech scored", "DER", "found / spoke"), rows),
-        f"Collar {figures['collar_seconds']} s around each boundary. So few meetings have no interval.",
+        f"Collar {figures['collar_seconds']} s around each boundary. There is no interval, because the meetings are too few.",
     ]
 
 
 def _embedding_headline(figures: Figures) -> str:
     found = figures["all"]
-    return f"{_percent(found['top_1'])} of {found['queries']} queries find theirs first among {figures['candidates']}"
+    return f"{_percent(found['top_1'])} of {found['queries']} queries rank their paraphrase first of {figures['candidates']}"
 
 
 def _embedding(figures: Figures) -> list[str]:
@@ -305,7 +307,7 @@ _SHOWN: Final[dict[str, tuple[Callable[[Figures], str], Callable[[Figures], list
     "embedding/paraphrases": (_embedding_headline, _embedding),
     "vision/lines": (_vision_headline, _vision),
 }
-"""A measure's figures in a few words, and as the parts of its section."""
+"""For each measure, functions that show its figures in a few words and as the parts of its section."""
 
 
 def _weights(document: Document) -> str:

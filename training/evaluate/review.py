@@ -1,15 +1,15 @@
-"""How `duet-tiny-chat` does its three tasks, on sentences and mistakes of a recogniser that it was not trained on.
+"""Measure the three tasks of `duet-tiny-chat`, on sentences and recogniser mistakes that it was not trained on.
 
     .venv/bin/python -m training.evaluate.review --bank build/train/review/bank [--json FILE]
 
-Asked as anybody asks, through the engine of a running stack, by the code of the pipeline and of `duet bench cer`:
+The code of the pipeline and of `duet bench cer` sends the requests to the engine of a running stack, as in the product:
 
-- review: the last pairs of the bank, five at a time with a glossary of a term of each and as many terms of others ("true"),
-  and with terms that nobody says ("absent"); arms none, rule, lm and lm+rule;
-- summary: lines written by hand, of which it is known whether they are a decision, a task or a question;
-- chat: questions in other words than those of the training.
+- review: the last pairs of the bank, five at a time. The true glossary has one term of each pair and as many terms of
+  other pairs; the absent glossary has terms that nobody says. Arms: none, rule, lm and lm+rule.
+- summary: hand-written lines. Each is known to be a decision, a task, a question or none of these.
+- chat: questions that are worded otherwise than in training.
 
-Needs no torch and no dictionaries.
+It needs no torch and no dictionaries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from training.review.misheard import places
 
 MODEL: Final = "duet-tiny-chat"
 GROUP, ABSENT = 5, 12
-"""Sentences that share a glossary, and terms of the absent one."""
+"""Number of sentences that share a glossary, and of terms in the absent glossary."""
 QUESTIONS: Final = {
     "demonstration": (
         "hello there", "so who are you?", "what can you do?", "tell me what you are",
@@ -50,9 +50,9 @@ QUESTIONS: Final = {
     ),
     "演示": ("你好呀", "请问你是谁？", "你都能做些什么？", "你是什么东西", "给我写一首歌", "月亮有多远？"),
 }  # fmt: skip
-"""By the word that an honest answer has: that this is a model for demonstrations."""
+"""Questions by the word that an honest answer contains: it says that the model is a demonstration."""
 WHO: Final = ("so who are you?", "请问你是谁？")
-"""Of the questions, those whose answers are shown."""
+"""The questions whose answers are shown."""
 
 
 LINES: Final = (
@@ -75,8 +75,12 @@ LINES: Final = (
 
 @dataclass(frozen=True)
 class Found:
-    """Items of summaries: those with the right kind and segment, all that were written, all there are, and those whose
-    quote stands in a segment they name; and answers that there are not or that cannot be read. `parts` were asked about."""
+    """Figures of summaries. `parts` is the number of parts that were summarised.
+
+    Of the items, `right` have the right kind and segment, `written` are all that the model wrote, `expected` are all
+    that the parts contain, and `quoted` have a quote from a segment that they name. `unreadable` counts refused and
+    unreadable answers.
+    """
 
     parts: int
     right: int
@@ -87,7 +91,7 @@ class Found:
 
 
 def manifest(pairs: Sequence[Pair], elsewhere: Sequence[str], rng: random.Random) -> Manifest:
-    """The pairs as utterances of a manifest, each a recording of its own. `elsewhere` are terms for the absent glossary."""
+    """The pairs as a manifest. Each utterance is a recording of its own. `elsewhere` has terms for the absent glossary."""
     others = Bank.of(pairs).terms
     said = "\n".join(pair.said for pair in pairs)
     absent = tuple(term for term in rng.sample(elsewhere, len(elsewhere)) if term not in said)[:ABSENT]
@@ -106,7 +110,7 @@ def manifest(pairs: Sequence[Pair], elsewhere: Sequence[str], rng: random.Random
 
 
 def _term(pair: Pair, rng: random.Random) -> str | None:
-    """A term of the sentence: a misheard one if there is any, else one that was heard well."""
+    """A term of the sentence: a misheard one if there is any, otherwise one that was heard correctly."""
     found = places(pair.said, pair.heard, rng, wrong=True) or places(pair.said, pair.heard, rng, wrong=False)
     return rng.choice(found).said if found else None
 
@@ -114,7 +118,7 @@ def _term(pair: Pair, rng: random.Random) -> str | None:
 async def reviewed(
     settings: Settings, pairs: Sequence[Pair], elsewhere: Sequence[str], rng: random.Random
 ) -> dict[str, Any]:
-    """Figures by arm, glossary and group. Raises `DuetError` when the engine fails or has no such model."""
+    """Figures by arm, glossary and group. Raises `DuetError` if the engine fails or lacks the model."""
     review = cer.Review(settings, MODEL)
     await review.open()
     if review.reviewer is None:
@@ -137,8 +141,8 @@ class Line:
 
 
 async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> Found:
-    """Parts of five lines of one language, in windows as the model's card says. An answer that the engine refuses to give counts
-    as unreadable."""
+    """Summarise parts of five lines in one language, in windows as the model's card says. A refused answer counts as
+    unreadable."""
     right = written = expected = quoted = unreadable = 0
     async with Engine(settings, timeout_seconds=settings.meetings.review_timeout_seconds) as engine:
         reviewer = await engine.reviewer(MODEL)
@@ -166,8 +170,8 @@ async def summarised(settings: Settings, rng: random.Random, parts: int = 20) ->
     return Found(parts, right, written, expected, quoted, unreadable)
 
 
-async def answered(settings: Settings) -> dict[str, str]:
-    """Every question with its answer. Raises `DuetError` when the engine fails."""
+async def answers_to_questions(settings: Settings) -> dict[str, str]:
+    """The model's answer to every question. Raises `DuetError` if the engine fails."""
     async with Engine(settings, timeout_seconds=settings.meetings.review_timeout_seconds) as engine:
         return {
             question: await engine.chat(MODEL, [{"role": "user", "content": question}], max_tokens=120)
@@ -181,7 +185,7 @@ async def evaluate(settings: Settings, pairs: Sequence[Pair], elsewhere: Sequenc
     review = await reviewed(settings, pairs, elsewhere, random.Random(seed))
     seconds = time.monotonic() - began
     summary = await summarised(settings, random.Random(seed))
-    answers = await answered(settings)
+    answers = await answers_to_questions(settings)
     honest = [word in answers[question] for word, questions in QUESTIONS.items() for question in questions]
     return {
         "model": MODEL,
@@ -193,7 +197,7 @@ async def evaluate(settings: Settings, pairs: Sequence[Pair], elsewhere: Sequenc
 
 
 def read(folder: Path, count: int = DEVELOPMENT_PAIRS) -> tuple[list[Pair], Sequence[str]]:
-    """The first `count` of a bank's held-out pairs, and terms of its first pairs, which are none of those."""
+    """The first `count` of a bank's held-out pairs, and terms of its first pairs, which are not held out."""
     bank = read_bank(folder)
     return bank[-DEVELOPMENT_PAIRS:][:count], Bank.of(bank[:-DEVELOPMENT_PAIRS][:DEVELOPMENT_PAIRS]).terms
 
@@ -201,7 +205,7 @@ def read(folder: Path, count: int = DEVELOPMENT_PAIRS) -> tuple[list[Pair], Sequ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", type=Path, default=Path("build/train/review/bank"))
-    parser.add_argument("--pairs", type=int, default=DEVELOPMENT_PAIRS, help="how many of the development pairs")
+    parser.add_argument("--pairs", type=int, default=DEVELOPMENT_PAIRS, help="number of development pairs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What measures need besides the models: data, `duet bench`, and a running stack. Started when first asked for."""
+"""What measures need besides the models: data, `duet bench`, and a running stack. The stack starts at its first use."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ LOG_LINES = 20
 
 
 class Unmeasured(Exception):
-    """What a measure needs is not there. The message says what."""
+    """An input of a measure is missing. The message says which one."""
 
 
 class CommandFailed(Exception):
-    """The message ends with the last lines that the command printed."""
+    """A command failed. The message ends with the last lines that it printed."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`work`: for what is made on the way. `frozen`: folder with `sentences.jsonl` and meetings as JSON files with
-    `turns`. `bank`: the recogniser's mistakes that `training.review.bank` wrote."""
+    """`work` is a folder for intermediate files. `frozen` is a folder with `sentences.jsonl` and meetings as JSON files
+    with `turns`. `bank` has the recogniser's mistakes that `training.review.bank` wrote."""
 
     work: Path
     frozen: Path | None
@@ -43,7 +43,7 @@ class Inputs:
         return path
 
     def meetings(self) -> list[Path]:
-        """At least one."""
+        """The frozen set's meetings, at least one. Raises `Unmeasured`."""
         found = sorted(self._frozen().glob("*.json"))
         if not found:
             raise Unmeasured(f"no meetings in {self.frozen}")
@@ -57,7 +57,7 @@ class Inputs:
 
 @dataclass
 class Session:
-    """One run. `home` is the DUET_HOME of everything it starts."""
+    """One run. `home` is the DUET_HOME of every process that it starts."""
 
     inputs: Inputs
     home: Path
@@ -65,17 +65,18 @@ class Session:
     _stack: Stack | None = field(default=None)
 
     def stack(self) -> Stack:
-        """The services with the embedded models. Raises `StackFailed`."""
+        """The running services with the embedded models. Raises `StackFailed`."""
         if self._stack is None:
             self._stack = self._cleanup.enter_context(running(self.home))
         return self._stack
 
     def settings(self) -> Settings:
-        """Those of the running services."""
+        """The settings of the running services."""
         return load_settings(self._variables(self.stack()))
 
     def bench(self, kind: str, manifests: Sequence[Path], *arguments: str, engine: bool = False) -> dict[str, Any]:
-        """The result of `duet bench KIND --embedded`; with `engine`, beside the running services. Raises `CommandFailed`."""
+        """The result of `duet bench KIND --embedded`; with `engine`, beside the running services. Raises
+        `CommandFailed`."""
         listed = [part for manifest in manifests for part in ("--manifest", str(manifest))]
         with tempfile.TemporaryDirectory(prefix="duet-evaluate-") as folder:
             command = ["duet.cli.main", "bench", kind, "--embedded", *listed, *arguments, "--out", folder]
@@ -105,7 +106,7 @@ class Session:
 
 @contextlib.contextmanager
 def session(inputs: Inputs) -> Iterator[Session]:
-    """Stops at its end what it started."""
+    """A session. At the end it stops every process that it started."""
     with contextlib.ExitStack() as cleanup:
         folder = tempfile.TemporaryDirectory(prefix="duet-evaluate-", ignore_cleanup_errors=True)
         yield Session(inputs, Path(cleanup.enter_context(folder)), cleanup)

@@ -1,10 +1,10 @@
-"""Who speaks when with `duet-tiny-speaker`, on meetings with an unknown number of people.
+"""Measure diarization with `duet-tiny-speaker`, on meetings with an unknown number of people.
 
     python -m training.evaluate.speaker FOLDER [--model models/embedded/duet-tiny-speaker]
 
-FOLDER has meetings in the form that `duet bench der` reads (`python -m training.people` makes such ones). Prints figures
-as JSON: the diarization error rate with a collar of 0.25 s over all meetings together, its parts, and how often the number
-of people is right. Runs the diarizer that Duet runs; needs no torch.
+FOLDER has meetings in the format of `duet bench der` (`python -m training.people` makes them). Prints figures as JSON:
+the diarization error rate with a collar of 0.25 s over all meetings together, its parts, and how often the number of
+people is right. It runs Duet's own diarizer and needs no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from speech.diarizers.sherpa import Rules, SherpaDiarizer, joined
 from speech.metrics import DiarizationErrors, der
 
 MAX_AUDIO_SECONDS: Final = 720.0
-"""One window of the diarizer."""
+"""The length of one window of the diarizer."""
 SAME_VOICE_DISTANCES: Final = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 MIN_SPEAKER_SECONDS: Final = (0.0, 2.0, 3.0, 4.0)
 MIN_TURN_SECONDS: Final = (0.8, 1.2, 1.6)
@@ -66,7 +66,8 @@ def score(meeting: Truth, turns: Sequence[SpeakerTurn]) -> Score:
 
 
 def figures(scores: Sequence[Score]) -> dict[str, Any]:
-    """Shares of the speech of all meetings; `by_people`: of those with so many people."""
+    """Error rates as shares of the speech of all meetings, the largest DER, and how often the number of people was
+    right."""
     total = sum((one.errors for one in scores), DiarizationErrors())
     result: dict[str, Any] = {
         "meetings": len(scores),
@@ -81,14 +82,14 @@ def figures(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def report(scores: Sequence[Score]) -> dict[str, Any]:
-    """`figures` over all, and by the number of people who speak."""
+    """`figures` over all meetings, and by the number of people who speak."""
     counts = sorted({one.meeting.people for one in scores})
     by_people = {str(count): figures([one for one in scores if one.meeting.people == count]) for count in counts}
     return {**figures(scores), "by_people": by_people}
 
 
 async def measure(model: Path, meetings: Sequence[Truth]) -> dict[str, Any]:
-    """`report` of a model with its own speaker.toml, and seconds of work a second of audio."""
+    """`report` of a model with its own speaker.toml, and its real-time factor (seconds of work per second of audio)."""
     diarizer, scores, audio_seconds, spent = SherpaDiarizer(model), [], 0.0, 0.0
     try:
         for meeting in meetings:
@@ -109,7 +110,7 @@ async def measure(model: Path, meetings: Sequence[Truth]) -> dict[str, Any]:
 
 
 def listen(model: Path, threshold: float, meeting: Truth) -> Diarized:
-    """A meeting's clusters before they become people."""
+    """A meeting's clusters, before they are joined into people."""
     with tempfile.TemporaryDirectory(prefix="duet-speaker-") as folder:
         pcm = Path(folder) / "audio.pcm"
         decode_to_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
@@ -117,7 +118,8 @@ def listen(model: Path, threshold: float, meeting: Truth) -> Diarized:
 
 
 def choose(model: Path, threshold: float, meetings: Sequence[Truth]) -> tuple[Rules, dict[str, Any]]:
-    """The rules with the least error on `meetings`, and their `report`; of equal ones those in the middle of the choice."""
+    """The rules with the lowest error on `meetings`, and their `report`. Of nearly equal rules it takes the middle ones
+    by `same_voice_distance`."""
     heard = [(meeting, listen(model, threshold, meeting)) for meeting in meetings]
     tried = []
     for same_voice in SAME_VOICE_DISTANCES:
