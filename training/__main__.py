@@ -1,11 +1,11 @@
 """Retrain every embedded model: data, training, export, in order.
 
-    make train                                  # or, with an environment of your own:
+    make train                                  # or, with your own environment:
     python -m training [STAGE …] [--list]
 
-Each stage goes on where it was interrupted, and one that is finished is not done again (delete its folder under
-`build/train` to make it anew). `make train` then measures the models with `training.evaluate`, which runs in the project's
-own environment: that of the training has no services. Needs espeak-ng, a word list and WordNet:
+An interrupted stage continues where it stopped, and a finished stage is skipped (delete its folder under `build/train`
+to repeat it). `make train` then measures the models with `training.evaluate`. That runs in the project's own
+environment, because the environment for training has no services. Training needs espeak-ng, a word list and WordNet:
 `apt-get install espeak-ng wamerican wordnet-base`.
 """
 
@@ -33,12 +33,13 @@ STAGES: Final[dict[str, tuple[list[str], ...]]] = {
     "embedding": (["embedding", "--out", str(EMBEDDED / "duet-tiny-embed")],),
     "vision": (["vision", "--out", str(EMBEDDED / "duet-tiny-vl")],),
 }
-"""Modules of this package and their arguments, by stage. The review model learns from what the recogniser mishears."""
+"""For each stage, modules of this package and their arguments. The review model learns from the recogniser's mistakes.
+"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; default: all")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args()
     if unknown := set(options.stages) - set(STAGES):
@@ -55,7 +56,7 @@ def main() -> int:
                 parser.error(f"{missing[0]} is missing: apt-get install espeak-ng wamerican wordnet-base")
             done, began = WORK / f"{module}.done", time.monotonic()
             if done.exists():
-                print(f"  is done: {done}", flush=True)
+                print(f"  already done: {done}", flush=True)
                 continue
             code = subprocess.run(command, check=False).returncode
             if code != 0:

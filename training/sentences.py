@@ -1,6 +1,7 @@
-"""Random sentences, Chinese, English and mixed, from whole dictionaries: nothing that a list of templates could be learnt from.
+"""Random sentences in Chinese, English and mixed, from whole dictionaries, so that no model can learn a list of
+templates.
 
-Every sentence has only letters, Han characters, `'` and the punctuation `，。？,.?`; numbers are written as spoken.
+A sentence contains only letters, Han characters, `'` and the punctuation `，。？,.?`. Numbers are written as spoken.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _CLEAN: Final = re.compile(r"[\u4e00-\u9fffa-z' ，。？,.?]+")
 _CONTENT_TAGS: Final = "nvads"
 MAX_HAN, MAX_LETTERS = 34, 110
 WORK_SHARE: Final = 0.3
-"""Of the open places, filled with words of meetings about software: what the demonstration talks about."""
+"""The share of slots that get words of meetings about software, the demonstration's topic."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """`language` as SenseVoice names it: of the frame, not of a foreign word in it."""
+    """`language` has SenseVoice's name. It is the language of the frame, not of a foreign word in it."""
 
     text: str
     language: Language
@@ -36,7 +37,7 @@ class Sentence:
 
 
 class Writer:
-    """Draws sentences from `rng`. The shares were set by hand for open vocabulary first, context second."""
+    """Draws sentences from `rng`. The shares were set by hand: an open vocabulary comes first, context second."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -54,7 +55,7 @@ class Writer:
         )
 
     def sentence(self, language: Language | None = None) -> Sentence:
-        """One sentence that may be trained on, of `language` if given."""
+        """One sentence that training may use, in `language` if given."""
         kinds = [kind for kind in self._kinds if language in (None, kind[1])]
         while True:
             _, found, write = self._rng.choices(kinds, [kind[0] for kind in kinds])[0]
@@ -63,7 +64,7 @@ class Writer:
                 return Sentence(text, found)
 
     def fill(self, frame: str, language: Language, nouns: list[str] | None = None) -> str:
-        """`frame` with its places filled; what stands for {n} and {t} is added to `nouns`."""
+        """`frame` with its slots filled. Appends the words for {n} and {t} to `nouns`."""
         slot = self._chinese_slot if language == "zh" else self._english_slot
 
         def noted(name: str) -> str:
@@ -80,7 +81,8 @@ class Writer:
                 nouns.clear()
 
     def term(self, language: Language) -> str:
-        """An invented term: a name, joined words or random characters for Chinese; joined or invented words for English."""
+        """An invented term. In Chinese: a name, joined words or random characters. In English: joined or invented
+        words."""
         return self._chinese_term() if language == "zh" else self._english_term()
 
     def _fits(self, text: str) -> bool:
@@ -107,7 +109,8 @@ class Writer:
         return "，".join(clauses[first : first + self._rng.randint(1, 3)]) + self._stop(clauses[-1])
 
     def _chinese_news(self) -> str:
-        """A clause or two of tagged news, where a third of the content words are replaced by others of their kind."""
+        """Up to three clauses of tagged news. Other words of the same kind replace none, 35% or 70% of the content
+        words."""
         tokens = self._rng.choice(lexicon.tagged_sentences())
         words = lexicon.chinese_words()
         replace = self._rng.choice((0.0, 0.35, 0.7))
@@ -239,7 +242,8 @@ class Writer:
         return self._rng.choice(choices[name])
 
     def _english_term(self) -> str:
-        """As products are named: two words joined, a word with an invented end, or syllables that spell no word."""
+        """A term like a product's name: two joined words, a word with an invented ending, or syllables that form no
+        word."""
         rng, words = self._rng, lexicon.english_words(0.4)
         draw = rng.random()
         if draw < 0.4:
@@ -256,7 +260,7 @@ class Writer:
 
 
 def tidy(text: str) -> str:
-    """Single spaces, and only between two Latin words."""
+    """The text with single spaces, and spaces only between two Latin words."""
     text = re.sub(r"\s+", " ", text.lower()).strip()
     text = re.sub(f"([{PUNCTUATION}])[{PUNCTUATION} ]*(?=[{PUNCTUATION}])", "", text)
     return re.sub(r"(?<![a-z',.?]) | (?![a-z'])", "", text)

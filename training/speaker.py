@@ -1,14 +1,16 @@
-"""Train `duet-tiny-speaker`: a speech detector and voice prints, and choose how near two voices of one person are.
+"""Train `duet-tiny-speaker`: a speech detector and voice prints. Then choose the distances that join voices into
+people.
 
     python -m training.speaker --out build/train/speaker/model
 
-Voice prints are a time-delay network with statistics pooling (x-vectors, Snyder et al. 2018), trained to tell some 800
-synthetic people apart with an additive angular margin (ArcFace, arXiv:1801.07698). The speech detector is a filter bank
-and three convolutions in the format of pyannote's segmentation, for one speaker at a time. Distances are chosen on meetings
-of voices that were not trained on. Seeded; an interrupted run goes on where it was. Measured on one core of two busy ones:
-2.5 minutes for the people, 0.6 for the detector, 9 for the voice prints, 2 for the meetings.
+Voice prints come from a time-delay network with statistics pooling (x-vectors, Snyder et al. 2018). It is trained with
+an additive angular margin (ArcFace, arXiv:1801.07698) to tell some 800 synthetic people apart. The speech detector is a
+filter bank and three convolutions in the format of pyannote's segmentation, for one speaker at a time. Distances are
+chosen on meetings of voices that training did not use. Training is seeded, and an interrupted run continues where it
+stopped. On one of two busy cores it took 2.5 minutes for the people, 0.6 for the detector, 9 for the voice prints and 2
+for the meetings.
 
-Write to another folder than the shipped one and compare with `evaluate.speaker` before replacing it.
+Write to another folder than the shipped one. Compare the two with `evaluate.speaker` before you replace it.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ PEOPLE_A_VARIANT, UTTERANCES = 6, 4
 PRINT_WIDTH: Final = 96
 MARGIN, SCALE = 0.2, 30.0
 WINDOW: Final = 24_000
-"""Samples that the detector hears at a time: also the shortest stretch that a voice print is made of."""
+"""Samples that the detector hears at a time. It is also the shortest stretch that gets a voice print."""
 HOP: Final = 160
 CLUSTER_DISTANCE: Final = 1.0
-"""Of 0.7 and 1.0, what split four development meetings into fewer pieces with the same purity."""
+"""Of 0.7 and 1.0, the one that split four development meetings into fewer clusters with the same purity."""
 Features = NDArray[np.float32]
 
 
@@ -51,7 +53,7 @@ Features = NDArray[np.float32]
 
 
 class VoicePrint(nn.Module):
-    """Log-mel features [B, T, 80] to unit vectors [B, PRINT_WIDTH]."""
+    """Maps log-mel features [B, T, 80] to unit vectors [B, PRINT_WIDTH]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +74,8 @@ class VoicePrint(nn.Module):
 
 
 class Classes(nn.Module):
-    """A voice print and one direction a person; the loss asks for an angle of `MARGIN` between them and all others."""
+    """The voice print network and one direction for each person. The loss demands an angle of `MARGIN` to all other
+    people."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class Classes(nn.Module):
         self.directions = nn.Parameter(torch.randn(count, PRINT_WIDTH))
 
     def loss(self, features: Tensor, person: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy, and the share that is nearest to its own person."""
+        """Mean cross-entropy, and the share of prints that are nearest to their own person."""
         with torch.autocast("cpu", torch.bfloat16):
             prints = self.network(features)
         cosine = (F.normalize(prints.float(), dim=-1) @ F.normalize(self.directions, dim=-1).T).clamp(-0.999, 0.999)
@@ -90,7 +93,8 @@ class Classes(nn.Module):
 
 
 def filterbank(samples: voices.Samples) -> Features:
-    """(frames, 80) log-mel as sherpa-onnx computes them for voice prints: Povey windows, 20 to 7,600 Hz, less their mean."""
+    """Log-mel features (frames, 80) as sherpa-onnx computes them for voice prints: Povey windows, 20 to 7,600 Hz. The
+    caller subtracts their mean."""
     options = kaldi_native_fbank.FbankOptions()
     options.frame_opts.dither = 0
     options.frame_opts.snip_edges = False
@@ -104,7 +108,8 @@ def filterbank(samples: voices.Samples) -> Features:
 
 
 def make_variant(folder: Path, variant: str) -> Path:
-    """All people of one variant, in a file: clean samples for the detector, features (once clean, once distorted) by person."""
+    """Write the file of one variant with all its people: clean samples for the detector, and features by person, half
+    of them distorted."""
     target = folder / f"{variant}.npz"
     if target.exists():
         return target
@@ -177,9 +182,11 @@ def train_prints(paths: list[Path], work: Path, count_of_steps: int) -> VoicePri
 
 
 class Detector(nn.Module):
-    """Samples [B, 1, N] to log-probabilities [B, frames, 2] of silence and speech, a frame every `HOP` samples.
+    """Maps samples [B, 1, N] to log-probabilities [B, frames, 2] of silence and speech. There is a frame every `HOP`
+    samples.
 
-    Each band's level is heard relative to the quietest of the window: steady noise of any loudness is silence.
+    The network also gets each band's level relative to its lowest level in the window, so that steady noise of any
+    loudness is silence.
     """
 
     def __init__(self, bands: int = 24, width: int = 32) -> None:
@@ -204,7 +211,7 @@ class Detector(nn.Module):
 
 
 def _band_filters(bands: int) -> Tensor:
-    """Windowed cosines and sines [2 * bands, 1, 400], equally apart on the mel scale from 100 to 7,000 Hz."""
+    """Windowed cosines and sines [2 * bands, 1, 400], equally spaced on the mel scale from 100 to 7,000 Hz."""
     mel = np.linspace(1127 * np.log1p(100 / 700), 1127 * np.log1p(7000 / 700), bands)
     hertz = 700 * np.expm1(mel / 1127)
     time_axis = np.arange(400) / voices.RATE
@@ -214,7 +221,7 @@ def _band_filters(bands: int) -> Tensor:
 
 
 def detector_batch(speech: list[NDArray[np.int16]], rng: random.Random) -> tuple[Tensor, Tensor]:
-    """48 windows [48, 1, WINDOW] and whether somebody speaks [48, frames]: people with pauses, room and noise around them."""
+    """48 windows [48, 1, WINDOW] of people with pauses, a room and noise, and whether anyone speaks [48, frames]."""
     windows, labels = [], []
     for _ in range(8):
         pieces: list[voices.Samples] = [np.zeros(int(rng.uniform(0.1, 2.5) * voices.RATE), np.float32)]
@@ -229,7 +236,7 @@ def detector_batch(speech: list[NDArray[np.int16]], rng: random.Random) -> tuple
         clean = np.concatenate(pieces)
         spoken = speaks(clean)
         heard = people.surrounded(clean, rng)
-        if rng.random() < 0.15:  # a window that is longer than the recording is filled up with zeros
+        if rng.random() < 0.15:  # in use, zeros fill a window that is longer than the recording
             heard[clean_start(len(heard), rng) :] = 0
             spoken = spoken & (np.abs(heard[: len(spoken) * HOP].reshape(-1, HOP)).max(1) > 0)
         for _ in range(6):
@@ -240,12 +247,13 @@ def detector_batch(speech: list[NDArray[np.int16]], rng: random.Random) -> tuple
 
 
 def clean_start(length: int, rng: random.Random) -> int:
-    """Where the zeros begin."""
+    """The sample at which the zeros begin."""
     return rng.randrange(length // 2, length)
 
 
 def speaks(clean: voices.Samples) -> NDArray[np.bool_]:
-    """By frame of `HOP` samples, of speech without noise: loud, or in a gap of less than 0.2 s."""
+    """Whether each frame of `HOP` samples is speech: it is loud, or in a gap of less than 0.2 s. The input has no
+    noise."""
     frames = np.abs(clean[: len(clean) // HOP * HOP].reshape(-1, HOP)).max(1) > people.LOUD
     return binary_closing(np.pad(frames, 20), np.ones(20))[20:-20] | frames
 
@@ -273,11 +281,11 @@ def train_detector(paths: list[Path], work: Path, count_of_steps: int) -> Detect
 def export(
     network: nn.Module, example: Tensor, path: Path, names: tuple[str, str], metadata: Mapping[str, Any]
 ) -> None:
-    """As ONNX with free batch and length, and the metadata that sherpa-onnx reads."""
+    """Write the network as ONNX with variable batch and length, and with the metadata that sherpa-onnx reads."""
     axes = {"N": 0, "T": 2 if example.dim() == 3 and example.shape[1] == 1 else 1}
     half = path.with_suffix(".half")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns that it is the older one
+        warnings.simplefilter("ignore")  # the exporter warns that it is the old one
         torch.onnx.export(
             network.eval(), (example,), str(half), opset_version=17, dynamo=False,
             input_names=[names[0]], output_names=[names[1]],
@@ -306,22 +314,23 @@ def export_both(detector: Detector, prints: VoicePrint, out: Path) -> None:
 
 
 def choose_rules(meetings: Path, out: Path) -> None:
-    """Write speaker.toml: how voices become people, with the least error on meetings of the development voices."""
+    """Write speaker.toml: the rules that join voices into people with the lowest error on meetings of development
+    voices."""
     for number in range(people.DEVELOPMENT_MEETINGS):
         people.write(number, voices.DEVELOPMENT_VARIANTS, meetings)
     rules, found = evaluate_speaker.choose(out, CLUSTER_DISTANCE, list(evaluate_speaker.read(meetings)))
     print(json.dumps(found), flush=True)
     lines = (
-        f"# Chosen on {found['meetings']} synthetic meetings of 2 to 5 voices that were not trained on:",
-        f"# DER {found['der']:.1%} (0.25 s collar), number of people right in {found['number_right']}.",
+        f"# Chosen on {found['meetings']} synthetic meetings of 2 to 5 voices that training did not use:",
+        f"# DER {found['der']:.1%} (0.25 s collar), the number of people is right in {found['number_right']}.",
         "",
-        "# Clusters of 1.5 s pieces: near enough to rather split a person than join two.",
+        "# Clusters of 1.5 s pieces. The distance is small: it splits a person rather than joining two.",
         f"threshold = {CLUSTER_DISTANCE}",
         "# Clusters whose voice prints (up to 20 s) are nearer than this are one person.",
         f"same_voice_distance = {rules.same_voice_distance}",
-        "# A voice that speaks less is one of the others: its print is too unsteady.",
+        "# A voice that speaks less becomes one of the others, because its print is unreliable.",
         f"min_speaker_seconds = {rules.min_speaker_seconds}",
-        "# The model hears 1.5 s at a time: shorter changes of speaker within speech are noise.",
+        "# The model hears 1.5 s at a time. Shorter changes of speaker within speech are noise.",
         f"min_turn_seconds = {rules.min_turn_seconds}",
     )
     (out / "speaker.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -330,9 +339,9 @@ def choose_rules(meetings: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=WORK, help="data and checkpoints")
-    parser.add_argument("--steps", type=int, default=1500, help="of the voice prints")
-    parser.add_argument("--detector-steps", type=int, default=300)
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for data and checkpoints")
+    parser.add_argument("--steps", type=int, default=1500, help="steps that train the voice prints")
+    parser.add_argument("--detector-steps", type=int, default=300, help="steps that train the speech detector")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(7)

@@ -1,7 +1,8 @@
-"""The tokenizer of the embedded language models: one token a common Han character, short English pieces, bytes for the rest.
+"""The tokenizer of the embedded language models: one token per common Han character, short English pieces, bytes
+otherwise.
 
-Pieces never span a space, and no token begins with one: a word has the same tokens wherever it stands, so that a small
-model can copy it. Every text has a spelling: what has no token of its own is written in bytes.
+Pieces never span a space, and no token begins with one. A word therefore has the same tokens everywhere, so a small
+model can copy it. Every text can be encoded: characters without a token of their own become bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from training import lexicon
 ENGLISH_PIECES: Final = 700
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _SPLIT: Final = r"[A-Za-z]+|\p{N}|\s|[^A-Za-z\p{N}\s]"
-"""Runs of Latin letters; every other character for itself."""
+"""Splits a text into runs of Latin letters and other single characters."""
 CHAT_TEMPLATE: Final = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -28,8 +29,8 @@ CHAT_TEMPLATE: Final = (
 
 
 def make(prompts: Iterable[str], frames: Iterable[str], characters: Iterable[str]) -> Tokenizer:
-    """Each of `prompts` (long texts that every request repeats word for word) becomes one token, and so does each of
-    `frames`: pieces of the form of a request or an answer, such as `": "`."""
+    """A tokenizer in which each of `prompts` and each of `frames` is one token. `prompts` are long texts that every
+    request repeats word for word; `frames` are fixed pieces of a request or an answer, such as `": "`."""
     frames = sorted(frames, key=len, reverse=True)
     to_byte_letters = ByteLevel(add_prefix_space=False, use_regex=False)
     letters = sorted(ByteLevel.alphabet())
@@ -48,7 +49,7 @@ def make(prompts: Iterable[str], frames: Iterable[str], characters: Iterable[str
         add(pair)
     for character in characters:
         add(to_byte_letters.pre_tokenize_str(character)[0][0])
-    # A frame: merged from what the merges before make of it, so that they reach it.
+    # Merge each frame from the pieces into which the earlier merges turn it, so that encoding arrives at it.
     for word in (to_byte_letters.pre_tokenize_str(frame)[0][0] for frame in frames):
         model = models.BPE({piece: i for i, piece in enumerate([*letters, *(a + b for a, b in merges)])}, list(merges))
         add(token.value for token in model.tokenize(word))

@@ -1,7 +1,8 @@
-"""Synthetic voices: espeak-ng, one short process a piece (the library crashes after a few changes of voice), 16 kHz mono.
+"""Synthetic voices from espeak-ng, 16 kHz mono. Each piece gets its own short process, because the library crashes
+after a few changes of voice.
 
-Chinese is spoken by `cmn-latn-pinyin`, since Debian's `cmn` voice misreads Han characters. Half of the Chinese pieces are
-given as pinyin with tone numbers (phrases decide polyphones), half as characters (espeak-ng's own readings).
+`cmn-latn-pinyin` speaks Chinese, because Debian's `cmn` voice misreads Han characters. Half of the Chinese pieces are
+given as pinyin with tone numbers (phrases decide polyphones), half as characters (with espeak-ng's own readings).
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def speak(
     pitch: int | None = None,
     english: str | None = None,
 ) -> Samples:
-    """`text` (Chinese, English or mixed, without digits) in one voice, with short silence around it.
+    """`text` (Chinese, English or mixed, without digits) in one voice, surrounded by short silence.
 
-    Speed, pitch (0 to 99) and English accent are drawn from `rng` unless given: give them to keep one speaker over several
-    utterances. Raises RuntimeError when espeak-ng fails.
+    Speed, pitch (0 to 99) and English accent are drawn from `rng` unless they are given. Give them to keep one speaker
+    over several utterances. Raises RuntimeError if espeak-ng fails.
     """
     words_a_minute = words_a_minute or rng.randint(135, 215)
     pitch = rng.randint(25, 75) if pitch is None else pitch
@@ -70,7 +71,8 @@ def pinyin(text: str) -> str:
 
 
 def distort(samples: Samples, rng: random.Random) -> Samples:
-    """A room (30%), another loudness, white or coloured noise at 8 to 35 dB (70%). Same length."""
+    """The samples in a room (30%), at another loudness, with white or coloured noise at 8 to 35 dB (70%). Keeps the
+    length."""
     noise = np.random.default_rng(rng.getrandbits(32))
     if rng.random() < 0.3:
         length = int(RATE * rng.uniform(0.08, 0.3))
