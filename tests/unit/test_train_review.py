@@ -43,12 +43,12 @@ def test_the_card_asks_for_no_more_than_what_is_trained() -> None:
 def test_an_answer_of_the_training_corrects_the_text_in_the_pipeline() -> None:
     terms = [Term("知识蒸馏"), Term("幂等")]
     messages = prompts.ask_review([], [("s0007", HEARD)], [], terms, glossary_terms=examples.GLOSSARY_TERMS)
-    example = examples._answered(messages, "s0007", HEARD, [Place("知识蒸馏", "知识争流")])
+    example = examples._with_edits(messages, "s0007", HEARD, [Place("知识蒸馏", "知识争流")])
     proposals = prompts.read_review(example.answer, [("s0007", HEARD)])["s0007"]
     text, _ = corrected(HEARD, proposals, terms, rule=False)
     assert text == SAID
     assert set(example.marked) == {"知识蒸馏", "知识争流"}
-    nothing = examples._answered(messages, "s0007", SAID, [])
+    nothing = examples._with_edits(messages, "s0007", SAID, [])
     assert prompts.read_review(nothing.answer, [("s0007", SAID)]) == {}
 
 

@@ -1,9 +1,9 @@
-"""Speech to train the recogniser on: random sentences, synthetic voices, log-mel features in shards.
+"""Make the recogniser's training data: random sentences in synthetic voices, as log-mel features in shards.
 
     python -m training.recogniser.data
 
-Every shard is made from its number alone, so an interrupted run goes on with the first one that is missing.
-The 96 shards (90 hours) take 25 minutes on two cores.
+A shard depends on its number alone, so an interrupted run continues with the first missing one. The 96 shards (90
+hours) take 25 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SHARD: Final = 1_000
 MELS: Final = 80
 FRAMES_A_SECOND: Final = 100
 QUANTUM, FLOOR = 0.16, -16.0
-"""Features are stored as bytes: log-mel = byte * QUANTUM + FLOOR, far finer than the noise in them."""
+"""Features are stored as bytes: log-mel = byte * QUANTUM + FLOOR. These steps are far smaller than the noise."""
 TRAIN_SHARDS, UNHEARD_SHARDS = 76, 20
-"""The recogniser trains on the first ones only. What it mishears in the others is what the review model learns to mend."""
+"""The recogniser trains on the first shards only. The review model learns to correct its mistakes in the others."""
 NO_SPEECH_SHARE: Final = 0.015
 
 Features = NDArray[np.uint8]
@@ -42,7 +42,7 @@ Features = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Utterance:
-    """`features` are (frames, 80) bytes. `language` is "nospeech" for noise ("Event_UNK") and music ("BGM")."""
+    """`features` are (frames, 80) bytes. `language` is "nospeech" for noise (event "Event_UNK") and music ("BGM")."""
 
     text: str
     language: str
@@ -51,7 +51,7 @@ class Utterance:
 
 
 def make_shard(folder: Path, number: int, variants: tuple[str, ...]) -> float:
-    """Write one shard unless it is there. Returns its seconds of audio."""
+    """Write one shard unless it exists. Returns its seconds of audio."""
     target = shard_path(folder, number)
     if target.exists():
         with np.load(target) as found:
@@ -94,7 +94,7 @@ def read_shard(path: Path) -> Iterator[Utterance]:
 
 
 def filterbank(samples: voices.Samples) -> Features:
-    """(frames, 80) log-mel features as sherpa-onnx computes them for SenseVoice: 25 ms Hamming windows every 10 ms."""
+    """Log-mel features (frames, 80) as sherpa-onnx computes them for SenseVoice: 25 ms Hamming windows every 10 ms."""
     import kaldi_native_fbank
 
     options = kaldi_native_fbank.FbankOptions()
@@ -121,7 +121,7 @@ def noise(rng: random.Random) -> voices.Samples:
 
 
 def music(rng: random.Random) -> voices.Samples:
-    """2 to 5 seconds of plucked chords: a few partials a note, decaying, at a steady beat."""
+    """2 to 5 seconds of plucked chords at a steady beat. Each note has a few decaying partials."""
     seconds, beat = rng.uniform(2, 5), rng.uniform(0.2, 0.6)
     out = np.zeros(int(voices.RATE * seconds), np.float32)
     key = rng.uniform(110, 330)

@@ -1,4 +1,4 @@
-"""Write a trained recogniser as SenseVoice ONNX with int8 weights, as sherpa-onnx loads it.
+"""Write a trained recogniser as SenseVoice ONNX with int8 weights, which sherpa-onnx can load.
 
 python -m training.recogniser.export --model build/train/recogniser/model --out models/embedded/duet-tiny-asr
 """
@@ -26,7 +26,7 @@ OPSET: Final = 17
 
 
 def export(model: Recogniser, statistics: Path, tokens: Tokens, out: Path) -> None:
-    """`out` gets `model.int8.onnx` and `tokens.txt`."""
+    """Write `model.int8.onnx` and `tokens.txt` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
     inputs = (
@@ -38,7 +38,7 @@ def export(model: Recogniser, statistics: Path, tokens: Tokens, out: Path) -> No
     names = ["x", "x_length", "language", "text_norm"]
     axes = {name: {0: "N"} for name in names} | {"x": {0: "N", 1: "T"}, "logits": {0: "N", 1: "T"}}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of shapes that are constant here
+        warnings.simplefilter("ignore")  # the tracer warns about shapes, which are constant here
         whole, small = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
         torch.onnx.export(
             model,
@@ -60,7 +60,7 @@ def export(model: Recogniser, statistics: Path, tokens: Tokens, out: Path) -> No
 
 
 def metadata(statistics: Path, tokens: int) -> dict[str, str]:
-    """What sherpa-onnx reads from a SenseVoice model."""
+    """The metadata that sherpa-onnx reads from a SenseVoice model."""
     found = np.load(statistics)
     facts = {
         "lfr_window_size": WINDOW,
@@ -92,7 +92,7 @@ def main() -> None:
     finished = options.model / "model.pt"
     if finished.exists():
         state = torch.load(finished, weights_only=True)
-    else:  # a look at a run that still goes on
+    else:  # try out a model whose training still runs
         state = torch.load(options.model / "checkpoint.pt", weights_only=True)["model"]
     model.load_state_dict(state)
     export(model, options.model / "statistics.npz", tokens, options.out)

@@ -1,7 +1,8 @@
-"""The network: SenseVoice's inputs and outputs, small blocks of convolution and self-attention.
+"""The network: SenseVoice's inputs and outputs with small blocks of convolution and self-attention.
 
-Four query frames (language, two for emotion and event, text form) stand before the audio, as in SenseVoice (FunAudioLLM,
-arXiv:2407.04051); the output at them is the marks, after them CTC (Graves et al., 2006) over tokens.
+As in SenseVoice (FunAudioLLM, arXiv:2407.04051), four query frames precede the audio: one for the language, two for
+emotion and event, one for the text form. The outputs at these frames are the marks; the outputs after them are CTC
+(Graves et al., 2006) over tokens.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ LANGUAGES: Final = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12, "
 WITH_ITN, WITHOUT_ITN = 14, 15
 QUERIES: Final = 4
 WINDOW, SHIFT = 7, 6
-"""Low frame rate: 7 frames of 10 ms side by side, every 60 ms."""
+"""Low frame rate: every 60 ms one frame that joins 7 frames of 10 ms."""
 
 
 class Block(nn.Module):
-    """Self-attention if asked for, then a depthwise convolution over 7 frames inside a feed-forward layer."""
+    """Optional self-attention, then a feed-forward layer that contains a depthwise convolution over 7 frames."""
 
     def __init__(self, width: int, *, attends: bool, heads: int = 4, kernel: int = 7, multiple: int = 3) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class Block(nn.Module):
         self.down = nn.Linear(multiple * width, width)
 
     def forward(self, x: Tensor, keep: Tensor, mask: Tensor) -> Tensor:
-        """x: (batch, time, width); keep: (batch, time, 1) of 0 and 1; mask: (batch, 1, 1, time), 0 or very negative."""
+        """x: (batch, time, width). keep: (batch, time, 1), 0 or 1. mask: (batch, 1, 1, time), 0 or very negative."""
         if self.attends:
             batch, time, width = x.shape
             parts = self.query_key_value(self.attention_norm(x)).reshape(
@@ -52,8 +53,8 @@ class Block(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """(batch, time, 560) features, their lengths, language and text form as in `LANGUAGES` and `WITH_ITN` → logits
-    (batch, 4 + time, tokens)."""
+    """Maps features (batch, time, 560), their lengths, the language (`LANGUAGES`) and the text form (`WITH_ITN` or
+    `WITHOUT_ITN`) to logits (batch, 4 + time, tokens)."""
 
     def __init__(
         self, tokens: int, sounds: int, *, width: int = 256, layers: int = 10, attend_at: tuple[int, ...] = (3, 5, 7, 9)
@@ -66,7 +67,7 @@ class Recogniser(nn.Module):
         self.output_norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, tokens)
         self.middle = layers // 2
-        # Without gains of its own: while CTC says only blank they would shrink to nothing and stay there.
+        # No learned gains: while CTC predicts only blanks, they would shrink to zero and stay there.
         self.middle_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.middle_output = nn.Linear(width, sounds)
         self.feedback = nn.Linear(sounds, width)
@@ -76,7 +77,7 @@ class Recogniser(nn.Module):
         return self.output(self.output_norm(self.hidden(x, x_length, language, text_norm)[0]))
 
     def hidden(self, x: Tensor, x_length: Tensor, language: Tensor, text_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last block gives, and the logits over sounds from the middle, which the upper blocks see too
+        """The last block's output, and the middle block's logits over sounds. The upper blocks see these logits too
         (self-conditioned CTC, arXiv:2104.02724)."""
         batch = x.shape[0]
         between = self.queries(torch.tensor([[1, 2]])).expand(batch, 2, -1)

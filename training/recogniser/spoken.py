@@ -1,9 +1,9 @@
-"""Sentences as people say them, in voices that were not trained: the development set that decides when to stop.
+"""Natural sentences in voices that training does not use: the development set that decides when to stop.
 
     python -m training.recogniser.spoken --out build/train/recogniser/spoken
     duet bench cer --manifest build/train/recogniser/spoken/spoken.jsonl --model MODEL_FOLDER --arms none
 
-Each sentence of `spoken.txt` once, as a recording beside a manifest. Needs espeak-ng; no torch.
+Each sentence of `spoken.txt` becomes one recording beside a manifest. Needs espeak-ng, but no torch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SEED: Final = 17
 
 
 def write(folder: Path) -> Path:
-    """Make the recordings, all from one seed, and the manifest, whose path is returned. Raises RuntimeError when espeak-ng
-    fails and FileNotFoundError when there is none."""
+    """Make the recordings, all from one seed, and the manifest. Returns the manifest's path. Raises RuntimeError if
+    espeak-ng fails and FileNotFoundError if it is not installed."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(SEED)
     rows = []

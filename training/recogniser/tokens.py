@@ -35,7 +35,7 @@ class Tokens:
 
     @classmethod
     def make(cls) -> Tokens:
-        """Pieces are what byte-pair merging (Sennrich et al., arXiv:1508.07909) finds in common English words."""
+        """New tokens. Byte-pair merging (Sennrich et al., arXiv:1508.07909) finds the pieces in common English words."""
         alphabet = [*string.ascii_lowercase, "'"]
         letters = [WORD_START + c for c in alphabet] + alphabet
         return cls([*MARKS, *PUNCTUATION, *letters, *_pieces(set(letters)), *lexicon.characters()])
@@ -45,12 +45,13 @@ class Tokens:
         return cls([line.rpartition(" ")[0] for line in path.read_text(encoding="utf-8").splitlines()])
 
     def write(self, path: Path) -> None:
-        """As sherpa-onnx reads it: a symbol, a space, its number."""
+        """Write the tokens in sherpa-onnx's format: a symbol, a space, its number."""
         path.write_text("".join(f"{symbol} {i}\n" for i, symbol in enumerate(self.symbols)), encoding="utf-8")
 
     def encode(self, text: str, rng: random.Random | None = None) -> list[int]:
-        """Ids of `text`; words are cut into the longest pieces, now and then into shorter ones if `rng` is given
-        (as BPE-dropout, arXiv:1910.13267: words never seen are then spelt better). Raises KeyError for other characters."""
+        """Ids of `text`. Words are split into the longest pieces. With `rng` they are sometimes split into shorter
+        ones, which improves the spelling of unseen words (as BPE-dropout, arXiv:1910.13267). Raises KeyError for
+        unknown characters."""
         ids: list[int] = []
         for unit in _UNIT.findall(text):
             ids += self._word(WORD_START + unit, rng) if unit[0] in "'" + string.ascii_lowercase else [self.id[unit]]

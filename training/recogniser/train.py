@@ -2,8 +2,9 @@
 
     python -m training.recogniser.train --out build/train/recogniser/model
 
-CTC over tokens, cross-entropy on the four marks, and CTC over a few sounds from the middle block, so that the lower half
-learns to hear while the upper half learns to spell (intermediate CTC, arXiv:2102.03216).
+The loss has three parts: CTC over tokens, cross-entropy on the four marks, and CTC over a few sounds from the middle
+block. With the last part the lower half learns to hear while the upper half learns to spell (intermediate CTC,
+arXiv:2102.03216).
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ from training.recogniser.tokens import BLANK, Tokens
 from training.sentences import Sentence
 
 BATCH_FRAMES: Final = 1_000
-"""LFR frames in one batch with its padding: a minute."""
+"""Low-rate frames in one batch, with padding: one minute of audio."""
 SHORT_FRAMES, SHORT_BATCHES = 400, 800
-"""The first epoch begins with this many batches of utterances up to four seconds (arXiv:1512.02595, SortaGrad)."""
+"""The first epoch begins with `SHORT_BATCHES` batches of utterances up to four seconds (SortaGrad, arXiv:1512.02595).
+"""
 MAX_FRAMES: Final = 1_100
 STEPS: Final = 45_000
 SHORTER_UNTIL: Final = 0.6
-"""The share of all steps in which words are now and then cut into shorter pieces. After it every word has one form: CTC's best
-path, read frame by frame, would mix several into one another ("brringing")."""
+"""The share of all steps in which words are sometimes split into shorter pieces. Afterwards every word has one form.
+With several forms, CTC's best path, which is read frame by frame, would mix them ("brringing")."""
 PEAK_RATE: Final = 1.2e-3
 SOUND_WEIGHT, MARK_WEIGHT = 0.7, 0.1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance: where its features are, and its targets are made from `text`."""
+    """One utterance. `start` and `frames` locate its features in the corpus. The targets are made from `text`."""
 
     start: int
     frames: int
@@ -56,7 +58,7 @@ class Row:
 
 
 class Corpus:
-    """The first shards of a folder in memory, as bytes."""
+    """The first shards of a folder in memory. Features stay bytes."""
 
     def __init__(self, folder: Path, shards: int, tokens: Tokens, sounds: Sounds) -> None:
         self.tokens = tokens
@@ -79,7 +81,7 @@ class Corpus:
         self.features = np.concatenate(parts)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Indices in batches of like length, shuffled, the same for every call with `epoch`."""
+        """Row indices in shuffled batches of similar length. The same `epoch` gives the same batches."""
         rng = random.Random(epoch)
         order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].frames + rng.random() * 40)
         found: list[list[int]] = [[]]
@@ -101,15 +103,18 @@ class Corpus:
 
 
 def _fits(tokens: list[int], sounds: list[int], frames: int) -> bool:
-    """CTC needs a frame for every token and one between equal ones; shorter pieces come on top."""
+    """Whether the targets fit into the frames. CTC needs a frame for every token and one between equal tokens; the
+    factor 1.25 leaves room for shorter pieces."""
     doubled = sum(a == b for a, b in pairwise(sounds))
     return max(len(tokens) * 1.25, len(sounds) + doubled) + 3 < frames // SHIFT
 
 
 class Sounds:
-    """The auxiliary targets, about ninety: initial and final of each Han character's syllable, consonants of English words.
+    """The auxiliary targets, about ninety: the initial and final of each Han character's syllable, and English
+    consonants.
 
-    So few are learnt in minutes, which ends the plateau where CTC over thousands of tokens says nothing but blank.
+    The network learns so few targets in minutes. This ends the plateau on which CTC over thousands of tokens predicts
+    only blanks.
     """
 
     def __init__(self) -> None:
@@ -120,7 +125,7 @@ class Sounds:
         self.size = 1 + len(self._han) + len(self._latin)
 
     def encode(self, bare: str) -> list[int]:
-        """Han characters by their reading in the sentence."""
+        """Ids of the sounds of a text. Han characters have their reading in this sentence."""
         found: list[int] = []
         for han, run in groupby(bare, key=lambda c: "\u4e00" <= c <= "\u9fff"):
             text = "".join(run)
@@ -136,7 +141,7 @@ _CONSONANTS: Final = "bcdfgjklmnpqrstvwxyz"
 
 
 def _parts(syllable: str) -> tuple[str, ...]:
-    """Initial and final of a toneless syllable."""
+    """The initial and the final of a syllable without its tone."""
     initial = re.match("zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw]?", syllable)
     assert initial is not None
     return tuple(part for part in (initial.group() + "-", "-" + syllable[initial.end() :]) if part != "-")
@@ -189,7 +194,8 @@ class Trainer:
         return divmod(step, self._per_epoch[0])
 
     def collate(self, chosen: list[int], rng: random.Random | None, *, shorter_pieces: bool = False) -> Batch:
-        """With `rng`: random text form, known or unknown language, and masked features (SpecAugment, arXiv:1904.08779)."""
+        """The batch of the chosen rows. `rng` draws the text form, decides whether the language is known, and masks
+        features (SpecAugment, arXiv:1904.08779)."""
         corpus, tokens = self.corpus, self.corpus.tokens
         features, language, norm, marks, targets, sounds = [], [], [], [], [], []
         for i in chosen:
@@ -235,11 +241,11 @@ class Trainer:
 
 
 class _ChosenLogProbabilities(torch.autograd.Function):
-    """Log-softmax at a few places of a large vocabulary, for `ctc_loss` alone.
+    """Log-softmax at a few classes of a large vocabulary. Only for `ctc_loss`.
 
-    PyTorch's CTC returns, at each of its classes, the gradient after the softmax: share * (probability - posterior). At
-    the classes that it did not see the posterior is 0, so their gradient is share * probability, made here once and in the
-    type of the logits. `share` is the weight of each frame in the loss, (batch, time).
+    For each class that it gets, PyTorch's CTC returns the gradient after the softmax: share * (probability -
+    posterior). For the other classes the posterior is 0, so their gradient is share * probability. `backward` computes
+    it once, in the type of the logits. `share` (batch, time) is the weight of each frame in the loss.
     """
 
     @staticmethod
@@ -256,9 +262,9 @@ class _ChosenLogProbabilities(torch.autograd.Function):
 
 
 def _ctc(logits: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
-    """CTC over the blank and the tokens that each target has: the loss over all tokens, for a fraction of the work.
+    """CTC over the blank and each target's own tokens. This equals CTC over all tokens at a fraction of the cost.
 
-    The mean over the batch of the loss a token. Every target must fit into its frames."""
+    Returns the loss per token, averaged over the batch. Every target must fit into its frames."""
     own = [[BLANK, *sorted(set(target))] for target in targets]
     widest = max(map(len, own))
     chosen = torch.tensor([ids + _others(ids, widest - len(ids)) for ids in own])
@@ -274,7 +280,7 @@ def _ctc(logits: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
 
 
 def _others(ids: list[int], count: int) -> list[int]:
-    """`count` ids that are not in `ids`: a place must not be chosen twice."""
+    """`count` ids that are not in `ids`, because no class may be chosen twice."""
     used = set(ids)
     found: list[int] = []
     candidate = 1
@@ -286,7 +292,7 @@ def _others(ids: list[int], count: int) -> list[int]:
 
 
 def low_rate(mel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(frames, 80) → (frames', 560), as sherpa-onnx: windows of 7 every 6, nothing padded."""
+    """Joins frames as sherpa-onnx does: (frames, 80) become (fewer frames, 560), windows of 7 every 6, without padding."""
     mel = np.ascontiguousarray(mel)
     count = max(0, (len(mel) - WINDOW) // SHIFT + 1)
     stride = mel.itemsize * mel.shape[1]
@@ -294,13 +300,13 @@ def low_rate(mel: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def statistics(corpus: Corpus) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and deviation of each of the 560 inputs."""
+    """The mean and standard deviation of each of the 560 inputs."""
     mel = corpus.features[::37].astype(np.float32) * data.QUANTUM + data.FLOOR
     return np.tile(mel.mean(0), WINDOW).astype(np.float32), np.tile(mel.std(0), WINDOW).astype(np.float32)
 
 
 def error_rates(trainer: Trainer, development: Corpus, count: int = 200) -> str:
-    """CER without punctuation and spaces on the first `count` development utterances, zh and en."""
+    """CER without punctuation and spaces on the first `count` development utterances, for zh and en."""
     wrong, total = {"zh": 0, "en": 0}, {"zh": 1, "en": 1}
     judge = Trainer(development, trainer.mean, trainer.deviation, trainer.model)
     spoken = [i for i, row in enumerate(development.rows[:count]) if row.text]
@@ -333,7 +339,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=data.WORK)
     parser.add_argument("--out", type=Path, default=data.WORK / "model")
     parser.add_argument(
-        "--shards", type=int, default=data.TRAIN_SHARDS, help="the rest stays unheard, for the reviewer"
+        "--shards", type=int, default=data.TRAIN_SHARDS, help="shards to train on; the review model needs the others"
     )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)

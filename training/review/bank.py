@@ -1,8 +1,8 @@
-"""What the recogniser mishears: its transcripts of shards that it was not trained on, beside what was said.
+"""Collect the recogniser's mistakes: its transcripts of shards that it was not trained on, beside the true text.
 
     python -m training.review.bank --recogniser build/train/recogniser
 
-Half a minute a shard on one core.
+A shard takes half a minute on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 24
 
 
 def transcribe(model: Recogniser, tokens: Tokens, statistics: Path, shard: Path) -> Iterator[tuple[str, str, str]]:
-    """(language, said, heard) of every utterance with speech, both with punctuation."""
+    """(language, said, heard) of every utterance with speech. Both texts have punctuation."""
     found = np.load(statistics)
     mean, deviation = found["mean"], found["deviation"]
     spoken = [utterance for utterance in data.read_shard(shard) if utterance.text]

@@ -1,4 +1,4 @@
-"""Examples of the three tasks, asked exactly as the pipeline asks: review, summary, and a word about itself."""
+"""Examples of the three tasks: review, summary, and questions about itself. Requests are exactly those of the pipeline."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from training.review.misheard import Place, garbled, places, respelt
 from training.sentences import Writer, tidy
 
 GLOSSARY_TERMS: Final = 6
-"""As the model's card says: more only distract so small a model."""
+"""The limit in the model's card. More terms only distract such a small model."""
 NEGATIVE_SHARE, MAX_OTHERS = 0.5, 7
 DEVELOPMENT_PAIRS: Final = 500
-"""The last of a bank, which nothing is trained on."""
+"""The number of pairs at the end of a bank that no training uses."""
 FRAMES: Final = (
     '{"segments": [', '{"id": "', '", "edits": [', '{"from": "', '", "to": "', '"}', "]}", '{"overview": "', '", "items": [',
     '{"segment_ids": ["', '"], "kind": "', '", "quote": "',
     "Glossary:\n- ", "\n- ", "There is no glossary.", "\n\n<transcript>\n[s", "<transcript>\n[s", "\n[s", "] ", "\n</transcript>",
     *(f"{number:02d}" for number in range(100)),
 )  # fmt: skip
-"""Pieces of the form of requests and answers, one token each. Digits in pairs: in an id like s0007, 0 follows 0 and 7 too."""
+"""Fixed pieces of requests and answers, one token each. Digits come in pairs, because single digits are ambiguous to
+copy: in an id like s0007 both 0 and 7 follow a 0."""
 PROMPTS: Final = (REVIEW_SYSTEM, SUMMARY_SYSTEM)
 
 Task = Literal["drill", "review", "summary", "chat"]
@@ -38,7 +39,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Example:
-    """`marked` are pieces of the answer that count more in the loss: what is hard to get right."""
+    """A request with its answer. `marked` are the difficult pieces of the answer; they weigh more in the loss."""
 
     messages: Messages
     answer: str
@@ -47,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Pair:
-    """A sentence and what a recogniser made of it."""
+    """A sentence and a recogniser's transcript of it."""
 
     said: str
     heard: str
@@ -66,7 +67,8 @@ def read_bank(folder: Path) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Bank:
-    """What a recogniser made of sentences, and the terms in them that it misheard: material for other glossaries."""
+    """Sentences with a recogniser's transcripts, and the terms that it misheard. The terms also serve in other
+    glossaries."""
 
     pairs: Sequence[Pair]
     terms: Sequence[str]
@@ -89,10 +91,12 @@ class Author:
         return {"drill": self.drill, "review": self.review, "summary": self.summary, "chat": self.chat}[task]()
 
     def drill(self) -> Example:
-        """Comparing and copying, and nothing else: misheard terms among unrelated words, all of them to be corrected.
+        """An exercise in comparing and copying alone: misheard terms among unrelated words. All of them must be
+        corrected.
 
-        Half of the answers are edits as in a review; the other half, asked without the system prompt, are the whole
-        text corrected, where every token teaches to copy."""
+        Half of the answers are edits, as in a review. The other half lack the system prompt and are the whole corrected
+        text, in which every token teaches copying.
+        """
         rng = self._rng
         pieces: list[tuple[str, str]] = []
         chosen: list[Place] = []
@@ -110,7 +114,7 @@ class Author:
         name = f"s{rng.randint(1, 400):04d}"
         messages = ask_review([], [(name, heard)], [], [Term(term) for term in terms], glossary_terms=GLOSSARY_TERMS)
         if rng.random() < 0.5:
-            return _answered(messages, name, heard, chosen)
+            return _with_edits(messages, name, heard, chosen)
         return Example(messages[1:], said, tuple(place.said for place in chosen))
 
     def _filler(self) -> str:
@@ -132,7 +136,7 @@ class Author:
         terms = list(
             dict.fromkeys([*(place.said for place in chosen), *known, *self._others(rng.randint(0, MAX_OTHERS))])
         )
-        # A term that was misheard and is not to be corrected must not be among them by chance.
+        # The glossary must not contain a misheard term that the answer does not correct.
         wanted = {place.said for place in chosen}
         terms = [term for term in terms if term in wanted or term not in pair.said or term in pair.heard]
         rng.shuffle(terms)
@@ -142,7 +146,7 @@ class Author:
         shown = {
             line[2:].split(" (heard as")[0] for line in messages[1]["content"].splitlines() if line.startswith("- ")
         }
-        return _answered(messages, name, pair.heard, [place for place in chosen if place.said in shown])
+        return _with_edits(messages, name, pair.heard, [place for place in chosen if place.said in shown])
 
     def _simulate(self) -> Pair:
         sentence = self._writer.sentence()
@@ -158,7 +162,7 @@ class Author:
         return Pair(text, garbled(" ".join(words), self._rng, elsewhere))
 
     def _others(self, count: int) -> list[str]:
-        """Terms that have nothing to do with the sentence: invented ones, and words of other sentences."""
+        """Terms that are unrelated to the sentence: invented ones, and terms of other sentences."""
         found = list[str]()
         while len(found) < count:
             if self._bank.terms and self._rng.random() < 0.6:
@@ -176,7 +180,7 @@ class Author:
         return (alias,) if alias != term else ()
 
     def summary(self) -> Example:
-        """A few lines of a meeting, whose decisions, tasks and questions are known because frames made them."""
+        """A few lines of a meeting. Frames made them, so the decisions, tasks and questions are known."""
         rng = self._rng
         language = rng.choice(("zh", "zh", "en"))
         lines: list[tuple[str, str, str]] = []
@@ -192,7 +196,8 @@ class Author:
             lines.append((name, f"S{rng.randint(1, 4)}", text))
             topics += [noun for noun in nouns if noun in text and not mixed]
             if kind is not None:
-                # The id first: kind and quote are then those of the line behind it. The quote is the text too: once is enough.
+                # The id comes first: then the model only has to find the kind and quote of that line. The quote also serves as
+                # the item's text, so the model writes it once.
                 items.append({"segment_ids": [name], "kind": kind, "quote": text})
         named = list(dict.fromkeys(topics))[:2]
         overview = talk.overview(named, language)
@@ -209,17 +214,17 @@ class Author:
         return kind, text, nouns
 
     def chat(self) -> Example:
-        asked, answered = self._rng.choice(talk.CHAT)
+        question, answer = self._rng.choice(talk.CHAT)
         before: Messages = []
         if self._rng.random() < 0.2:
             earlier = self._rng.choice(talk.CHAT)
             before = [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
         if self._rng.random() < 0.1:
             before = [{"role": "system", "content": "You are a helpful assistant."}, *before]
-        return Example([*before, {"role": "user", "content": asked}], answered)
+        return Example([*before, {"role": "user", "content": question}], answer)
 
 
-def _answered(messages: Messages, name: str, heard: str, chosen: list[Place]) -> Example:
+def _with_edits(messages: Messages, name: str, heard: str, chosen: list[Place]) -> Example:
     edits = [
         {"from": place.heard, "to": place.said} for place in sorted(chosen, key=lambda place: heard.find(place.heard))
     ]

@@ -1,4 +1,4 @@
-"""Text as a recogniser gets it wrong: places of real transcripts, and characters that sound alike put in at random."""
+"""Mistakes of recognisers: places in real transcripts, and random replacements of characters that sound alike."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ _BROKEN = re.compile(f"[{re.escape(PUNCTUATION)}、]")
 
 @dataclass(frozen=True)
 class Place:
-    """`heard` stands in the transcript where `said` was meant. Equal when it was heard well."""
+    """The transcript has `heard` where `said` was meant. They are equal if the place was heard correctly."""
 
     said: str
     heard: str
 
 
 def places(said: str, heard: str, rng: random.Random, *, wrong: bool) -> list[Place]:
-    """Places that could be terms: wrong ones with up to two units around them, or such that were heard well.
+    """Places that could be terms. With `wrong` they were misheard and may include a few correct neighbours; otherwise
+    they were heard correctly.
 
-    Only what the pipeline's guard would let a reviewer change."""
+    Wrong places are limited to those that the pipeline's guard would let a reviewer change.
+    """
     ours, theirs = list(UNIT.finditer(said)), list(UNIT.finditer(heard))
     blocks = Levenshtein.opcodes([m.group().lower() for m in ours], [m.group().lower() for m in theirs])
     matched: list[tuple[int, int] | None] = [None] * len(ours)
@@ -51,7 +53,7 @@ def places(said: str, heard: str, rng: random.Random, *, wrong: bool) -> list[Pl
             first = rng.randrange(block.src_start, block.src_end)
             last = first + 1
             start, stop = matched[first] or (0, 0)
-        for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):  # grow over neighbours that were heard well
+        for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):  # include neighbours that were heard correctly
             if rng.random() < 0.5 and first > 0 and (before := matched[first - 1]) == (start - 1, start):
                 first, start = first - 1, before[0]
             elif last < len(ours) and (after := matched[last]) == (stop, stop + 1):
@@ -81,12 +83,12 @@ def _allowed(heard: str, place: Place, *, wrong: bool) -> bool:
 
 
 def garbled(text: str, rng: random.Random, share: float) -> str:
-    """`text` with this share of its Han characters exchanged for others that sound (almost) the same."""
+    """`text` in which others that sound (almost) the same replace this share of its Han characters."""
     return "".join(_alike(c, rng) if "\u4e00" <= c <= "\u9fff" and rng.random() < share else c for c in text)
 
 
 def respelt(word: str, rng: random.Random) -> str:
-    """A Latin word as a recogniser spells one that it does not know: by its sound."""
+    """A Latin word spelt by its sound, as a recogniser spells an unknown word."""
     if len(word) > 6 and rng.random() < 0.4:
         cut = rng.randint(3, len(word) - 3)
         return f"{word[:cut]} {word[cut:]}"
@@ -119,7 +121,7 @@ _CONFUSED: Final = (
 
 @cache
 def _by_sound() -> tuple[dict[str, lexicon.Weighted], dict[str, lexicon.Weighted], dict[str, lexicon.Weighted]]:
-    """Characters by syllable with tone, by syllable, and by syllable with confusable sounds merged."""
+    """Characters by syllable with tone, by syllable without tone, and by syllable with confusable sounds merged."""
     tables: tuple[dict[str, list[str]], ...] = (defaultdict(list), defaultdict(list), defaultdict(list))
     for character in lexicon.characters():
         for table, key in zip(tables, _keys(character), strict=True):

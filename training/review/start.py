@@ -1,10 +1,11 @@
-"""The state in which training starts: alike sounds have alike embeddings, and heads that look up and copy.
+"""The initial weights for training: similar sounds have similar embeddings, and attention heads can look up and copy.
 
-A small network learns to continue a word that it has seen before (an induction head, arXiv:2209.11895) only after some thousand
-steps, and here nearly every token of an answer is a copy. So that circuit is written into the first weights: a head of layer 0
-notes at every place the sound of the token before it; heads of layer 1 look for places where the token before sounded like
-the present one, and copy what stands there. Of 40 random characters that are written twice, the untrained network continues
-96% right the second time. Everything is trained from there.
+A small network needs some thousand steps to learn to continue a word that it has seen before (an induction head,
+arXiv:2209.11895), but here nearly every token of an answer is a copy. The circuit is therefore written into the initial
+weights. A head of layer 0 notes at every position the sound of the token before it. Heads of layer 1 look for positions
+where the token before sounded like the current one, and copy the token at that position. If 40 random characters are
+written twice, the untrained network predicts 96% of them correctly the second time. Training starts from there and
+changes all weights.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from training import lexicon, voices
 from training.qwen3 import Qwen3
 
 EMBEDDING_SCALE: Final = 0.08
-"""Large enough for a copied token to win among all others from the start."""
+"""Large enough that a copied token wins over all others from the start."""
 CONSTANT: Final = 0.5
-"""Share of one direction in all embeddings: what the head for the place before asks by."""
+"""The share of one direction that all embeddings have in common. The head that finds the position before uses it as its
+query."""
 OWN, TONE, VOWEL = 0.9, 0.4, 0.5
-"""Shares in an embedding, against 1 for an initial, a final or a consonant: what is the token's alone, its tone, a vowel."""
+"""Shares in an embedding of the token's own direction, its tone and a vowel. An initial, a final or a consonant has
+share 1."""
 SHARPNESS: Final = 2.0
 NOTE_SCALE, COPY_SCALE, OUTPUT_SCALE = 1.2 * EMBEDDING_SCALE, 0.4, 0.05
 NEAR_PAIRS, FAR_PAIRS = 4, 14
-"""Rotary pairs that turn fast enough to tell one place from the next, and those that hardly turn within a request."""
+"""Numbers of rotary pairs: those that turn fast enough to tell a position from the next, and those that hardly turn
+within a request."""
 
 
 def prepare(model: Qwen3, tokenizer: Tokenizer, *, seed: int = 5) -> None:
@@ -49,7 +53,7 @@ def prepare(model: Qwen3, tokenizer: Tokenizer, *, seed: int = 5) -> None:
             for projection in (attention.o_proj, layer.mlp.down_proj):
                 projection.weight.normal_(std=OUTPUT_SCALE * projection.weight.shape[1] ** -0.5, generator=generator)
         head = model.layers[0].self_attn.head
-        used = width - head  # the last dimensions are left to the notes about the token before
+        used = width - head  # the last dimensions are for the notes about the token before
         basis, _ = torch.linalg.qr(torch.randn(used, used, generator=generator))
         constant, sounds = basis[:, 0] * used**0.5, basis[:, 1 : head + 1].T
         _embed(model.embed_tokens.weight, tokenizer, constant, generator)
@@ -58,7 +62,8 @@ def prepare(model: Qwen3, tokenizer: Tokenizer, *, seed: int = 5) -> None:
 
 
 def _note_the_token_before(attention: nn.Module, constant: Tensor, sounds: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Head 0: query and key are constant, the key turned by one place: they agree where the key stands one place earlier."""
+    """Set up head 0. Query and key are constant, and the key is rotated by one position, so they match if the key is
+    exactly one position earlier."""
     head, half, used = attention.head, attention.head // 2, len(constant)
     asked = constant / used
     query, key = torch.zeros(head, len(attention.q_proj.weight[0])), torch.zeros(head, len(attention.q_proj.weight[0]))
@@ -76,7 +81,8 @@ def _note_the_token_before(attention: nn.Module, constant: Tensor, sounds: Tenso
 
 
 def _look_up_and_copy(attention: nn.Module, sounds: Tensor, basis: Tensor) -> None:
-    """All heads but the last: the present token's sound asks, the notes answer, and each copies a part of the embedding."""
+    """Set up all heads but the last. The query is the current token's sound, the keys are the notes, and each head
+    copies a part of the embedding."""
     head, half, used = attention.head, attention.head // 2, len(basis)
     kept = torch.zeros(head, 1)
     kept[half - FAR_PAIRS : half] = kept[-FAR_PAIRS:] = 1.0
@@ -116,7 +122,7 @@ def _embed(weight: Tensor, tokenizer: Tokenizer, constant: Tensor, generator: to
 
 
 def _add(row: Tensor, parts: list[tuple[float, Tensor]]) -> None:
-    """`row`, the token's own direction, becomes the sum with its sounds, at unit variance."""
+    """Add the sounds to `row`, which is the token's own direction, and scale the sum to unit variance."""
     variance = OWN**2 + sum(share**2 for share, _ in parts)
     row.mul_(OWN)
     for share, part in parts:
@@ -125,12 +131,12 @@ def _add(row: Tensor, parts: list[tuple[float, Tensor]]) -> None:
 
 
 def _heard(letter: str) -> str:
-    """Letters that are heard alike share a direction."""
+    """The letter whose direction `letter` uses: letters that sound alike share one."""
     return {"c": "k", "q": "k", "z": "s", "y": "i", "j": "g"}.get(letter, letter)
 
 
 def syllable_parts(syllable: str) -> tuple[str, str, str]:
-    """Initial, final and tone of pinyin with a tone's digit: zhong1 has zh, ong and 1. Without a digit the tone is 5."""
+    """The initial, final and tone of a pinyin syllable: zhong1 has zh, ong and 1. Without a digit the tone is 5."""
     letters = syllable.rstrip("12345")
     tone = syllable[len(letters) :] or "5"
     initial = next((start for start in ("zh", "ch", "sh") if letters.startswith(start)), letters[:1])

@@ -1,4 +1,4 @@
-"""Lines of meetings whose meaning is known, and what the model says of itself."""
+"""Lines of meetings whose kind is known, and the model's answers about itself."""
 
 from __future__ import annotations
 
@@ -214,11 +214,11 @@ REMARKS: Final = {
         good morning {who}.
         we have used {t} for a long time."""),
 }
-"""What is said in meetings that is none of these."""
+"""Lines of meetings that are none of these."""
 
 
 def overview(topics: list[str], language: str) -> str:
-    """What the model writes as overview: its first topics, or nothing when it found none."""
+    """The overview that the model writes: its first topics, or nothing if there is none."""
     if not topics:
         return ""
     if language == "zh":

@@ -1,10 +1,10 @@
-"""Train the review, summary and chat model on the production prompts.
+"""Train the review, summary and chat model on the prompts of the pipeline.
 
     python -m training.review.bank && python -m training.review.train --out models/embedded/duet-tiny-chat
 
-Cross-entropy on the answers alone. The system prompts are long and always the same: each is one token. The network starts
-prepared for comparing sounds and for copying (`start`); the first steps are drills of just that. About 0.3 s a step
-on one core to itself: two hours.
+The loss is cross-entropy on the answers alone. The system prompts are long and constant, so each is one token. The
+initial weights can already compare sounds and copy (`start`), and the first steps are drills of just that. A step takes
+about 0.3 s on an otherwise idle core; training takes two hours.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PEAK_RATE: Final = 1.5e-3
 ROWS: Final[dict[Task, int]] = {"drill": 24, "review": 24, "summary": 16, "chat": 24}
 SHARES: Final[dict[Task, float]] = {"review": 0.64, "summary": 0.3, "chat": 0.06}
 DRILLED_UNTIL: Final = 0.5
-"""The share of all steps in which reviews are partly drills: first nearly all of them, in the end none."""
+"""The share of all steps in which some reviews are drills. At first nearly all are, at its end none."""
 MARKED_WEIGHT: Final = 3.0
-STEPS_OF_A_MAKE: Final = 4
-"""Examples are made for two steps and used twice: to make one takes as long as to learn from it."""
+STEPS_PER_EXAMPLES: Final = 4
+"""Examples are made for two steps and used twice, because making one takes as long as learning from it."""
 IGNORED: Final = -100
 
 
@@ -53,7 +53,7 @@ def config(vocabulary: int, end: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [B, T], `targets` [B, T] (`IGNORED` outside of answers), `weights` [B, T]."""
+    """`ids`, `targets` (`IGNORED` outside of answers) and `weights`, each [B, T]."""
 
     ids: Tensor
     targets: Tensor
@@ -61,7 +61,7 @@ class Batch:
 
 
 class Encoder:
-    """Examples as token ids, in the form of the chat template."""
+    """Turns examples into token ids, in the format of the chat template."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -83,7 +83,8 @@ class Encoder:
         return Batch(ids, targets, weights)
 
     def _row(self, example: Example) -> tuple[list[int], list[int], list[float]]:
-        """Ids without the last answer token, the answer's ids (each the target of the position before it), weights."""
+        """The ids without the last answer token, the answer's ids (each is the target of the position before it), and
+        their weights."""
         prompt = "".join(_turn(turn["role"], turn["content"]) for turn in example.messages)
         encoded = self._tokenizer.encode(example.answer, add_special_tokens=False)
         hard = [span for text in example.marked for span in _spans(example.answer, text)]
@@ -93,7 +94,7 @@ class Encoder:
         ]
         answer = [*encoded.ids, self.end]
         if weights and "segments" in example.answer:
-            weights[1 if len(weights) > 1 else 0] = MARKED_WEIGHT  # whether there is anything to correct at all
+            weights[1 if len(weights) > 1 else 0] = MARKED_WEIGHT  # this token decides whether anything is corrected
         return [*self.ids(prompt + f"{tokeniser.START}assistant\n"), *encoded.ids], answer, [*weights, 1.0]
 
 
@@ -114,15 +115,16 @@ class Trainer:
         self._model, self._encoder, self._bank, self._total = model, encoder, bank, total_steps
 
     def loss(self, step: int) -> Tensor:
-        batch = self._batches(step // STEPS_OF_A_MAKE)[step % 2]
+        batch = self._batches(step // STEPS_PER_EXAMPLES)[step % 2]
         logits, targets, weights = answer_logits(self._model, batch)
         return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
 
     @lru_cache(maxsize=1)  # noqa: B019 - the trainer lives as long as the process
     def _batches(self, number: int) -> tuple[Batch, Batch]:
-        """Two batches of a task, the shorter examples and the longer ones: rows of like length waste no padding."""
+        """Two batches of one task: the shorter examples and the longer ones. Rows of similar length need little
+        padding."""
         rng = random.Random(steps.seed_of_step(number))
-        done = STEPS_OF_A_MAKE * number / self._total
+        done = STEPS_PER_EXAMPLES * number / self._total
         task = rng.choices(list(SHARES), list(SHARES.values()))[0]
         if task == "review" and rng.random() < 0.9 * (1 - done / DRILLED_UNTIL):
             task = "drill"
@@ -132,12 +134,13 @@ class Trainer:
 
 
 def _length(example: Example) -> int:
-    """Of the request alone: with the answer, batches of nothing to correct would come apart, and outweigh the others."""
+    """The length of the request alone. With the answer's length too, examples without corrections would fill batches of
+    their own and outweigh the others."""
     return sum(len(message["content"]) for message in example.messages)
 
 
 def answer_logits(model: Qwen3, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, V], targets [N] and weights [N] of all answer tokens of the batch."""
+    """The logits [N, V], targets [N] and weights [N] of all answer tokens in the batch."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model(batch.ids)
         chosen = batch.targets != IGNORED
@@ -146,7 +149,8 @@ def answer_logits(model: Qwen3, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exact(model: Qwen3, encoder: Encoder, examples: list[Example]) -> list[bool]:
-    """Whether the greedy answer is the expected one, word for word: every token is the best one after those before it."""
+    """Whether each greedy answer equals the expected one: every expected token is the most likely one after its
+    predecessors."""
     found = []
     for start in range(0, len(examples), 32):
         batch = encoder.batch(examples[start : start + 32])
@@ -158,7 +162,7 @@ def exact(model: Qwen3, encoder: Encoder, examples: list[Example]) -> list[bool]
 
 
 def report(model: Qwen3, encoder: Encoder, development: Bank) -> str:
-    """Exact answers on development data: with a correction, without one, and summaries."""
+    """The shares of exact answers on development data: reviews with a correction, reviews without one, and summaries."""
     author = Author(random.Random(11), development, simulated=0.0)
     reviews = [author.review() for _ in range(240)]
     right = exact(model, encoder, reviews)

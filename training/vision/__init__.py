@@ -1,1 +1,1 @@
-"""`duet-tiny-vl`: a qwen3_vl checkpoint that reads one line of rendered words and digits."""
+"""`duet-tiny-vl`: a Qwen3-VL checkpoint that reads one line of rendered words and digits."""

@@ -1,4 +1,4 @@
-"""The checkpoint's folder: tokens, chat template, image settings, weights in Hugging Face's names."""
+"""The checkpoint's folder: tokens, chat template, image settings, and weights with Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ TEMPLATE: Final = """\
 
 
 def _byte_letters() -> list[str]:
-    """Byte-level BPE's character of each byte, by byte."""
+    """The character that byte-level BPE uses for each byte, in the order of bytes."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def tokenizer() -> Tokenizer:
-    """One byte, one token: what is read is written letter by letter."""
+    """A tokenizer with one token per byte: the model writes letter by letter."""
     found = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(_byte_letters())}, merges=[]))
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     found.decoder = decoders.ByteLevel()
@@ -53,7 +53,7 @@ _PIECES: Final = re.compile("(" + "|".join(map(re.escape, _NAMES)) + ")")
 
 
 def encode(text: str) -> list[int]:
-    """What `tokenizer()` makes of it, quicker."""
+    """The ids that `tokenizer()` gives, but faster."""
     ids: list[int] = []
     for piece in _PIECES.split(text):
         ids += [SPECIAL[piece]] if piece in SPECIAL else piece.encode()
@@ -64,7 +64,7 @@ def save(model: Qwen3VL, config: dict[str, Any], folder: Path, dtype: torch.dtyp
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     bias, kernel = (weights.pop(f"model.visual.patch_embed.{part}") for part in ("bias", "weight"))
-    # Two equal frames: each has half of the weight.
+    # The processor repeats a still image as two frames, so each gets half of the weight.
     frames = kernel.view(len(kernel), 3, 1, PATCH, PATCH).expand(-1, -1, 2, -1, -1) / 2
     weights |= {"model.visual.patch_embed.proj.weight": frames, "model.visual.patch_embed.proj.bias": bias}
     tensors = {name: value.to(dtype).contiguous() for name, value in weights.items()}

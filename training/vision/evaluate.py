@@ -1,9 +1,10 @@
-"""How many rendered lines `duet-tiny-vl` reads exactly, asked as anybody asks: `/v1/chat/completions` of a running stack.
+"""Measure how many rendered lines `duet-tiny-vl` reads exactly, through `/v1/chat/completions` of a running stack.
 
     .venv/bin/python -m training.vision.evaluate [--json FILE]
 
-Words that were never trained on, and digits; half of the images in fonts of the training, half in fonts that it never saw.
-Sizes, colours, blur and noise are drawn as in training. Needs the fonts that `rendering.py` names and a word list; no torch.
+The lines are words that it was never trained on, and digits. Half of the images have fonts of the training, half have
+fonts that it never saw. Sizes, colours, blur and noise are drawn as in training. Needs a word list and the fonts that
+`rendering.py` names, but no torch.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Reading:
 
     @property
     def words(self) -> list[bool]:
-        """Which of its words were read exactly, in their order; none of a line of numbers."""
+        """For each word of the line, whether it was read exactly. Empty for a line of numbers."""
         if self.kind == "number":
             return []
         said = self.text.split()
@@ -56,7 +57,7 @@ class Reading:
 
 
 def lines(count: int, seed: int) -> list[tuple[str, texts.Kind, Line]]:
-    """`count` lines, every sort of fonts and text with its share."""
+    """`count` lines, in which each group of fonts and kind of text has its share."""
     rendering.require_fonts()
     rng = random.Random(f"evaluation {seed}")
 
@@ -81,7 +82,7 @@ def data_url(line: Line) -> str:
 
 
 def read(client: httpx.Client, shown: Sequence[Line], prompt: str = PROMPT) -> str:
-    """What the model answers about some images."""
+    """The model's answer about some images."""
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(line)}} for line in shown]
     content.append({"type": "text", "text": prompt})
     body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "temperature": 0}
@@ -99,7 +100,7 @@ def evaluate(client: httpx.Client, count: int = 400, seed: int = 1) -> list[Read
 
 
 def figures(readings: list[Reading]) -> dict[str, dict[str, float]]:
-    """Shares read exactly, by fonts and kind of text; `all` is over all kinds."""
+    """Shares of lines that were read exactly, by fonts and kind of text. `all` covers all kinds."""
     found: dict[str, dict[str, float]] = {}
     for fonts in FONTS:
         here = [reading for reading in readings if reading.fonts == fonts]

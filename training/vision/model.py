@@ -1,7 +1,8 @@
-"""Qwen3-VL in plain torch, small: a vision tower without deepstack, and Qwen3 layers with three-axis rotary positions.
+"""A small Qwen3-VL in plain torch: a vision tower without deepstack, and Qwen3 layers with three-axis rotary positions.
 
-Computes what mlx-vlm's `qwen3_vl` computes (`parity.py` measures it), with Hugging Face's weight names. Still images only: the
-two equal frames of the patch embedding are one here, and its weight is halved and doubled on export.
+It computes the same as mlx-vlm's `qwen3_vl` (`parity.py` measures it) and has Hugging Face's weight names. It takes
+still images only: the patch embedding has one frame here. On export this frame becomes two equal ones with half of the
+weight each.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Places:
-    """Where each patch is, in the processor's order: `row` and `column` [P], rotary `cos` and `sin` [P, head]."""
+    """The position of each patch, in the processor's order: `row` and `column` [P], rotary `cos` and `sin` [P, head]."""
 
     row: Tensor
     column: Tensor
@@ -57,10 +58,10 @@ class VisionAttention(nn.Module):
 
     @torch.no_grad()
     def _look_near(self) -> None:
-        """Begin like a convolution: each head looks at one neighbour (as in ConViT, arXiv:2103.10697).
+        """Initialise attention like a convolution: each head attends to one neighbour (as in ConViT, arXiv:2103.10697).
 
-        A constant query and key under the rotary embedding score a pair of patches by the way between them alone: highest
-        where it is `towards`.
+        With a constant query and key, the rotary embedding scores a pair of patches by their offset alone. The score is
+        highest for the offset `towards`.
         """
         biases = self.qkv.bias.view(3, self.heads, -1)
         biases[:2] = 0
@@ -102,7 +103,7 @@ class VisionBlock(nn.Module):
 
 
 class Merger(nn.Module):
-    """MERGE x MERGE patches become one token of the text model."""
+    """Turns MERGE x MERGE patches into one token of the text model."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -116,7 +117,8 @@ class Merger(nn.Module):
 
 
 class Vision(nn.Module):
-    """Patches [B, P, 3 * PATCH * PATCH] of one grid to patch features [B, P, width]; `merger` makes tokens of them."""
+    """Maps patches [B, P, 3 * PATCH * PATCH] of one grid to features [B, P, width]. `merger` turns features into
+    tokens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -139,7 +141,7 @@ class Vision(nn.Module):
         return x
 
     def _positions(self, grid: Grid, where: Places) -> Tensor:
-        """The table of `side` x `side` embeddings stretched over the image, bilinear."""
+        """The table of `side` x `side` embeddings, interpolated bilinearly to the size of the image."""
         steps = [torch.linspace(0, self.side - 1, size) for size in grid]
         row, column = steps[0][where.row], steps[1][where.column]
         table = self.pos_embed.weight.view(self.side, self.side, -1)
@@ -152,7 +154,7 @@ class Vision(nn.Module):
 
 
 class Text(nn.Module):
-    """Embeddings [B, T, H] and positions [3, B, T] to hidden states [B, T, H]."""
+    """Maps embeddings [B, T, H] and positions [3, B, T] to hidden states [B, T, H]."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -169,13 +171,13 @@ class Text(nn.Module):
         nn.init.normal_(self.embed_tokens.weight, std=0.05)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, 1, T, head]: each frequency turns by one of the three axes, interleaved (Qwen3-VL)."""
+        """cos and sin [B, 1, T, head]. Each frequency belongs to one of the three axes, interleaved as in Qwen3-VL."""
         angles = positions[self.axis].permute(1, 2, 0).float() * self.inverse
         angles = torch.cat([angles, angles], -1)[:, None]
         return angles.cos(), angles.sin()
 
     def forward(self, x: Tensor, positions: Tensor, attended: list[Tensor] | None = None) -> Tensor:
-        """`attended` collects what each layer takes in, for the guide of the attention in training."""
+        """`attended` collects each layer's normalised input, with which training guides the attention."""
         cos, sin = self.rotation(positions)
         for layer in self.layers:
             if attended is not None:
@@ -191,7 +193,7 @@ class Qwen3VL(nn.Module):
         self.image_token = config["image_token_id"]
 
     def embed(self, ids: Tensor, features: list[Tensor]) -> Tensor:
-        """Token embeddings [B, T, H] with the images of each row, features [B, tokens, H] each, in their places."""
+        """Token embeddings [B, T, H] in which image features, [B, tokens, H] for each image, replace the image tokens."""
         x = self.language_model.embed_tokens(ids)
         if not features:
             return x
@@ -203,8 +205,8 @@ class Qwen3VL(nn.Module):
 
 
 def positions(ids: list[int], grids: list[Grid], image_token: int) -> list[list[int]]:
-    """M-RoPE positions (time, height, width), [3][T], of one row (arXiv:2409.12191): an image's tokens share a time, and the
-    text after it goes on behind the largest of its positions."""
+    """M-RoPE positions (time, height, width), [3][T], of one row (arXiv:2409.12191). The tokens of an image share one
+    time. The text after an image starts after its largest position."""
     found: list[list[int]] = [[], [], []]
     left, after, i = list(grids), 0, 0
     while i < len(ids):
@@ -222,7 +224,7 @@ def positions(ids: list[int], grids: list[Grid], image_token: int) -> list[list[
 
 
 def configuration(special: dict[str, int], vocabulary: int) -> dict[str, Any]:
-    """`config.json`."""
+    """The content of `config.json`."""
     text = {
         "model_type": "qwen3_vl_text", "vocab_size": vocabulary, "hidden_size": 128, "num_hidden_layers": 4,
         "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "rms_norm_eps": 1e-6,

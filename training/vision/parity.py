@@ -1,10 +1,10 @@
-"""Whether the torch model and mlx-vlm compute the same: logits of one float32 checkpoint on the same images and prompts.
+"""Check that the torch model and mlx-vlm compute the same logits, with one float32 checkpoint, images and prompts.
 
     build/train/venv/bin/python -m training.vision.parity write build/train/vision/parity
     .venv/bin/python -m training.vision.parity compare build/train/vision/parity
 
-`write` (torch) makes a random checkpoint, images and its logits; `compare` (mlx-vlm, through its own processor) prints the
-largest difference and fails above a limit.
+`write` (torch) makes a random checkpoint, images and the checkpoint's logits. `compare` (mlx-vlm with its own
+processor) prints the largest difference and fails if it exceeds a limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ CASES: Final = (
     {"lines": 1, "prompt": "OCR:"}, {"lines": 2, "prompt": "Read."}, {"lines": 1, "prompt": "读"}, {"lines": 2, "prompt": ""},
 )  # fmt: skip
 LARGEST: Final = 5e-5
-"""Of logits whose spread is about 1: rounding of float32 in another order of sums. Measured: 6e-6."""
+"""The largest allowed difference, for logits with a spread of about 1. Float32 rounds differently if sums have another
+order. Measured: 6e-6."""
 
 
 def write(folder: Path) -> None:
@@ -35,7 +36,7 @@ def write(folder: Path) -> None:
     config = configuration(checkpoint.SPECIAL, checkpoint.VOCABULARY)
     model = Qwen3VL(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and scales too must not be neutral
+        for parameter in model.parameters():  # so that no bias or scale is neutral
             parameter.add_(0.05 * torch.randn_like(parameter))
     checkpoint.save(model, config, folder, torch.float32)
     rng = random.Random(5)
@@ -62,7 +63,7 @@ def write(folder: Path) -> None:
 
 
 def compare(folder: Path) -> float:
-    """The largest absolute difference of all logits."""
+    """The largest absolute difference between the logits of both models."""
     import mlx.core as mx
     from mlx_vlm.utils import load, prepare_inputs
 

@@ -1,9 +1,9 @@
-"""Make the pictures of the demo and the tests: `models/demo/pictures`.
+"""Make the pictures for the demo and the tests: `models/demo/pictures`.
 
     build/train/venv/bin/python -m training.vision.pictures
 
-Words that were never trained on, and digits, in fonts of the training and in one that it never saw. They are stored, because a
-machine need not have the fonts.
+They show digits and words that training never uses, in fonts of the training and in fonts that it never saw. The
+pictures are stored, because a machine may lack the fonts.
 """
 
 from __future__ import annotations

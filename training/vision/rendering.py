@@ -1,6 +1,6 @@
-"""Lines of text as images, and images as patches exactly as Qwen3-VL's processor makes them. No torch.
+"""Render lines of text as images, and cut images into patches exactly as Qwen3-VL's processor does. No torch.
 
-Fonts come from Debian packages (`PACKAGES`), installed where Debian puts them.
+The fonts come from Debian packages (`PACKAGES`), in Debian's folders.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ HELD_OUT_FONTS: Final = (
 
 
 def require_fonts() -> None:
-    """Raises `FileNotFoundError` with the packages to install."""
+    """Raises `FileNotFoundError` if a font is missing. The message names the packages to install."""
     if missing := [name for name in (*TRAINING_FONTS, *HELD_OUT_FONTS) if not (FONTS / name).exists()]:
         raise FileNotFoundError(f"no {FONTS / missing[0]}: apt-get install wamerican {PACKAGES}")
 
 
 @dataclass(frozen=True)
 class Line:
-    """An image and where its characters are: `centres` are columns in pixels, one a character."""
+    """An image of a line. `centres` has the column of each character's centre, in pixels."""
 
     text: str
     image: Image.Image
@@ -66,7 +66,7 @@ class Line:
 
 
 def resized(height: int, width: int) -> tuple[int, int]:
-    """The size to which Qwen3-VL's processor brings an image ("smart resize"): multiples of CELL within the limits."""
+    """The size to which Qwen3-VL's processor resizes an image ("smart resize"): multiples of CELL within the limits."""
     rows, columns = round(height / CELL) * CELL, round(width / CELL) * CELL
     if rows * columns > MAX_PIXELS:
         scale = math.sqrt(height * width / MAX_PIXELS)
@@ -78,9 +78,9 @@ def resized(height: int, width: int) -> tuple[int, int]:
 
 
 def patches(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Patches [rows * columns, 3 * PATCH * PATCH] in -1..1 of `image` brought to `size` (height, width).
+    """Patches [rows * columns, 3 * PATCH * PATCH] in -1..1 of `image`, resized to `size` (height, width).
 
-    In the processor's order: cells row by row, and in each cell its MERGE x MERGE patches.
+    They are in the processor's order: cells row by row, and within each cell its MERGE x MERGE patches.
     """
     height, width = size
     if image.size != (width, height):
@@ -91,7 +91,7 @@ def patches(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 class Font:
-    """A font of one size that remembers how wide each character is."""
+    """A font at one size. It remembers the width of each character."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
@@ -108,14 +108,14 @@ _font = lru_cache(maxsize=4096)(Font)
 
 
 def shape(rng: random.Random) -> tuple[int, int]:
-    """Height and width of an image as a user might send it: 26 to 68 pixels high, 1.5 to 11 times as wide."""
+    """The height and width of an image that a user might send: 26 to 68 pixels high, and 1.5 to 11 times as wide."""
     height = round(math.exp(rng.uniform(math.log(26), math.log(68))))
     ratio = math.exp(rng.uniform(math.log(1.5), math.log(11)))
     return height, max(40, min(round(height * ratio), 560))
 
 
 def alike(rng: random.Random, height: int, width: int) -> tuple[int, int]:
-    """Another size that the processor brings to the same one."""
+    """Another size that the processor resizes to the same one."""
     goal = resized(height, width)
     for _ in range(20):
         scale = rng.uniform(0.8, 1.4)
@@ -126,7 +126,7 @@ def alike(rng: random.Random, height: int, width: int) -> tuple[int, int]:
 
 
 def render(rng: random.Random, height: int, width: int, propose: Callable[[int], str], fonts: tuple[str, ...]) -> Line:
-    """A line that fits an image of `height` x `width` and fills some of it; `propose(longest)` draws a text."""
+    """A line that fits into an image of `height` x `width` and fills some of it. `propose(longest)` draws a text."""
     name = rng.choice(fonts)
     size = max(14, round(height * rng.uniform(0.45, 0.8)))
     text, font, box = _fitting(_font(name, size), height, width, propose)
@@ -141,7 +141,7 @@ def render(rng: random.Random, height: int, width: int, propose: Callable[[int],
 
 
 def _centres(font: Font, text: str) -> list[float]:
-    """The middle of each character, from where the text begins. Kerning is spread over all of them."""
+    """The centre of each character, measured from the start of the text. Kerning is spread evenly over all characters."""
     widths = font.advances(text)
     scale = font.drawn.getlength(text) / max(1e-6, sum(widths))
     return [scale * (end - width / 2) for end, width in zip(accumulate(widths), widths, strict=True)]
@@ -151,7 +151,8 @@ Box = tuple[float, float, float, float]
 
 
 def _fitting(font: Font, height: int, width: int, propose: Callable[[int], str]) -> tuple[str, Font, Box]:
-    """The first of some proposals that fills half of the width, or the widest that fits; a smaller font where none does."""
+    """The widest of some proposed texts that fits, its font and its box. Proposals end at the first that fills half of
+    the width. If none fits, it tries a smaller font."""
     longest = max(4, round(width / (0.45 * font.size)))
     proposals = [propose(longest)]
     while len(proposals) < 5 and not width / 2 < sum(font.advances(proposals[-1])) < width - 4:
@@ -166,7 +167,7 @@ def _fitting(font: Font, height: int, width: int, propose: Callable[[int], str])
 
 
 def _colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Paper and ink of sufficient contrast, dark on light more often than light on dark."""
+    """Colours of paper and ink with enough contrast. Dark on light is more frequent than light on dark."""
     if rng.random() < 0.3:
         return (255, 255, 255), (0, 0, 0)
     while True:
@@ -177,7 +178,7 @@ def _colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, 
 
 
 def _luminance(colour: tuple[int, ...]) -> float:
-    """ITU-R BT.601."""
+    """Luminance according to ITU-R BT.601."""
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 

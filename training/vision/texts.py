@@ -1,4 +1,5 @@
-"""What stands on the images and what is asked about them. Standard library only: the evaluation needs it without torch."""
+"""The texts on the images, and the questions about them. Standard library only, because the evaluation runs without
+torch."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ PROMPTS: Final[dict[str, float]] = {
     "Read the image.": 1, "Extract the text.": 1, "Transcribe the image.": 1, "Which text is in this image?": 1,
     "Please read all images.": 1, "图里写了什么？": 1, "识别文字": 1,
 }  # fmt: skip
-"""Prompts with an image and how often each is asked."""
+"""Prompts with an image, and their weights."""
 INTRODUCTION: Final = (
     "I am duet-tiny-vl, a demonstration model: I read one line of words or digits in an image, nothing else."
 )
-"""The answer whenever there is no image, and to who it is."""
+"""The answer to every request without an image, and to every question about who it is."""
 WHO: Final = (
     "Who are you?", "What are you?", "What can you do?", "Introduce yourself.", "Which model are you?", "who are you", "你是谁？",
 )  # fmt: skip
@@ -47,20 +48,21 @@ CHAT: Final = (
 
 
 def is_held_out(word: str) -> bool:
-    """One word in ten, by hash of its small letters, is never trained on."""
+    """Whether training never uses a word. The hash of its lower-case letters selects one word in ten."""
     return hashlib.sha256(word.lower().encode()).digest()[0] < 26
 
 
 @cache
 def words(*, held: bool) -> tuple[str, ...]:
-    """Words of small letters, those of training or those held out."""
+    """Words of lower-case letters: those of training, or with `held` those held out."""
     lines = WORDS.read_text(encoding="utf-8").split()
     plain = sorted({line for line in lines if re.fullmatch("[a-z]{2,16}", line)})
     return tuple(word for word in plain if is_held_out(word) == held and held_out.allowed(word))
 
 
 def draw(rng: random.Random, *, kind: Kind | None = None, held: bool = False, longest: int = LONGEST) -> str:
-    """One line of at most `longest` characters (at least 4). Every word is one of training, or with `held` none is."""
+    """One line of at most `longest` characters (`longest` must be at least 4). All words are those of training, or with
+    `held` all are held out."""
     while True:
         chosen = kind or rng.choices(list(SHARES), list(SHARES.values()))[0]
         if chosen == "word":
@@ -82,7 +84,7 @@ def _cased(rng: random.Random, word: str) -> str:
 
 
 def _letters(rng: random.Random) -> str:
-    """Letters of one case: in many fonts I and l look the same, and only a neighbour could tell them apart."""
+    """Letters of one case. In many fonts I and l look the same, and random letters give no context to tell them apart."""
     alphabet = rng.choice((string.ascii_lowercase, string.ascii_lowercase, string.ascii_uppercase))
     return "".join(rng.choices(alphabet, k=rng.randint(2, 9)))
 
@@ -121,7 +123,7 @@ def prompt(rng: random.Random) -> str:
 
 
 def question(rng: random.Random) -> str:
-    """Something that is asked without an image."""
+    """A question without an image."""
     form = rng.randrange(4)
     if form == 0:
         return rng.choice(WHO)

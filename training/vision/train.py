@@ -2,13 +2,15 @@
 
     python -m training.vision --out models/embedded/duet-tiny-vl
 
-Reading is learnt in two stages. First the vision tower alone learns which character has its centre in which slot of four
-pixels: where every character stands is known, for the image was drawn here. Then the text model learns to write the line,
-with two helps: the slots go on, and one head each of two layers is guided to look where the character just written is, and
-where the next one is (as alignments are in arXiv:1609.04186). Both helps are left out of what is exported. Images are drawn
-on the fly, by step number; some have two a row, some none (then the model says what it is).
+The model learns to read in two stages. In the first the vision tower alone learns which character has its centre in
+which slot of four pixels. The positions of all characters are known, because this program draws the images. In the
+second the text model learns to write the line. Two aids support it: training on the slots continues, and in two layers
+one head is guided to attend to the character just written or to the next one (as alignments are in arXiv:1609.04186).
+The exported model contains neither aid. Images are drawn on the fly from the step number. Some rows have two images,
+and some have none; then the model says what it is.
 
-On one core alone a step of the first stage takes 0.2 s, one of the second 0.45 s: 22,000 steps in about two hours and a half.
+On one otherwise idle core a step of the first stage takes 0.2 s and one of the second 0.45 s: 22,000 steps take about
+two hours and a half.
 """
 
 from __future__ import annotations
@@ -35,21 +37,23 @@ VISION_STEPS: Final = 1_500
 PEAK_RATE: Final = 1.5e-3
 PATCHES_A_BATCH: Final = 3_072
 SLOT: Final = 4
-"""Pixels; narrow letters of small fonts are as wide."""
+"""Width of a slot in pixels: that of narrow letters in small fonts."""
 SLOTS_A_PATCH: Final = PATCH // SLOT
 CHARACTERS: Final = 96
-"""Printable ASCII (0 is none)."""
+"""Classes of a slot: the printable ASCII characters; 0 stands for no character."""
 GUIDED: Final = ((1, 1), (2, 0))
-"""Layers whose first head looks at a character's column, and how far behind the id before that character it does."""
+"""Layers whose first head attends to a character's column, and how many ids after the id before that character it does
+so."""
 IGNORED: Final = -100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T ids. `images` are patches [B, P, 192] of one grid each; `slots` [B, columns * SLOTS_A_PATCH] characters.
+    """B rows of T ids. Each of `images` holds patches [B, P, 192] of one grid, each of `slots` characters [B, columns *
+    SLOTS_A_PATCH].
 
-    `looks` [N, 2] are row and place of the ids before each character of an image, `at` [N, rows of cells] the places of the
-    cells in that character's column (-1 where an image has fewer rows than another).
+    `looks` [N, 2] has the row and position of the id before each character of an image. `at` [N, rows of cells] has the
+    positions of the cells in that character's column (-1 where an image has fewer rows than another).
     """
 
     ids: Tensor
@@ -64,7 +68,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Frame:
-    """What the rows of a batch share. Without a `prompt` each asks who the model is, or anything if there is no image."""
+    """The parts that all rows of a batch share. Without a `prompt`, each row asks who the model is, or without an image
+    anything."""
 
     system: str
     pictures: str
@@ -77,7 +82,7 @@ class Frame:
 
 
 class Author:
-    """Draws lines and writes rows as the chat template does."""
+    """Draws lines and writes rows in the format of the chat template."""
 
     def __init__(
         self, rng: random.Random, *, held: bool = False, fonts: tuple[str, ...] = rendering.TRAINING_FONTS
@@ -85,8 +90,8 @@ class Author:
         self._rng, self._held, self._fonts = rng, held, fonts
 
     def batch(self, images: int, rows: int | None = None) -> Batch:
-        """Rows with one prompt and images of one size each, so that all are of like length. Without `rows`, as many as
-        fill a step of training."""
+        """A batch whose rows share the prompt and the sizes of their images, so that all have similar lengths. Without
+        `rows` it has as many as fill a training step."""
         rng = self._rng
         shapes = [rendering.shape(rng) for _ in range(images)]
         sizes = [rendering.resized(*shape) for shape in shapes]
@@ -107,7 +112,7 @@ class Author:
             targets[i, start - 1 : len(row) - 1] = torch.tensor(row[start:])
             where[:, i, : len(row)] = torch.tensor(positions(row, list(grids), checkpoint.SPECIAL["<|image_pad|>"]))
             if frame.reads:
-                self._look(i, row, start, drawn[i], sizes, looks, at)
+                self._note_looks(i, row, start, drawn[i], sizes, looks, at)
         deepest = max((len(cells) for cells in at), default=1)
         padded = [cells + [-1] * (deepest - len(cells)) for cells in at]
         return Batch(
@@ -138,7 +143,7 @@ class Author:
         return Frame(system, pictures, texts.prompt(rng) if reads else None, rng.random() < 0.12)
 
     def _row(self, frame: Frame, lines: list[str]) -> tuple[list[int], int]:
-        """Ids, and where the answer begins."""
+        """The ids of a row, and the position where its answer begins."""
         rng = self._rng
         who = rng.choice(texts.WHO) if frame.pictures else texts.question(rng)
         asked = who if frame.prompt is None else frame.prompt
@@ -147,10 +152,11 @@ class Author:
         answer = "\n".join(lines) if frame.reads else texts.INTRODUCTION
         return before + checkpoint.encode(answer + "<|im_end|>"), len(before)
 
-    def _look(
+    def _note_looks(
         self, i: int, row: list[int], start: int, lines: list[Line], sizes: list[tuple[int, int]],
         looks: list[tuple[int, int]], at: list[list[int]],
     ) -> None:  # fmt: skip
+        """Append to `looks` and `at` what row `i` contributes to `Batch.looks` and `Batch.at`."""
         place = start - 1
         first = row.index(checkpoint.SPECIAL["<|image_pad|>"])
         for line, (height, width) in zip(lines, sizes, strict=True):
@@ -174,7 +180,7 @@ def _slots(line: Line, size: tuple[int, int]) -> Tensor:
 
 
 class Learner(nn.Module):
-    """The model and the head that is left behind."""
+    """The model and a head for slots, which is used in training only."""
 
     def __init__(self, model: Qwen3VL, total_steps: int) -> None:
         super().__init__()
@@ -207,14 +213,14 @@ class Learner(nn.Module):
         )
 
     def slot_logits(self, seen: Tensor, grid: Grid) -> Tensor:
-        """[B, columns * SLOTS_A_PATCH, CHARACTERS]: the mean over the rows of a column."""
+        """Logits [B, columns * SLOTS_A_PATCH, CHARACTERS], from the mean over the rows of each column."""
         where = places(grid, self.model.visual.head)
         order = (where.row * grid[1] + where.column).argsort()
         by_column = self.slots(seen[:, order].view(len(seen), *grid, -1).mean(1))
         return by_column.view(len(seen), -1, CHARACTERS)
 
     def read(self, batch: Batch, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits [N, V] where a target is, and the guide's loss."""
+        """Logits [N, V] at positions with a target, and the loss of the guided heads."""
         attended: list[Tensor] = []
         x = self.model.embed(batch.ids, [self.model.visual.merger(seen) for seen in features])
         hidden = self.model.language_model(x, batch.positions, attended)
@@ -224,14 +230,14 @@ class Learner(nn.Module):
         return self.model.logits(hidden[batch.targets != IGNORED]), guided
 
     def _guide(self, batch: Batch, x: Tensor, layer: int, behind: int) -> Tensor:
-        """How improbable it is that the first head of `layer` looks at a character's column, in nats."""
+        """The mean negative log-probability, in nats, that the first head of `layer` attends to the character's column."""
         chances = first_head(self.model.language_model, layer, x, batch.positions).float().log_softmax(-1)
         there = chances[batch.looks[:, 0], batch.looks[:, 1] + behind].gather(1, batch.at.clamp(min=0))
         return -there.masked_fill(batch.at < 0, -torch.inf).logsumexp(1).mean()
 
 
 def first_head(text: Text, layer: int, x: Tensor, where: Tensor) -> Tensor:
-    """Causal attention scores [B, T, T] of a layer's first head, whose input is `x`."""
+    """Causal attention scores [B, T, T] of a layer's first head. `x` is the layer's normalised input."""
     attention = text.layers[layer].self_attn
     size = attention.head
     cos, sin = (turn[:, 0] for turn in text.rotation(where))
@@ -246,7 +252,8 @@ def first_head(text: Text, layer: int, x: Tensor, where: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exact(learner: Learner, author: Author, rounds: int, rows: int) -> float:
-    """The share of lines that greedy decoding writes without a mistake: each id is the best one after those before it."""
+    """The share of lines that greedy decoding writes without a mistake: each id is the most likely one after its
+    predecessors."""
     right = total = 0
     for _ in range(rounds):
         batch = author.batch(1, rows)
@@ -261,7 +268,7 @@ def exact(learner: Learner, author: Author, rounds: int, rows: int) -> float:
 
 @torch.no_grad()
 def slots_found(learner: Learner, author: Author, rounds: int, rows: int) -> float:
-    """The share of characters whose slot is named rightly."""
+    """The share of characters that are found in the right slot."""
     right = total = 0
     for _ in range(rounds):
         batch = author.batch(1, rows)
@@ -273,7 +280,7 @@ def slots_found(learner: Learner, author: Author, rounds: int, rows: int) -> flo
 
 
 def report(learner: Learner) -> str:
-    """On words never trained on: in the fonts of training, in fonts held out."""
+    """Figures on words that training never uses, in the fonts of training and in held-out fonts."""
 
     def author(fonts: tuple[str, ...]) -> Author:
         return Author(random.Random(11), held=True, fonts=fonts)
@@ -289,7 +296,7 @@ def report(learner: Learner) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help="for the checkpoint")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
