@@ -80,8 +80,8 @@ class Meanings:
         kinds: tuple[tuple[float, Callable[[], Pair]], ...] = (
             (0.16, self._word), (0.06, self._definition), (0.30, self._chinese), (0.24, self._english), (0.24, self._intent),
         )  # fmt: skip
-        self._few = [self._filling() for _ in range(4)]
-        self._common = self._rng.sample(range(len(intents.INTENTS)), 3)
+        self._shared_fillings = [self._filling() for _ in range(4)]
+        self._shared_intents = self._rng.sample(range(len(intents.INTENTS)), 3)
         pairs: list[Pair] = []
         seen: set[str] = set()
         makers = self._rng.choices([make for _, make in kinds], [share for share, _ in kinds], k=size)
@@ -204,8 +204,8 @@ class Meanings:
     def _intent(self) -> Pair:
         rng = self._rng
         close = rng.random() < 0.5
-        wordings = intents.INTENTS[rng.choice(self._common) if close else rng.randrange(len(intents.INTENTS))]
-        filling = dict(rng.choice(self._few)) if close else self._filling()
+        wordings = intents.INTENTS[rng.choice(self._shared_intents) if close else rng.randrange(len(intents.INTENTS))]
+        filling = dict(rng.choice(self._shared_fillings)) if close else self._filling()
         if close:
             changed = rng.choice(tuple(filling))
             filling[changed] = self._filling()[changed]

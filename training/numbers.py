@@ -15,7 +15,7 @@ _HAN: Final = "零一二三四五六七八九"
 
 
 def english(value: int) -> str:
-    """0 to 999,999 in words."""
+    """A number from 0 to 999,999 in words."""
     if value < 20:
         return _ENGLISH[value]
     if value < 100:
@@ -29,7 +29,7 @@ def english(value: int) -> str:
 
 
 def chinese(value: int) -> str:
-    """0 to 99,999,999 in characters."""
+    """A number from 0 to 99,999,999 in characters."""
     if value >= 10_000:
         rest = value % 10_000
         return chinese(value // 10_000) + "万" + ("零" if 0 < rest < 1000 else "") + (chinese(rest) if rest else "")

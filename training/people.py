@@ -61,7 +61,7 @@ def resized(samples: voices.Samples, tract: tuple[int, int]) -> voices.Samples:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Turn:
     """One turn of one person. Times are in seconds."""
 
     start: float
@@ -73,7 +73,7 @@ class Spoken:
 class SyntheticMeeting:
     name: str
     samples: voices.Samples
-    turns: tuple[Spoken, ...]
+    turns: tuple[Turn, ...]
 
 
 def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
@@ -89,7 +89,7 @@ def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
     language: tuple[Language | None, ...] = rng.choice((("zh",), ("en",), (None,), ("zh", "en")))
     seconds = rng.uniform(max(30, 12 * len(people)), 180)
     pieces: list[voices.Samples] = [np.zeros(int(rng.uniform(0.2, 1.5) * voices.RATE), np.float32)]
-    turns: list[Spoken] = []
+    turns: list[Turn] = []
     spoken = len(pieces[0])
     who = -1
     while spoken < seconds * voices.RATE or len({turn.speaker for turn in turns}) < len(people):
@@ -97,7 +97,7 @@ def meeting(number: int, variants: Sequence[str]) -> SyntheticMeeting:
         who = len(turns) if unheard else rng.choice([k for k in range(len(people)) if k != who])
         text = " ".join(writer.sentence(rng.choice(language)).text for _ in range(rng.choice((1, 1, 2))))
         said = people[who].say(text, rng) * np.float32(loudness[who])
-        turns.append(Spoken(spoken / voices.RATE, (spoken + len(said)) / voices.RATE, f"P{who}"))
+        turns.append(Turn(spoken / voices.RATE, (spoken + len(said)) / voices.RATE, f"P{who}"))
         pause = np.zeros(int(rng.uniform(0.2, 1.4) * voices.RATE), np.float32)
         pieces += [said, pause]
         spoken += len(said) + len(pause)

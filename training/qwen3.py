@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv:2104.09864), halves layout."""
+    """Rotary position embedding (arXiv:2104.09864) of x, whose pairs are split into halves."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin
 

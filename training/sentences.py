@@ -32,7 +32,7 @@ class Sentence:
 
     @property
     def bare(self) -> str:
-        """Without punctuation."""
+        """The text without punctuation."""
         return tidy("".join(" " if c in PUNCTUATION else c for c in self.text))
 
 
@@ -106,7 +106,7 @@ class Writer:
         if not clauses:
             return ""
         first = self._rng.randrange(len(clauses))
-        return "，".join(clauses[first : first + self._rng.randint(1, 3)]) + self._stop(clauses[-1])
+        return "，".join(clauses[first : first + self._rng.randint(1, 3)]) + self._final_mark(clauses[-1])
 
     def _chinese_news(self) -> str:
         """Up to three clauses of tagged news. Other words of the same kind replace none, 35% or 70% of the content
@@ -124,7 +124,7 @@ class Writer:
         if not clauses:
             return ""
         first = self._rng.randrange(len(clauses))
-        return "，".join(clauses[first : first + self._rng.randint(1, 3)]) + self._stop("")
+        return "，".join(clauses[first : first + self._rng.randint(1, 3)]) + self._final_mark("")
 
     def _chinese_frame(self) -> str:
         return self._filled(self._rng.choice(frames.CHINESE), self._chinese_slot)
@@ -137,7 +137,7 @@ class Writer:
             else words.draw(self._rng.random())
             for _ in range(self._rng.randint(2, 9))
         )
-        return text + self._stop(text)
+        return text + self._final_mark(text)
 
     def _chinese_characters(self) -> str:
         return "，".join(self._chinese_term() for _ in range(self._rng.randint(1, 4))) + "。"
@@ -190,7 +190,7 @@ class Writer:
             given.draw(self._rng.random()) for _ in range(self._rng.randint(1, 2))
         )
 
-    def _stop(self, text: str) -> str:
+    def _final_mark(self, text: str) -> str:
         return "？" if re.search("[吗呢]$", text) else "。"
 
     # English

@@ -73,7 +73,7 @@ class Client:
         self.warm_up()
 
     def ask(self, messages: Messages, *, max_tokens: int, logprobs: bool = False) -> Answer:
-        """One greedy streamed request. Raises `RequestFailed`."""
+        """Send one greedy streamed request. Raises `RequestFailed`."""
         body = {
             "model": self.server.recipe.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0,
             "stream": True, "stream_options": {"include_usage": True},

@@ -16,7 +16,7 @@ from duet.testing.stack import Stack
 from training.evaluate import __main__ as command
 from training.evaluate import document, embedding, measures, page
 from training.evaluate.document import Document, Measured
-from training.evaluate.measures import Found, Measure
+from training.evaluate.measures import Result, Measure
 from training.evaluate.session import Inputs, Session, Unmeasured, session
 from training.vision import evaluate, rendering, texts
 
@@ -172,14 +172,14 @@ def test_figures_of_the_bench_become_rows(tmp_path: Path) -> None:
 def test_what_lacks_its_inputs_or_fails_leaves_the_other_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(_: Session) -> Found:
+    def missing(_: Session) -> Result:
         raise Unmeasured("needs a thing")
 
-    def broken(_: Session) -> Found:
+    def broken(_: Session) -> Result:
         raise RuntimeError("broken")
 
-    def good(_: Session) -> Found:
-        return Found({"candidates": 2, "all": {"queries": 4, "top_1": 0.5}}, {"data": "1"})
+    def good(_: Session) -> Result:
+        return Result({"candidates": 2, "all": {"queries": 4, "top_1": 0.5}}, {"data": "1"})
 
     one, other = "embedding/paraphrases", "recogniser/spoken"
     monkeypatch.setattr(

@@ -51,7 +51,7 @@ class Document(msgspec.Struct):
 
 
 def read(path: Path) -> Document:
-    """Raises `OSError` and `msgspec.MsgspecError`."""
+    """Read a document. Raises `OSError` and `msgspec.MsgspecError`."""
     return msgspec.json.decode(path.read_bytes(), type=Document)
 
 

@@ -29,7 +29,7 @@ VISION_LINES, SEED = 300, 1
 
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """The result of a measure. `data` has the SHA-256 of its data, by name."""
 
     figures: dict[str, Any]
@@ -43,10 +43,10 @@ class Measure:
 
     models: tuple[str, ...]
     command: str
-    run: Callable[[Session], Found]
+    run: Callable[[Session], Result]
 
 
-def recogniser_spoken(session: Session) -> Found:
+def recogniser_spoken(session: Session) -> Result:
     """CER on free sentences in the development voices, with speed and marks."""
     from training.recogniser import spoken
 
@@ -57,13 +57,13 @@ def recogniser_spoken(session: Session) -> Found:
     return _recognised(result, heard(models.EMBEDDED / RECOGNISER, manifest.read([path]).utterances))
 
 
-def recogniser_frozen(session: Session) -> Found:
+def recogniser_frozen(session: Session) -> Result:
     return _recognised(session.bench("cer", [session.inputs.sentences()], "--arms", "none"), {})
 
 
-def _recognised(result: dict[str, Any], more: dict[str, Any]) -> Found:
+def _recognised(result: dict[str, Any], more: dict[str, Any]) -> Result:
     figures = {"normaliser": result["normaliser"], "groups": document.cer_arms(result["arms"])[0]["groups"]}
-    return Found(figures | more, result["manifests"] | {"audio": result["audio"]})
+    return Result(figures | more, result["manifests"] | {"audio": result["audio"]})
 
 
 def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
     }
 
 
-def review_frozen(session: Session) -> Found:
+def review_frozen(session: Session) -> Result:
     """Review of the frozen set's sentences and meetings, with the terms that are said and with the meetings' absent
     terms."""
     sentences, meetings = session.inputs.sentences(), session.inputs.meetings()
@@ -117,7 +117,7 @@ def review_frozen(session: Session) -> Found:
         unreadable = result["settings"]["unreadable_answers"]
         found[name] = {"unreadable": unreadable, "arms": document.cer_arms(result["arms"])}
         data |= {file: digest for file, digest in result["manifests"].items() if file != absent.name}
-    return Found(found, data)
+    return Result(found, data)
 
 
 def _absent(meetings: list[Path], target: Path) -> Path:
@@ -131,7 +131,7 @@ def _absent(meetings: list[Path], target: Path) -> Path:
     return target
 
 
-def review_bank(session: Session) -> Found:
+def review_bank(session: Session) -> Result:
     """Review of held-out mistakes, summaries of hand-written lines, and answers to questions about itself."""
     from training.evaluate import review
 
@@ -141,23 +141,23 @@ def review_bank(session: Session) -> Found:
     pairs, elsewhere = review.read(bank, REVIEW_PAIRS)
     found = asyncio.run(review.evaluate(session.settings(), pairs, elsewhere, SEED))
     found["chat"]["answers"] = {question: found["chat"]["answers"][question] for question in review.WHO}
-    return Found(found, {"bank": document.files_digest(sorted(bank.glob("*.jsonl")))})
+    return Result(found, {"bank": document.files_digest(sorted(bank.glob("*.jsonl")))})
 
 
-def speaker_frozen(session: Session) -> Found:
+def speaker_frozen(session: Session) -> Result:
     result = session.bench("der", session.inputs.meetings())
     figures = {"collar_seconds": result["settings"]["collar_seconds"], "meetings": result["meetings"]}
-    return Found(figures, result["manifests"] | {"audio": result["audio"]})
+    return Result(figures, result["manifests"] | {"audio": result["audio"]})
 
 
-def embedding_paraphrases(session: Session) -> Found:
+def embedding_paraphrases(session: Session) -> Result:
     """Runs in a process of its own, as MLX does in the product."""
     figures = json.loads(session.python("training.evaluate.embedding"))
     path = Path(__file__).parents[1] / "paraphrases.txt"
-    return Found(figures, {path.name: document.file_digest(path)})
+    return Result(figures, {path.name: document.file_digest(path)})
 
 
-def vision_lines(session: Session) -> Found:
+def vision_lines(session: Session) -> Result:
     """Reading of rendered lines through `/v1/chat/completions`."""
     from training.vision import evaluate, rendering, texts
 
@@ -176,7 +176,7 @@ def vision_lines(session: Session) -> Found:
             groups.setdefault(fonts, {})[kind] = document.counted(sum(chosen), len(chosen))
         each = [right for one in readings if fonts in (one.fonts, "all fonts") for right in one.words]
         groups[fonts]["each word of all lines"] = document.counted(sum(each), len(each))
-    return Found({"seed": SEED, "exact": groups}, {texts.WORDS.name: words})
+    return Result({"seed": SEED, "exact": groups}, {texts.WORDS.name: words})
 
 
 MEASURES: Final = {

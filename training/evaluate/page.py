@@ -50,7 +50,7 @@ class Prose(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_prose(path: Path = PROSE) -> Prose:
-    """Raises `OSError`, `tomllib.TOMLDecodeError` and `msgspec.ValidationError`."""
+    """Read the prose. Raises `OSError`, `tomllib.TOMLDecodeError` and `msgspec.ValidationError`."""
     return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Prose)
 
 

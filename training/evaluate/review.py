@@ -74,7 +74,7 @@ LINES: Final = (
 
 
 @dataclass(frozen=True)
-class Found:
+class SummaryCounts:
     """Figures of summaries. `parts` is the number of parts that were summarised.
 
     Of the items, `right` have the right kind and segment, `written` are all that the model wrote, `expected` are all
@@ -140,7 +140,7 @@ class Line:
     text: str
 
 
-async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> Found:
+async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> SummaryCounts:
     """Summarise parts of five lines in one language, in windows as the model's card says. A refused answer counts as
     unreadable."""
     right = written = expected = quoted = unreadable = 0
@@ -167,7 +167,7 @@ async def summarised(settings: Settings, rng: random.Random, parts: int = 20) ->
                 bool(item.quote) and any(item.quote in texts.get(name, "") for name in item.segment_ids)
                 for item in items
             )
-    return Found(parts, right, written, expected, quoted, unreadable)
+    return SummaryCounts(parts, right, written, expected, quoted, unreadable)
 
 
 async def answers_to_questions(settings: Settings) -> dict[str, str]:

@@ -81,7 +81,7 @@ class Bank:
 
 
 class Author:
-    """Writes examples from `rng`, a share of them with simulated mistakes, the others with those of the bank."""
+    """Writes examples, drawn from `rng`. The share `simulated` has simulated mistakes, the rest has mistakes of the bank."""
 
     def __init__(self, rng: random.Random, bank: Bank, *, simulated: float) -> None:
         self._rng, self._bank, self._simulated = rng, bank, simulated

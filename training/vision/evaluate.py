@@ -63,7 +63,7 @@ def lines(count: int, seed: int) -> list[tuple[str, texts.Kind, Line]]:
 
     def line(kind: texts.Kind, fonts: tuple[str, ...]) -> Line:
         def propose(longest: int) -> str:
-            return texts.draw(rng, kind=kind, held=True, longest=max(12, min(longest, texts.LONGEST)))
+            return texts.draw(rng, kind=kind, unseen=True, longest=max(12, min(longest, texts.LONGEST)))
 
         return rendering.render(rng, *rendering.shape(rng), propose, fonts)
 

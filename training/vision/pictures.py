@@ -29,7 +29,7 @@ PICTURES: Final[tuple[tuple[str, str, str, int, Colour, Colour], ...]] = (
 
 
 def draw(text: str, font_file: str, size: int, paper: Colour, ink: Colour) -> Image.Image:
-    """`text` in one line with margins of a third of its size."""
+    """An image of `text` in one line. Margins are a third of the font size."""
     font = ImageFont.truetype(str(FONTS / font_file), size, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(text)
     margin = size // 3

@@ -53,22 +53,22 @@ def is_held_out(word: str) -> bool:
 
 
 @cache
-def words(*, held: bool) -> tuple[str, ...]:
-    """Words of lower-case letters: those of training, or with `held` those held out."""
+def words(*, unseen: bool) -> tuple[str, ...]:
+    """Words of lower-case letters: those of training, or with `unseen` those held out."""
     lines = WORDS.read_text(encoding="utf-8").split()
     plain = sorted({line for line in lines if re.fullmatch("[a-z]{2,16}", line)})
-    return tuple(word for word in plain if is_held_out(word) == held and held_out.allowed(word))
+    return tuple(word for word in plain if is_held_out(word) == unseen and held_out.allowed(word))
 
 
-def draw(rng: random.Random, *, kind: Kind | None = None, held: bool = False, longest: int = LONGEST) -> str:
+def draw(rng: random.Random, *, kind: Kind | None = None, unseen: bool = False, longest: int = LONGEST) -> str:
     """One line of at most `longest` characters (`longest` must be at least 4). All words are those of training, or with
-    `held` all are held out."""
+    `unseen` all are held out."""
     while True:
         chosen = kind or rng.choices(list(SHARES), list(SHARES.values()))[0]
         if chosen == "word":
-            text = _cased(rng, rng.choice(words(held=held)))
+            text = _cased(rng, rng.choice(words(unseen=unseen)))
         elif chosen == "words":
-            text = " ".join(_cased(rng, rng.choice(words(held=held))) for _ in range(rng.choice((2, 2, 3))))
+            text = " ".join(_cased(rng, rng.choice(words(unseen=unseen))) for _ in range(rng.choice((2, 2, 3))))
         elif chosen == "letters":
             text = _letters(rng)
         else:
@@ -131,4 +131,4 @@ def question(rng: random.Random) -> str:
         return rng.choice(CHAT)
     if form == 2:
         return rng.choice(list(PROMPTS)[1:])
-    return _cased(rng, " ".join(rng.choice(words(held=False)) for _ in range(rng.randint(1, 7)))) + rng.choice("?.! ")
+    return _cased(rng, " ".join(rng.choice(words(unseen=False)) for _ in range(rng.randint(1, 7)))) + rng.choice("?.! ")

@@ -85,9 +85,9 @@ class Author:
     """Draws lines and writes rows in the format of the chat template."""
 
     def __init__(
-        self, rng: random.Random, *, held: bool = False, fonts: tuple[str, ...] = rendering.TRAINING_FONTS
+        self, rng: random.Random, *, unseen: bool = False, fonts: tuple[str, ...] = rendering.TRAINING_FONTS
     ) -> None:
-        self._rng, self._held, self._fonts = rng, held, fonts
+        self._rng, self._unseen, self._fonts = rng, unseen, fonts
 
     def batch(self, images: int, rows: int | None = None) -> Batch:
         """A batch whose rows share the prompt and the sizes of their images, so that all have similar lengths. Without
@@ -131,7 +131,7 @@ class Author:
 
     def _line(self, shape: tuple[int, int]) -> Line:
         def propose(longest: int) -> str:
-            return texts.draw(self._rng, held=self._held, longest=min(longest, texts.LONGEST))
+            return texts.draw(self._rng, unseen=self._unseen, longest=min(longest, texts.LONGEST))
 
         return rendering.render(self._rng, *rendering.alike(self._rng, *shape), propose, self._fonts)
 
@@ -167,7 +167,7 @@ class Author:
                 at.append([first + r * columns + column for r in range(deep)])
                 place += 1
             place += 1  # the line's end
-            first += columns * deep + 2  # the marks between two images
+            first += columns * deep + 2  # the tokens between two images
 
 
 def _slots(line: Line, size: tuple[int, int]) -> Tensor:
@@ -283,7 +283,7 @@ def report(learner: Learner) -> str:
     """Figures on words that training never uses, in the fonts of training and in held-out fonts."""
 
     def author(fonts: tuple[str, ...]) -> Author:
-        return Author(random.Random(11), held=True, fonts=fonts)
+        return Author(random.Random(11), unseen=True, fonts=fonts)
 
     known, new = rendering.TRAINING_FONTS, rendering.HELD_OUT_FONTS
     shares = {
