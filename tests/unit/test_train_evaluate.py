@@ -16,7 +16,7 @@ from duet.testing.stack import Stack
 from training.evaluate import __main__ as command
 from training.evaluate import document, embedding, measures, page
 from training.evaluate.document import Document, Measured
-from training.evaluate.measures import Result, Measure
+from training.evaluate.measures import Measure, Result
 from training.evaluate.session import Inputs, Session, Unmeasured, session
 from training.vision import evaluate, rendering, texts
 
