@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,68 @@ def test_every_documented_command_exists() -> None:
     )
     for verb in set(re.findall(r"`duet (\w+)", text)) | set(re.findall(r"^duet (\w+)", text, re.MULTILINE)):
         assert verb in known, f"duet {verb}"
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_documented_path_exists(page: Path) -> None:
+    """A path is written from the root of the repository, or ends in `/` or `.py` and is the end of one. In `engine/NAME.py` the
+    folder must exist."""
+    files = [path.relative_to(ROOT) for path in tracked() if path.exists()]
+    known = {f"/{path}" for file in files for path in (file, *file.parents)}
+    roots = {file.parts[0] for file in files}
+    for span in re.findall(r"`([\w.*/-]+)`", page.read_text(encoding="utf-8")):
+        parts = span.rstrip("/").split("/")
+        if span.startswith(("/", "NAME")) or not (parts[0] in roots or span.endswith(("/", ".py"))):
+            continue
+        named = next((i for i, part in enumerate(parts) if "*" in part or "NAME" in part), len(parts))
+        wanted = "/" + "/".join(parts[:named])
+        assert any(path.endswith(wanted) for path in known), f"{page.name}: {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_documented_module_can_be_found(page: Path) -> None:
+    for module in re.findall(r"python3? -m ([\w.]+\w)", page.read_text(encoding="utf-8")):
+        assert importlib.util.find_spec(module) is not None, f"{page.name}: python -m {module}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_documents_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{page.name}: {link}"
+
+
+def test_every_endpoint_of_both_services_is_documented(tmp_path: Path) -> None:
+    import asr_router.app
+    import engine.app
+    from asr_router.transcribing import Transcriber
+    from duet.settings import Settings
+
+    settings = Settings(home=tmp_path)
+    backend: Any = object()  # no request is sent
+    apps = (
+        engine.app.create_app(backend, settings, key="key"),
+        asr_router.app.create_app(settings, Transcriber([], max_audio_seconds=1), key="key"),
+    )
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = {re.sub(r"\{\w+\}", "{}", name) for name in re.findall(r"`((?:GET|POST|DELETE) /[^`?]*)", text)}
+    for app in apps:
+        paths = app.openapi()["paths"]
+        assert len(paths) > 5
+        for path, methods in paths.items():
+            for method in methods:
+                name = f"{method.upper()} {re.sub(r'{[^}]*}', '{}', path)}"
+                assert name in documented, f"{app.title}: {name}"
 
 
 def test_the_vad_model_is_that_of_the_silero_vad_package() -> None:
