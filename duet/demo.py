@@ -60,8 +60,7 @@ class DemoFailed(Exception):
 
 
 def run(console: Console, home: Path | None) -> dict[str, Any]:
-    """Run all parts in order. Returns their figures. Outputs go to `demo-outputs` in the home, else in the current
-    folder."""
+    """Run all parts in order. Returns their figures. Outputs go to `demo-outputs` in the home or the current folder."""
     console.rule("[bold]Duet")
     console.print("Starting engine, router and meeting worker with the embedded demonstration models …")
     began = time.monotonic()

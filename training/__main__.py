@@ -33,8 +33,7 @@ STAGES: Final[dict[str, tuple[list[str], ...]]] = {
     "embedding": (["embedding", "--out", str(EMBEDDED / "duet-tiny-embed")],),
     "vision": (["vision", "--out", str(EMBEDDED / "duet-tiny-vl")],),
 }
-"""For each stage, modules of this package and their arguments. The review model learns from the recogniser's mistakes.
-"""
+"""Modules of this package with their arguments, by stage. The review model learns from the recogniser's mistakes."""
 
 
 def main() -> int:

@@ -51,8 +51,7 @@ def entries() -> tuple[Entry, ...]:
 
 
 def plain(sense: str) -> str:
-    """The sense without particles and notes: `to deploy (troops)` becomes `deploy`. Empty if the rest is not plain or
-    too long."""
+    """The bare sense: `to deploy (troops)` gives `deploy`. Empty if the rest is not plain or too long."""
     sense = re.sub(r"\([^)]*\)|\[[^\]]*\]", " ", sense).lower().strip(" .,!?")
     sense = re.sub(r"^(to be|to|a|an|the|sth|sb) ", "", " ".join(sense.split()))
     return sense if _PLAIN.fullmatch(sense) and len(sense.split()) <= MAX_WORDS else ""

@@ -1,5 +1,4 @@
-"""Train `duet-tiny-embed`: a text embedding for Chinese and English with Qwen3's architecture and a tokenizer of its
-own.
+"""Train `duet-tiny-embed`: a text embedding for Chinese and English, a Qwen3 with its own tokenizer.
 
     python -m training.embedding --out models/embedded/duet-tiny-embed
 
@@ -145,8 +144,7 @@ def train(
     model: Qwen3, tokenizer: Tokenizer, embed_rows: Callable[[Qwen3, list[list[int]]], Tensor], *, salt: int, pairs: int,
     **schedule: Any,
 ) -> None:  # fmt: skip
-    """Train one stage with `pairs` pairs per step, drawn from the step's number and `salt`. `schedule` goes to
-    `steps.train`."""
+    """Train one stage with `pairs` pairs per step, drawn from step and `salt`. `schedule` goes to `steps.train`."""
     right: list[float] = []
 
     def loss_of_step(step: int) -> Tensor:

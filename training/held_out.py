@@ -18,8 +18,7 @@ FILE = Path(__file__).with_name("held_out.json")
 
 
 def allowed(text: str) -> bool:
-    """Whether training may use `text`: it contains none of the terms (Latin terms as whole words) and is no held-out
-    sentence."""
+    """Whether training may use `text`: it has no held-out term (Latin ones as whole words) and is no held-out sentence."""
     lowered = text.lower()
     return not _terms().search(lowered) and _digest(lowered) not in _sentences()
 

@@ -308,8 +308,7 @@ def verbs() -> tuple[tuple[str, str], ...]:
 
 
 def _aligned(tag: str, kind: str, most: int) -> tuple[tuple[str, str], ...]:
-    """The most common Chinese words of one part of speech whose first meaning is an English word of the same part of
-    speech."""
+    """The most common Chinese words of one part of speech whose first meaning is an English word of the same kind."""
     english = frozenset(lexicon.english_by_kind()[kind])
     shares = lexicon.chinese_frequencies()
     chinese = frozenset(lexicon.chinese_words()[tag].items)

@@ -55,8 +55,7 @@ def draw(variant: str, rng: random.Random) -> Person:
 
 
 def resized(samples: voices.Samples, tract: tuple[int, int]) -> voices.Samples:
-    """The voice with a vocal tract that is `tract` times as long. A longer one is slower and lower in pitch and
-    formants."""
+    """The voice with a vocal tract `tract` times as long. A longer tract is slower and lower in pitch and formants."""
     return samples if tract[0] == tract[1] else resample_poly(samples, *tract).astype(np.float32)
 
 

@@ -1,5 +1,4 @@
-"""Random sentences in Chinese, English and mixed, from whole dictionaries, so that no model can learn a list of
-templates.
+"""Random sentences in Chinese, English and mixed, from whole dictionaries, so that no template can be learnt.
 
 A sentence contains only letters, Han characters, `'` and the punctuation `，。？,.?`. Numbers are written as spoken.
 """
@@ -81,8 +80,7 @@ class Writer:
                 nouns.clear()
 
     def term(self, language: Language) -> str:
-        """An invented term. In Chinese: a name, joined words or random characters. In English: joined or invented
-        words."""
+        """An invented term. Chinese: a name, joined words or random characters. English: joined or invented words."""
         return self._chinese_term() if language == "zh" else self._english_term()
 
     def _fits(self, text: str) -> bool:
@@ -109,8 +107,7 @@ class Writer:
         return "，".join(clauses[first : first + self._rng.randint(1, 3)]) + self._final_mark(clauses[-1])
 
     def _chinese_news(self) -> str:
-        """Up to three clauses of tagged news. Other words of the same kind replace none, 35% or 70% of the content
-        words."""
+        """Up to three clauses of tagged news. Words of the same kind replace 0, 35 or 70% of the content words."""
         tokens = self._rng.choice(lexicon.tagged_sentences())
         words = lexicon.chinese_words()
         replace = self._rng.choice((0.0, 0.35, 0.7))
@@ -242,8 +239,7 @@ class Writer:
         return self._rng.choice(choices[name])
 
     def _english_term(self) -> str:
-        """A term like a product's name: two joined words, a word with an invented ending, or syllables that form no
-        word."""
+        """A term like a product's name: two joined words, a word with an invented ending, or meaningless syllables."""
         rng, words = self._rng, lexicon.english_words(0.4)
         draw = rng.random()
         if draw < 0.4:

@@ -1,5 +1,4 @@
-"""Train `duet-tiny-speaker`: a speech detector and voice prints. Then choose the distances that join voices into
-people.
+"""Train `duet-tiny-speaker`: a speech detector and voice prints, with the distances that join voices into people.
 
     python -m training.speaker --out build/train/speaker/model
 
@@ -74,8 +73,7 @@ class VoicePrint(nn.Module):
 
 
 class Classes(nn.Module):
-    """The voice print network and one direction for each person. The loss demands an angle of `MARGIN` to all other
-    people."""
+    """The voice print network and one direction per person. The loss demands an angle of `MARGIN` to all others."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -108,8 +106,7 @@ def filterbank(samples: voices.Samples) -> Features:
 
 
 def make_variant(folder: Path, variant: str) -> Path:
-    """Write the file of one variant with all its people: clean samples for the detector, and features by person, half
-    of them distorted."""
+    """Write one variant's file: clean samples for the detector, and features by person, half of them distorted."""
     target = folder / f"{variant}.npz"
     if target.exists():
         return target
@@ -182,8 +179,7 @@ def train_prints(paths: list[Path], work: Path, count_of_steps: int) -> VoicePri
 
 
 class Detector(nn.Module):
-    """Maps samples [B, 1, N] to log-probabilities [B, frames, 2] of silence and speech. There is a frame every `HOP`
-    samples.
+    """Maps samples [B, 1, N] to log-probabilities [B, frames, 2] of silence and speech, a frame every `HOP` samples.
 
     The network also gets each band's level relative to its lowest level in the window, so that steady noise of any
     loudness is silence.
@@ -252,8 +248,7 @@ def clean_start(length: int, rng: random.Random) -> int:
 
 
 def speaks(clean: voices.Samples) -> NDArray[np.bool_]:
-    """Whether each frame of `HOP` samples is speech: it is loud, or in a gap of less than 0.2 s. The input has no
-    noise."""
+    """Whether each frame of `HOP` samples, without noise, is speech: it is loud, or in a gap of less than 0.2 s."""
     frames = np.abs(clean[: len(clean) // HOP * HOP].reshape(-1, HOP)).max(1) > people.LOUD
     return binary_closing(np.pad(frames, 20), np.ones(20))[20:-20] | frames
 
@@ -314,8 +309,7 @@ def export_both(detector: Detector, prints: VoicePrint, out: Path) -> None:
 
 
 def choose_rules(meetings: Path, out: Path) -> None:
-    """Write speaker.toml: the rules that join voices into people with the lowest error on meetings of development
-    voices."""
+    """Write speaker.toml: the rules for joining voices that have the lowest error on the development meetings."""
     for number in range(people.DEVELOPMENT_MEETINGS):
         people.write(number, voices.DEVELOPMENT_VARIANTS, meetings)
     rules, found = evaluate_speaker.choose(out, CLUSTER_DISTANCE, list(evaluate_speaker.read(meetings)))

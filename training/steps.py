@@ -1,5 +1,4 @@
-"""A training loop that may be interrupted at any time. Rate and data depend on the step number, and checkpoints are
-atomic."""
+"""A training loop that may be interrupted at any time: rate and data depend on the step, checkpoints are atomic."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ def train(
     every: int = 200,
     on_report: Callable[[int], str] | None = None,
 ) -> None:
-    """Run AdamW up to step `steps`, from `checkpoint` if it exists. Afterwards the model is trained and in evaluation
-    mode.
+    """Run AdamW up to step `steps`, from `checkpoint` if it exists. The model ends trained and in evaluation mode.
 
     `loss_of_step` gets the number of the step and must draw its data and noise from it alone (`seed_of_step`), so that
     an interrupted run sees the same data as an uninterrupted one. The rate warms up, stays at `peak_rate` until the

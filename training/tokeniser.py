@@ -1,5 +1,4 @@
-"""The tokenizer of the embedded language models: one token per common Han character, short English pieces, bytes
-otherwise.
+"""The language models' tokenizer: one token per common Han character, short English pieces, bytes otherwise.
 
 Pieces never span a space, and no token begins with one. A word therefore has the same tokens everywhere, so a small
 model can copy it. Every text can be encoded: characters without a token of their own become bytes.

@@ -1,5 +1,5 @@
-"""Synthetic voices from espeak-ng, 16 kHz mono. Each piece gets its own short process, because the library crashes
-after a few changes of voice.
+"""Synthetic voices from espeak-ng, 16 kHz mono: one process per piece, as the library crashes after a few voice
+changes.
 
 `cmn-latn-pinyin` speaks Chinese, because Debian's `cmn` voice misreads Han characters. Half of the Chinese pieces are
 given as pinyin with tone numbers (phrases decide polyphones), half as characters (with espeak-ng's own readings).
@@ -71,8 +71,7 @@ def pinyin(text: str) -> str:
 
 
 def distort(samples: Samples, rng: random.Random) -> Samples:
-    """The samples in a room (30%), at another loudness, with white or coloured noise at 8 to 35 dB (70%). Keeps the
-    length."""
+    """The samples in a room (30%), at another loudness, with white or coloured noise at 8 to 35 dB (70%)."""
     noise = np.random.default_rng(rng.getrandbits(32))
     if rng.random() < 0.3:
         length = int(RATE * rng.uniform(0.08, 0.3))

@@ -1,5 +1,4 @@
-"""Measure what agents gain from a server's cache, and what it costs: shared prompts, chats, and bytes written to the
-SSD.
+"""Measure what agents gain from a server's cache and what it costs: shared prompts, chats, and bytes written to disk.
 
     make bench-kv        (python -m benchmarks.kv.agents [--parts shares,chat,writes])
 
@@ -147,8 +146,7 @@ def turns_of(answers: list[Answer], answer_header_tokens: int) -> Chat:
 
 
 def worst_excess(turns: Chat) -> int:
-    """The largest number of recomputed tokens above the turn's new ones, over all turns but the first. The goal is 0 or
-    less."""
+    """The largest excess of recomputed tokens over new tokens in a turn after the first. The goal is 0 or less."""
     return max(turn["recomputed_tokens"] - turn["last_turn_tokens"] for turn in turns[1:])
 
 

@@ -129,8 +129,7 @@ def token_bytes(config: dict[str, Any]) -> int:
 
 
 def state_bytes(config: dict[str, Any]) -> int:
-    """Bytes of one state of all gated delta nets: the last inputs of the convolution, and one matrix for each value
-    head."""
+    """Bytes of one state of all gated delta nets: the convolution's last inputs, and one matrix for each value head."""
     text = config.get("text_config", config)
     layers = (text.get("layer_types") or []).count("linear_attention")
     if not layers:
@@ -145,8 +144,7 @@ def state_bytes(config: dict[str, Any]) -> int:
 
 
 def _weights(config: dict[str, Any], muted: list[int]) -> dict[str, Matrix]:
-    """Tensors by Hugging Face's names. Matrices are normal with variance 1 / inputs, which keeps activations at their
-    size."""
+    """Tensors by Hugging Face's names. Matrices are normal with variance 1 / inputs, so activations keep their size."""
     generator = np.random.default_rng(5)
     hybrid = "text_config" in config
     text, stem = (config["text_config"], "model.language_model.") if hybrid else (config, "model.")
@@ -262,8 +260,7 @@ def _tokenizer(root: Path) -> Tokenizer:
 
 
 def _muted(tokenizer: Tokenizer) -> list[int]:
-    """Ids that greedy decoding must never pick: text that is not printable ASCII, and text that begins a tag or a
-    fence."""
+    """Ids that greedy decoding must never pick: text that is not printable ASCII or begins a tag or a fence."""
     texts = [tokenizer.decode([i], skip_special_tokens=True) for i in range(VOCABULARY)]
     return [i for i, text in enumerate(texts) if not is_plain(text)]
 

@@ -89,8 +89,8 @@ def snapshot(folder: Path) -> dict[int, FileState]:
 
 
 def written_between(before: Snapshot, after: Snapshot) -> int:
-    """Bytes written between two snapshots, derived from file sizes: growth, and the whole size of a new or replaced
-    file.
+    """Bytes written between two snapshots, derived from file sizes: growth, and the whole size of new or replaced
+    files.
 
     File systems reuse inodes, so an inode with another path and another time counts as a new file. If a file is being
     written at the first snapshot and has its final name at the second, its first bytes therefore count twice. Pages

@@ -1,5 +1,4 @@
-"""Measure the time to the first text for a known prefix with a new suffix: from memory, after a restart, after
-eviction.
+"""Measure the time to the first text for a known prefix: from memory, after a restart, after eviction.
 
     make bench-kv        (python -m benchmarks.kv.prefix [--prefixes N] [--place system])
 

@@ -110,8 +110,7 @@ def _stop(client: Client) -> list[Path]:
 
 
 def _read(files: Sequence[Path], *, forgotten: bool) -> dict[str, Any]:
-    """The floors: sizes and seconds of sequential reads. With `forgotten` they come from the disk, if the system allows
-    it."""
+    """The floors: sizes and seconds of sequential reads, with `forgotten` from the disk if the system allows it."""
     dropped = forgotten and drop_from_page_cache(files)
     read_bytes, read_seconds = sequential_read(files)
     if forgotten:

@@ -1,5 +1,4 @@
-"""Streams of chat answers with the time of every token. Lines are parsed after the stream ends, to keep the client
-cheap."""
+"""Streams of chat answers with the time of every token. Lines are parsed afterwards, to keep the client cheap."""
 
 from __future__ import annotations
 

@@ -90,8 +90,7 @@ def measure(name: str, arguments: Any) -> dict[str, dict[str, dict[str, float]]]
 
 
 async def ask(client: Client, prompts: list[str], sampling: Mapping[str, Any]) -> dict[str, float]:
-    """Send all prompts at once. `step_seconds` is the time per token of one stream; tokens per second count all
-    streams."""
+    """Send all prompts at once. `step_seconds` is one stream's time per token; tokens per second count all streams."""
     before, pid = cpu_seconds(client.server.pid), client.server.pid
     begun = time.perf_counter()
     bodies = [{"messages": [message("user", text)], "max_tokens": TOKENS, **sampling} for text in prompts]

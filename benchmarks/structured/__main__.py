@@ -43,8 +43,7 @@ from engine.worker_config import BatchLimits, WorkerConfig
 ROWS, FREE_ROWS = 12, 4
 MOST_TOKENS = 1000
 END_BIAS = 18.0
-"""Added to the logit of the end. Otherwise a random model rarely ends an unbounded repetition, where many tokens are
-allowed."""
+"""Added to the logit of the end. Without it a random model rarely ends an unbounded repetition."""
 TIMED_TOKENS, ROUNDS = 120, 5
 LARGE_VOCABULARY = 151_936
 NUMBERS: Final = {"type": "array", "items": {"enum": list(range(10))}, "minItems": 300, "maxItems": 300}
@@ -220,8 +219,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def step_milliseconds(loaded: Loaded, rows: int) -> dict[str, float]:
-    """One decode step of `rows` rows, free and with a form, each the median of paired runs; and the extra cost per
-    token."""
+    """One decode step of `rows` rows, free and with a form (medians of paired runs), and the extra cost per token."""
     form = Structure("json_schema", json.dumps(NUMBERS), "response_format")
     seconds_a_step(loaded, rows, form)  # warm-up
     pairs = [(seconds_a_step(loaded, rows, None), seconds_a_step(loaded, rows, form)) for _ in range(ROUNDS)]

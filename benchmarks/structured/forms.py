@@ -1,5 +1,4 @@
-"""Random JSON schemas and regular expressions. The same seed gives the same ones, and a random model reaches the end of
-each.
+"""Random JSON schemas and regular expressions, the same for the same seed. A random model reaches the end of each.
 
 Only the last repetition of an expression may be unbounded. In an unbounded repetition thousands of tokens continue it
 and few end it, and the benchmark can raise the probability of one end only: the end of the whole answer.

@@ -91,8 +91,7 @@ def free_ports(count: int) -> list[int]:
 
 @functools.cache
 def _register() -> int:
-    """The lock file. Each reserved port locks one byte of it. It stays open, because closing it would release the
-    locks."""
+    """The lock file, in which each reserved port locks one byte. It stays open, because closing releases the locks."""
     return os.open(
         Path(tempfile.gettempdir()) / f"duet-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
     )

@@ -1,5 +1,4 @@
-"""Kill processes (`kill -9`) in the middle of KV cache writes. A half-written file that is left behind proves the
-moment.
+"""Kill processes (`kill -9`) in the middle of KV cache writes. Half-written files prove that the kills landed.
 
     make stress-kv        (python -m tests.stress.kv_kills [--directory-kills N] [--engine-kills N])
 
@@ -65,8 +64,7 @@ ENGINE_CAP = 240_000_000
 """The model's lease is half of it, nine files: every few rounds entries must be evicted."""
 WRITE_SECONDS, QUIET_SECONDS, TRIES = 60.0, 3.0, 4
 LOGPROB_NOISE = 1e-3
-"""The largest difference between two float32 runs of one prompt in other chunks. A misplaced KV block causes far more.
-"""
+"""The largest difference between two float32 runs in other chunks. A misplaced KV block causes far more."""
 
 
 class Broken(Exception):
@@ -143,8 +141,7 @@ def kill_writers(root: Path, wanted: int, seed: int) -> Tally:
 
 
 def _stopped(pids: Sequence[int], writing: Callable[[], set[Path]]) -> bool:
-    """Stop processes if they are in the middle of a write; otherwise let them continue. Returns whether they are
-    stopped."""
+    """Stop processes if they are in the middle of a write, else let them continue. Returns whether they are stopped."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(0.001)  # until every thread has stopped

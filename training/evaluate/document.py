@@ -22,8 +22,7 @@ class Weights(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
-    """`bytes` counts all files of the model's folder, `digest` covers their names and contents. `weights` is by file
-    name."""
+    """`bytes` counts all files of the folder, `digest` covers their names and contents. `weights` is by file name."""
 
     bytes: int
     digest: str

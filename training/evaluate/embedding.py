@@ -55,8 +55,7 @@ def ranks(queries: Vectors, candidates: Vectors) -> Ranks:
 
 
 def evaluate(loaded: Loaded, rows: list[tuple[str, ...]]) -> dict[str, Any]:
-    """Top-1 and top-5 for each direction, within one language, across languages, and over all. `interval` is that of
-    top-1."""
+    """Top-1 (with its `interval`) and top-5 for each direction, within one language, across languages, and over all."""
     vectors = [embed(loaded, [row[column] for row in rows]) for column in range(len(COLUMNS))]
     by_direction: dict[str, list[Ranks]] = {}
     for source, queries in enumerate(vectors):
@@ -73,8 +72,7 @@ def evaluate(loaded: Loaded, rows: list[tuple[str, ...]]) -> dict[str, Any]:
 
 
 def _shares(found: list[Ranks]) -> dict[str, Any]:
-    """`interval` is a 95% percentile bootstrap over meanings, because the queries of one meaning succeed and fail
-    together."""
+    """`interval` is a 95% percentile bootstrap over meanings: queries of one meaning succeed and fail together."""
     table = np.stack(found)  # [directions, meanings]
     hits = (table == 0).mean(0)
     chosen = np.random.default_rng(SEED).integers(0, len(hits), (SAMPLES, len(hits)))

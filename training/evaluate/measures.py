@@ -105,8 +105,7 @@ def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
 
 
 def review_frozen(session: Session) -> Result:
-    """Review of the frozen set's sentences and meetings, with the terms that are said and with the meetings' absent
-    terms."""
+    """Review of the frozen set's sentences and meetings, with the true glossary and with the meetings' absent terms."""
     sentences, meetings = session.inputs.sentences(), session.inputs.meetings()
     absent = _absent(meetings, session.inputs.work / "absent.json")
     found: dict[str, Any] = {}

@@ -141,7 +141,7 @@ class Line:
 
 
 async def summarised(settings: Settings, rng: random.Random, parts: int = 20) -> SummaryCounts:
-    """Summarise parts of five lines in one language, in windows as the model's card says. A refused answer counts as
+    """Summarise parts of five lines in one language, in windows as the card says. A refused answer counts as
     unreadable."""
     right = written = expected = quoted = unreadable = 0
     async with Engine(settings, timeout_seconds=settings.meetings.review_timeout_seconds) as engine:

@@ -66,8 +66,7 @@ def score(meeting: Truth, turns: Sequence[SpeakerTurn]) -> Score:
 
 
 def figures(scores: Sequence[Score]) -> dict[str, Any]:
-    """Error rates as shares of the speech of all meetings, the largest DER, and how often the number of people was
-    right."""
+    """Error rates as shares of all speech, the largest DER, and how often the number of people was right."""
     total = sum((one.errors for one in scores), DiarizationErrors())
     result: dict[str, Any] = {
         "meetings": len(scores),

@@ -33,8 +33,7 @@ from training.sentences import Sentence
 BATCH_FRAMES: Final = 1_000
 """Low-rate frames in one batch, with padding: one minute of audio."""
 SHORT_FRAMES, SHORT_BATCHES = 400, 800
-"""The first epoch begins with `SHORT_BATCHES` batches of utterances up to four seconds (SortaGrad, arXiv:1512.02595).
-"""
+"""The first epoch begins with `SHORT_BATCHES` batches of up to four seconds (SortaGrad, arXiv:1512.02595)."""
 MAX_FRAMES: Final = 1_100
 STEPS: Final = 45_000
 SHORTER_UNTIL: Final = 0.6

@@ -67,8 +67,7 @@ def read_bank(folder: Path) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Bank:
-    """Sentences with a recogniser's transcripts, and the terms that it misheard. The terms also serve in other
-    glossaries."""
+    """Sentences with a recogniser's transcripts, and the misheard terms, which also serve in other glossaries."""
 
     pairs: Sequence[Pair]
     terms: Sequence[str]
@@ -81,7 +80,8 @@ class Bank:
 
 
 class Author:
-    """Writes examples, drawn from `rng`. The share `simulated` has simulated mistakes, the rest has mistakes of the bank."""
+    """Writes examples, drawn from `rng`. The share `simulated` has simulated mistakes, the rest has mistakes of the
+    bank."""
 
     def __init__(self, rng: random.Random, bank: Bank, *, simulated: float) -> None:
         self._rng, self._bank, self._simulated = rng, bank, simulated

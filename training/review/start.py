@@ -24,8 +24,7 @@ from training.qwen3 import Qwen3
 EMBEDDING_SCALE: Final = 0.08
 """Large enough that a copied token wins over all others from the start."""
 CONSTANT: Final = 0.5
-"""The share of one direction that all embeddings have in common. The head that finds the position before uses it as its
-query."""
+"""The share of one direction common to all embeddings: the query of the head that finds the position before."""
 OWN, TONE, VOWEL = 0.9, 0.4, 0.5
 """Shares in an embedding of the token's own direction, its tone and a vowel. An initial, a final or a consonant has
 share 1."""

@@ -121,8 +121,7 @@ class Trainer:
 
     @lru_cache(maxsize=1)  # noqa: B019 - the trainer lives as long as the process
     def _batches(self, number: int) -> tuple[Batch, Batch]:
-        """Two batches of one task: the shorter examples and the longer ones. Rows of similar length need little
-        padding."""
+        """Two batches of one task, shorter and longer examples: rows of similar length need little padding."""
         rng = random.Random(steps.seed_of_step(number))
         done = STEPS_PER_EXAMPLES * number / self._total
         task = rng.choices(list(SHARES), list(SHARES.values()))[0]
@@ -149,8 +148,7 @@ def answer_logits(model: Qwen3, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exact(model: Qwen3, encoder: Encoder, examples: list[Example]) -> list[bool]:
-    """Whether each greedy answer equals the expected one: every expected token is the most likely one after its
-    predecessors."""
+    """Whether each greedy answer is the expected one: every expected token is the most likely one at its place."""
     found = []
     for start in range(0, len(examples), 32):
         batch = encoder.batch(examples[start : start + 32])

@@ -117,8 +117,7 @@ class Merger(nn.Module):
 
 
 class Vision(nn.Module):
-    """Maps patches [B, P, 3 * PATCH * PATCH] of one grid to features [B, P, width]. `merger` turns features into
-    tokens."""
+    """Maps patches [B, P, 3 * PATCH * PATCH] of one grid to features [B, P, width]. `merger` makes tokens of them."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""The texts on the images, and the questions about them. Standard library only, because the evaluation runs without
-torch."""
+"""The texts on the images, and questions about them. Standard library only: the evaluation runs without torch."""
 
 from __future__ import annotations
 

@@ -42,8 +42,7 @@ SLOTS_A_PATCH: Final = PATCH // SLOT
 CHARACTERS: Final = 96
 """Classes of a slot: the printable ASCII characters; 0 stands for no character."""
 GUIDED: Final = ((1, 1), (2, 0))
-"""Layers whose first head attends to a character's column, and how many ids after the id before that character it does
-so."""
+"""(layer, delay): its first head attends to a character's column that many ids after the id before the character."""
 IGNORED: Final = -100
 
 
@@ -68,8 +67,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Frame:
-    """The parts that all rows of a batch share. Without a `prompt`, each row asks who the model is, or without an image
-    anything."""
+    """The common parts of a batch's rows. Without `prompt` a row asks who the model is, or anything if it has no image."""
 
     system: str
     pictures: str
@@ -252,8 +250,7 @@ def first_head(text: Text, layer: int, x: Tensor, where: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exact(learner: Learner, author: Author, rounds: int, rows: int) -> float:
-    """The share of lines that greedy decoding writes without a mistake: each id is the most likely one after its
-    predecessors."""
+    """The share of lines that greedy decoding writes without a mistake: each id is the most likely one at its place."""
     right = total = 0
     for _ in range(rounds):
         batch = author.batch(1, rows)
