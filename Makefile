@@ -14,7 +14,9 @@ PEERS := build/bench/venv
 # Real recordings for the ring that needs them; not in the repository.
 DUET_TEST_AUDIO ?= $(wildcard ../shared/audio)
 DUET_TEST_EVAL ?= $(wildcard ../shared/eval)
-export PYTHONDONTWRITEBYTECODE = 1
+# Bytecode is kept, but not beside the sources: processes start in half of the time.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+unexport PYTHONDONTWRITEBYTECODE
 # The certificates of the system, so that a company's own authority is trusted.
 export UV_SYSTEM_CERTS ?= 1
 

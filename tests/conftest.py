@@ -17,6 +17,19 @@ settings.register_profile("duet", deadline=None, derandomize=True, max_examples=
 settings.register_profile("quick", settings.get_profile("duet"), max_examples=QUICK)
 settings.load_profile("duet")
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share one service run in one process: else each process would start it again."""
+    for item in items:
+        loop = item.get_closest_marker("asyncio")
+        fixtures = getattr(item, "fixturenames", ())
+        if "stack" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("stack"))
+        elif (loop and loop.kwargs.get("loop_scope") == "module") or not {"gateway", "installed"}.isdisjoint(fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 CPU_SECONDS = 3.0
 """A unit test that computes for longer fails under CI. Seconds of the CPU and not of the clock: a machine that is busy with
 other work stretches the clock several times over, and the test is no slower for that."""

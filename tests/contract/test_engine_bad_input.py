@@ -12,10 +12,7 @@ import pytest_asyncio
 
 from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("engine_bad_input"),
-]  # one service a module
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

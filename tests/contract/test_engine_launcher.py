@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from duet.settings import EngineSettings, Settings
+from duet.supervise.child import Child
 from engine.cards import Catalogue
 from engine.downloads import Downloads
 from engine.fleet import spare as spare_module
@@ -56,15 +58,24 @@ async def test_a_spare_that_dies_at_once_is_followed_by_another_later_and_later(
         asked.append(failures_in_a_row)
         return 0.0 if failures_in_a_row < 3 else 1000.0
 
+    started: list[str] = []
+    start = spare_module.new_process
+
+    async def noted(module: str, name: str) -> Child[Any]:
+        started.append(module)
+        return await start(module, name)
+
     monkeypatch.setattr(spare_module, "restart_delay_seconds", delay)
+    monkeypatch.setattr(spare_module, "new_process", noted)
     spare = Spare("tests.fakes.no_such_module")
-    for _ in range(3):
+    for number in range(1, 4):
         await spare.keep()
-        assert spare.ready
+        assert len(started) == number
         async with asyncio.timeout(20):
             while spare.ready:
                 await asyncio.sleep(0.02)
     for _ in range(3):
         await spare.keep()
         assert not spare.ready
+    assert len(started) == 3
     assert asked == [1, 2, 3]

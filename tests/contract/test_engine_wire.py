@@ -17,7 +17,7 @@ import pytest_asyncio
 from tests.fakes.engine_service import KEY, EngineService, chat_body, engine_service, model_folder
 from tests.sounds import pcm, tone, wav
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("engine_wire")]  # one service a module
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -18,10 +18,7 @@ from speech.decode import decode
 from tests import sounds
 from tests.fakes.router_service import DEMO, KEY, PATH, RouterService, clip, router_service
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("router_transcriptions"),
-]  # one service a module
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
