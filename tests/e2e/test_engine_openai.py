@@ -221,7 +221,8 @@ def test_a_model_without_speech_refuses_a_transcription(client: openai.OpenAI, t
 
 
 def test_an_over_long_prompt_is_refused_before_the_stream_begins(client: openai.OpenAI) -> None:
-    client.chat.completions.create(model="chat", messages=says(ASK))  # loaded: the status waits only three seconds for a load
+    # The model is loaded first: the status waits only three seconds for a load.
+    client.chat.completions.create(model="chat", messages=says(ASK))
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="chat", messages=says("word " * 5000), stream=True)
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
