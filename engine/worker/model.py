@@ -1,4 +1,4 @@
-"""What every room of a worker may know of its model. No MLX: arrays and libraries are behind `Any`."""
+"""What every package of a worker may know of its model. No MLX: arrays and libraries are behind `Any`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run. `context` is in tokens; `eos_ids` end an answer; `image_token_id` marks an image's place."""
+    """A model ready to run.
+
+    `context` is the longest prompt plus answer (or the longest input) in tokens; None if it is unknown. `eos_ids` end an answer.
+    `image_token_id` marks an image's place in a prompt.
+    """
 
     capabilities: tuple[str, ...]
     model: Any

@@ -90,7 +90,7 @@ def alone(model: Callable[..., Loaded]) -> Callable[..., bytes]:
 
 
 class Recorder:
-    """A channel's sending side that keeps what was sent; reports, which come when they will, apart."""
+    """A channel's sending side that keeps what was sent. Reports come at any time, so they are kept apart."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -159,7 +159,7 @@ class Driver:
         return {row.id: row for row in [*batch.rows, *batch._joining] if row.id not in scheduler._leaving}
 
     def scheduled(self) -> set[str]:
-        """The requests that the scheduler believes to have a row."""
+        """The requests that have a row, by the scheduler's count."""
         return set(self.loop._scheduler._running)
 
     def prefilled(self, request_id: str) -> int:
@@ -198,8 +198,10 @@ class Driver:
         place: str = "_forward",
         once: bool = False,
     ) -> list[str]:
-        """Decode steps fail at a method of `Batch`, when half of its work is done. `once`: one step of a batch with rows.
-        What is returned grows by `place` with each."""
+        """Decode steps fail at the end of one method of `Batch`. `once`: only one step of a batch with rows fails.
+
+        The list that is returned grows by `place` with each failure.
+        """
         original, failed = getattr(Batch, place), list[str]()
 
         def fails(batch: Batch, *arguments: Any) -> Any:
@@ -215,7 +217,7 @@ class Driver:
     def fail_prefill(
         self, patch: pytest.MonkeyPatch, message: str = "the device is gone", *, once: bool = False
     ) -> list[PrefillChunk]:
-        """Prompt chunks fail, `once` or always. Returns those that were tried, which grow."""
+        """Prompt chunks fail, `once` or always. The list that is returned grows by each chunk that is tried."""
         original, tried = Runner._prefill, list[PrefillChunk]()
 
         def fails(runner: Runner, chunk: PrefillChunk) -> None:
@@ -228,7 +230,7 @@ class Driver:
         return tried
 
     def break_loop(self, patch: pytest.MonkeyPatch) -> None:
-        """The next tick raises what no request is to blame for."""
+        """The next tick raises an error that belongs to no request."""
 
         def fails(plan: Plan) -> Any:
             raise RuntimeError("the device is gone")
@@ -258,7 +260,7 @@ class Driver:
         return {request.id: self.raw(request.id) for request in requests}
 
     def run_all(self, requests: list[GenerationRequest]) -> None:
-        """To the end of each, whatever it is."""
+        """Until each of them has ended in any way."""
         for request in requests:
             self.post(request)
         self.drain()

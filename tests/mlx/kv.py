@@ -52,7 +52,7 @@ class KvDriver(Driver):
 
     @property
     def kv(self) -> GuardedCache:
-        assert self.loop._kv is not None
+        assert isinstance(self.loop._kv, GuardedCache)
         return self.loop._kv
 
     @property

@@ -49,7 +49,7 @@ def oracle(loaded: Loaded, request: GenerationRequest) -> tuple[bytes, list[Any]
 
 
 def unexplained_difference(driver: Driver, request: GenerationRequest, loaded: Loaded) -> str:
-    """ "" if the answers are equal, or part where the two best tokens are closer than rounding has moved them before."""
+    """ "" if the answers are equal, or if they part where the two best tokens are closer than rounding has moved them before."""
     expected, distributions = oracle(loaded, request)
     got = driver.run([request])[request.id]
     if got == expected:
@@ -94,13 +94,13 @@ def test_eight_requests_joining_at_different_times_equal_themselves_alone(
 
 
 def _part_by_rounding(company: Driver, single: Driver, name: str) -> bool:
-    """Whether two runs of a request say the same up to where what each picked was nearly as likely in the other."""
+    """Whether two runs of a request say the same, up to a place where each picked what was nearly as likely in the other."""
     noise = 0.0
     for ours, theirs in zip(company.of(name, TextDelta), single.of(name, TextDelta), strict=True):
         if ours.logprob.raw == theirs.logprob.raw:
             noise = max(noise, abs(ours.logprob.logprob - theirs.logprob.logprob))
             continue
-        # Both are the best of their run: were they not close, rounding could not have turned them round.
+        # Each is the best of its run: rounding can swap them only if they are close.
         return abs(ours.logprob.logprob - theirs.logprob.logprob) <= 4 * max(noise, 0.02)
     return True
 
@@ -115,7 +115,7 @@ def test_a_request_alone_equals_the_library_s_own_generation(
         if dtype == "float32":
             assert driver.run([request])[request.id] == oracle(loaded, request)[0], request.id
         else:
-            # The library's last prompt token goes with the others, ours is the first step: other shapes, other rounding.
+            # The library runs the last prompt token with the others, we run it as the first step: other shapes, other rounding.
             assert not unexplained_difference(driver, request, loaded)
 
 

@@ -1,4 +1,4 @@
-"""What company may do to a row: nothing. Crowds, cancellations at any tick, caches that cannot run together."""
+"""Other rows change nothing in a row: crowds, cancellations at any tick, caches that cannot run together."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_which_of_the_library_s_caches_can_run_together() -> None:
 
 @pytest.mark.parametrize("make", [KVCache, lambda: RotatingKVCache(max_size=8)], ids=["plain", "rotating"])
 def test_merging_an_empty_row_keeps_the_dtype_and_the_rows(make: Callable[[], Any]) -> None:
-    """What the batch relies on: `extend` would turn everything into float32."""
+    """The batch relies on this: `extend` would turn everything into float32."""
     filled = make()
     keys = mx.random.normal((1, 2, 5, 4)).astype(mx.bfloat16)
     filled.update_and_fetch(keys, keys)

@@ -135,7 +135,7 @@ def test_one_image_of_a_priority_is_encoded_before_it_has_a_row(driver: Driver, 
         driver.post(seen(name, priority="interactive" if name in urgent else "normal"))
     while len(driver.of("stream", TextDelta)) < 60:
         driver.tick()
-    assert len(encodings) == 1, "whoever is urgent is encoded first, and then nobody of less priority"
+    assert len(encodings) == 1, "an urgent one is encoded first, and then none of lower priority"
     assert driver.of("urgent 0", Accepted)
     assert driver.waiting() == 6
     driver.drain()

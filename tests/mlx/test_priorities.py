@@ -1,4 +1,4 @@
-"""Whose turn it is, on a real model: nobody's answer depends on who was there, waited, or had to give way."""
+"""Whose turn it is, on a real model: no answer depends on which others ran, waited, or had to give way."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_rows_that_give_way_to_memory_say_what_they_would_have_said(
 def test_an_interactive_request_takes_the_row_of_batch_work(
     model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.worker.loop.LOOKUP_SECONDS", 60.0)  # what is known of a prompt takes no ticks of others
+    monkeypatch.setattr(
+        "engine.worker.loop.LOOKUP_SECONDS", 60.0
+    )  # the lookup of a prompt then takes no ticks of others
     loaded = model("plain")
     batch = [of("batch", ask(f"b{i}", words(80, i), tokens=50)) for i in range(2)]
     quick = of("interactive", ask("quick", "hello", tokens=5))
@@ -93,7 +95,9 @@ def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Calla
     ]
     expected = alone(loaded, [*batch, *quick])
     driver = Driver(loaded)
-    driver.run([msgspec.structs.replace(quick[-1], id="compiled")])  # compiling takes as many ticks as it will
+    driver.run(
+        [msgspec.structs.replace(quick[-1], id="compiled")]
+    )  # compiled before, because compiling takes any number of ticks
     apart: list[str] = []
     step_alone = driver.runner._step_alone
 
@@ -104,7 +108,7 @@ def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Calla
     driver.runner._step_alone = noted  # type: ignore[method-assign]
     for request in batch:
         driver.post(request)
-    for request in quick:  # one after the other: beside each other they are streams that do not wait
+    for request in quick:  # one after the other: side by side they would be streams, which do not wait for each other
         while len(driver.of("b0", TextDelta)) < 5:
             driver.tick()
         driver.post(request)
@@ -178,7 +182,7 @@ def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loa
 
 
 class Woken(queue.SimpleQueue[Any]):
-    """A mailbox that nobody waits for without an end, and nobody by the real clock."""
+    """A mailbox that never waits by the real clock, and fails if it is asked to wait for ever."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         assert not self.empty() or timeout is not None, "nothing would wake it"
@@ -187,7 +191,7 @@ class Woken(queue.SimpleQueue[Any]):
 
 @pytest.mark.parametrize("kind", ["plain", "vision", "embedding"])
 @pytest.mark.parametrize("shift", range(12))
-def test_a_gate_that_opens_between_two_ticks_is_noticed(
+def test_a_pause_that_ends_between_two_ticks_is_noticed(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, kind: str, shift: int
 ) -> None:
     driver, seconds = Driver(model(kind)), itertools.count(0.0, HOLD_SECONDS / 50)
@@ -200,7 +204,7 @@ def test_a_gate_that_opens_between_two_ticks_is_noticed(
         driver.post(of("batch", ask("b", "a batch of work", tokens=1, images=images)))
     else:
         driver.post(EmbeddingRequest(id="b", model="m", inputs=("x",), priority="batch"))
-    for _ in range(shift):  # a tick reads the clock some times: the gate opens between each two of them once
+    for _ in range(shift):  # a tick reads the clock several times: here the pause ends between each two readings once
         next(seconds)
     for _ in range(60):
         driver.tick() if not driver.recorder.sent else None

@@ -13,11 +13,11 @@ from engine.worker.runtime.sampling import Columns, Penalties, top_logprobs
 
 VOCABULARY = 200
 ROUNDING = 1e-5
-"""The device sums in float32: of tokens so close to a filter's border either may be right."""
+"""The device sums in float32: for tokens this close to a filter's border either answer may be right."""
 
 
 def survivors(logits: np.ndarray, params: SamplingParams) -> set[int]:
-    """Tokens that top-k, then top-p of what is left, then min-p let through, by sorting."""
+    """Tokens that top-k, then top-p of the remaining tokens, then min-p let through, by sorting."""
     scores = logits.astype(np.float64) / params.temperature
     order = np.argsort(-scores, kind="stable")
     probabilities = np.exp(scores - scores.max())

@@ -14,7 +14,7 @@ DRAWS, PARTS = 2048, 8
 
 
 def reference(logits: np.ndarray, params: SamplingParams) -> set[int]:
-    """Sorted in float64: top-k, then top-p of what is left, then min-p."""
+    """Sorted in float64: top-k, then top-p of the remaining tokens, then min-p."""
     scores = logits.astype(np.float64) / params.temperature
     order = np.argsort(-scores, kind="stable")
     weights = np.exp(scores - scores.max())
@@ -64,7 +64,7 @@ def test_what_is_drawn_is_what_sorting_keeps_and_as_often_as_it_weighs(row: Samp
     part[order] = np.minimum((share - weights[order] / weights.sum() / 2) * PARTS, PARTS - 1).astype(int)
     expected = np.bincount(part, weights / weights.sum() * DRAWS, minlength=PARTS)
     counts = np.bincount(part[found], minlength=PARTS)
-    # Five standard deviations of a binomial, for tokens of like weight taken together.
+    # Five standard deviations of a binomial, for tokens of similar weight taken together.
     assert np.all(np.abs(counts - expected) <= 5 * np.sqrt(expected * (1 - expected / DRAWS)) + 1), (counts, expected)
 
 

@@ -238,7 +238,7 @@ def test_the_memory_of_a_failed_step_is_free_at_once(
     lost = weakref.ref(driver.batch)
 
     def fail(self: Batch) -> Any:
-        cache = self._cache  # as a frame of the model's own would hold it
+        cache = self._cache  # as a frame of the model would hold it
         raise RuntimeError(f"no memory for {len(cache)} layers")
 
     monkeypatch.setattr(Batch, "_forward", fail)
@@ -320,7 +320,7 @@ def test_freed_buffers_are_kept_for_a_while_and_then_given_back(
     released: list[str] = []
     monkeypatch.setattr(memory, "release", lambda: released.append("all"))
     driver = Driver(model("plain"))
-    quiet = driver.loop._buffers.quiet  # what it does with the time whenever there is nothing to do
+    quiet = driver.loop._buffers.quiet  # what the loop calls when there is nothing to do
     assert quiet(0.0) is None  # nothing was used yet
     for name in ("a", "b"):
         released.clear()

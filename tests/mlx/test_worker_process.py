@@ -32,7 +32,7 @@ async def worker(folder: Path) -> AsyncIterator[Child[Any]]:
 
 @asynccontextmanager
 async def process() -> AsyncIterator[Child[Any]]:
-    """A worker that was not told yet what to be: a spare."""
+    """A worker that was not yet told what to be: a spare."""
     child: Child[Any] = await Child.start("engine.worker", (), FromWorker, name="worker")
     try:
         yield child
@@ -41,7 +41,7 @@ async def process() -> AsyncIterator[Child[Any]]:
 
 
 async def said(child: Child[Any]) -> Any:
-    """The next message that is no report on memory."""
+    """The next message that is not a report on memory."""
     while isinstance(message := await child.channel.receive(), MemoryReport | BatchReport):
         continue
     return message

@@ -323,7 +323,7 @@ def begun(scheduler: Scheduler, now: float = 0.0) -> Plan:
     return tick(scheduler)
 
 
-def test_who_waits_for_an_answer_goes_before_batch_work_that_came_first() -> None:
+def test_interactive_and_normal_requests_go_before_batch_work_that_came_first() -> None:
     scheduler = Scheduler(max_rows=8, chunk_tokens=4)
     for one in (batch("batch"), sequence("normal"), interactive("interactive")):
         scheduler.add(one)
@@ -425,7 +425,7 @@ def test_no_prompt_of_the_batch_begins_while_rows_leave_unless_it_is_aged() -> N
 def test_a_first_token_is_drawn_apart_from_batch_rows_and_with_all_others() -> None:
     scheduler = Scheduler(max_rows=8, chunk_tokens=100)
     scheduler.add(batch("b"))
-    assert not begun(scheduler).prefill[0].draws  # nobody runs whom it would wait for
+    assert not begun(scheduler).prefill[0].draws  # no row runs that it would wait for
     short = sequence("one token", max_tokens=1)
     scheduler.add(short)
     assert [(chunk.id, chunk.joins, chunk.draws) for chunk in begun(scheduler).prefill] == [("one token", True, True)]
@@ -433,7 +433,7 @@ def test_a_first_token_is_drawn_apart_from_batch_rows_and_with_all_others() -> N
     assert begun(scheduler) == Plan(leave=frozenset({"one token"}), decode=True, prefill=())
     picture = sequence("picture", whole=True)
     scheduler.add(picture)
-    assert not begun(scheduler).prefill[0].draws  # its positions are known to the batch it joins only
+    assert not begun(scheduler).prefill[0].draws  # only the batch that it joins knows its positions
     scheduler.add(interactive("i"))
     assert not begun(scheduler).prefill[0].draws  # a stream runs, which would have to wait
 
@@ -449,7 +449,7 @@ def test_batch_rows_go_on_beside_answers_of_one_token_without_end() -> None:
     assert decoded == 20
 
 
-def test_a_stream_does_not_pause_for_anybody() -> None:
+def test_a_stream_pauses_for_no_other_request() -> None:
     scheduler = Scheduler(max_rows=4, chunk_tokens=10)
     scheduler.add(sequence("n"))
     begun(scheduler)
@@ -531,7 +531,7 @@ def test_a_prompt_that_is_begun_goes_on_while_a_more_urgent_one_waits_for_its_me
     assert scheduler.idle
 
 
-def test_who_came_first_begins_first_whenever_it_was_made_ready() -> None:
+def test_the_first_to_arrive_begins_first_whenever_it_was_made_ready() -> None:
     scheduler = Scheduler(max_rows=1, chunk_tokens=100)
     scheduler.add(Sequence("text", 5, 5, arrived=2.0))
     scheduler.add(Sequence("with an image", 5, 5, arrived=1.0))
@@ -646,7 +646,7 @@ def test_an_aged_prompt_too_large_for_what_is_left_gets_its_memory() -> None:
 
 
 @pytest.mark.parametrize("case", ["a prompt that is begun has the memory", "a row that cannot be swapped out"])
-def test_paused_batch_work_goes_on_when_it_is_in_the_way_of_somebody_who_waits(case: str) -> None:
+def test_paused_batch_work_goes_on_when_it_is_in_the_way_of_a_waiting_request(case: str) -> None:
     if "memory" in case:
         scheduler = Scheduler(max_rows=4, chunk_tokens=256, kv_tokens_bound=1000)
         scheduler.add(Sequence("batch", 900, 5, priority="batch"))

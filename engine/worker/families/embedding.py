@@ -1,4 +1,4 @@
-"""Embeddings: inputs of like length run together, one batch a step."""
+"""Embeddings: inputs of similar length run together, one batch a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job[Embedded]:
 def _tokens(loaded: Loaded, item: str | tuple[int, ...], position: int) -> list[int]:
     where = f"input[{position}]"
     tokens = loaded.tokenizer.encode(item) if isinstance(item, str) else list(item)
-    if not item or not tokens:  # an empty text still has the tokens that the model puts around it
+    if not item or not tokens:  # an empty text still has the special tokens that the tokenizer adds
         raise InvalidRequest(f"{where} is empty", param="input")
     if any(not 0 <= token < loaded.vocabulary for token in tokens):
         raise InvalidRequest(f"{where} has a token outside the vocabulary of {loaded.vocabulary}", param="input")
@@ -40,7 +40,7 @@ class _EmbeddingJob:
         self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
         self._model, self._dimensions, self._inputs = loaded.model, request.dimensions, inputs
         self._pad = loaded.tokenizer.pad_token_id or 0
-        # Longest first: a batch that fits in memory is tried before the small ones.
+        # Longest first: if the first batch fits in memory, all others do.
         self._order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
         self._vectors: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
 

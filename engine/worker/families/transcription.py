@@ -1,7 +1,7 @@
-"""Qwen3-ASR: long audio in chunks, a token budget for each, and a look afterwards whether the text can be whole.
+"""Qwen3-ASR: long audio in chunks, a token budget for each chunk, and a check afterwards whether its text can be complete.
 
-The library is called directly, since neither of the stock servers hands the prompt or the hotwords to the model, and
-since one budget for a whole file cuts long audio short without a word.
+The library is called directly, because no stock server hands the prompt or the hotwords to the model, and because one budget for
+a whole file cuts long audio short without a word.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MIN_BUDGET_TOKENS = 64
 MIN_CLIP_SAMPLES = SAMPLE_RATE // 10
 MIN_HALF_SECONDS = 1.0
 MAX_PROMPT_TOKENS = 10_000
-"""What the model's authors allow for context; less where its positions do not hold as much."""
+"""What the model's authors allow for context. It is less where the model has fewer positions."""
 AUDIBLE = 0.01
 """Root mean square above which a chunk without text is suspicious (-40 dBFS)."""
 SILENT = 1e-4
-"""Root mean square below which a chunk is not shown to the model, which would invent words for it (-80 dBFS)."""
+"""Root mean square below which the model does not get a chunk, because it would invent words for it (-80 dBFS)."""
 SPARSE_SECONDS, SPARSE_CHARACTERS_PER_SECOND = 10.0, 0.5
-"""An audible chunk of this length with fewer characters a second has probably lost words."""
+"""An audible chunk that is this long or longer and has fewer characters a second has probably lost words."""
 _TOKENS_PER_STEP = 8
 
 # The model's own names (its `support_languages`) of ISO 639-1 codes.
@@ -55,12 +55,12 @@ class _Chunk:
     span: Span
     prompted: bool = True
     retry: bool = False
-    """A second try: whatever comes is kept, marked if it is still doubtful."""
+    """This is the second try: its text is kept in any case, and marked if it is still doubtful."""
 
 
 def start_transcription(loaded: Loaded, request: TranscriptionRequest) -> Job[Transcribed]:
-    """Raises `InvalidRequest` for audio that is no float32, for a language that the model does not know, and for a
-    prompt and hotwords that leave no room for the audio."""
+    """Raises `InvalidRequest` for audio that is not float32, for a language that the model does not know, and for a prompt and
+    hotwords that leave no room for the audio."""
     if len(request.audio) % 4 or not request.audio:
         raise InvalidRequest("the audio is empty or no float32", param="file")
     limit = min(MAX_PROMPT_TOKENS, (loaded.context or MAX_PROMPT_TOKENS) // 2)
@@ -76,7 +76,7 @@ def system_prompt(request: TranscriptionRequest) -> str | None:
 
 
 def _context(request: TranscriptionRequest) -> list[str]:
-    # The model's own marks would end the context, or claim a place for audio that is not there.
+    # The model's own marks would end the context, or announce audio where there is none.
     hotwords = (_MARKS.sub(" ", word).strip() for word in request.hotwords)
     lines = (_MARKS.sub(" ", request.prompt or "").strip(), ", ".join(word for word in hotwords if word))
     return [line for line in lines if line]
@@ -87,7 +87,7 @@ def token_budget(seconds: float) -> int:
 
 
 def doubt(text: str, tokens: int, span: Span, loudness: float, context: Sequence[str]) -> str | None:
-    """Why the text of a chunk cannot be trusted, None if it can. `context` are the prompt and the list of hotwords."""
+    """Why the text of a chunk cannot be trusted; None if it can. `context` is the prompt and the list of hotwords."""
     if tokens >= token_budget(span.duration):
         return "the token budget was used up: the text may be cut short or loop"
     if not text and loudness > AUDIBLE:
@@ -157,7 +157,7 @@ class _TranscriptionJob:
         from mlx_audio.lm.sample_utils import make_sampler
 
         clip = self._clip(chunk.span)
-        # Under one frame the library's features are empty and raise; silence after the clip says nothing.
+        # A clip shorter than one frame makes the library raise. Silence after it changes no text.
         clip = np.pad(clip, (0, max(0, MIN_CLIP_SAMPLES - len(clip))))
         tokens: Iterator[tuple[Any, Any]] = self._model.stream_generate(
             clip,
@@ -169,7 +169,7 @@ class _TranscriptionJob:
         return tokens
 
     def _finish(self, chunk: _Chunk) -> None:
-        """Keep the chunk's text; or, when it is doubtful, put it back in a form that may do better, once."""
+        """Keep the chunk's text. If it is doubtful, put the chunk back once, in a form that may do better."""
         self._generated += len(self._tokens)
         raw = self._model._tokenizer.decode(self._tokens, skip_special_tokens=False)
         language, text = self._language, raw
@@ -193,7 +193,7 @@ class _TranscriptionJob:
         )
 
     def _second_try(self, chunk: _Chunk, reason: str) -> list[_Chunk]:
-        """The chunk without the prompt that it echoed, else its halves; none where that would be the same again."""
+        """The chunk without the prompt if it repeated the prompt, otherwise its halves. Nothing if it cannot be halved."""
         if "prompt" in reason:
             return [_Chunk(chunk.span, prompted=False, retry=True)]
         halves = cut(self._audio, chunk.span, max_seconds=max(MIN_HALF_SECONDS, chunk.span.duration * 0.75))

@@ -22,10 +22,10 @@ _WHOLE_ONLY = frozenset({"attention_mask_4d", "per_layer_inputs"})
 
 
 def _take_positions(language_model: Any, found: dict[str, Any]) -> None:
-    """Put M-RoPE positions of the prompt just embedded into `found`.
+    """Put the M-RoPE positions of the prompt that was just embedded into `found`.
 
-    Some models return them, others leave them in state of their own. It is cleared in any case: what an image request
-    leaves there changed the answers of later text requests.
+    Some models return them, others leave them in state of their own. That state is cleared in any case: what one image request
+    left there changed the answers of later text requests.
     """
     for attribute, name in (("_position_ids", "position_ids"), ("_rope_deltas", "rope_deltas")):
         left = getattr(language_model, attribute, None)
@@ -39,14 +39,14 @@ def _first_item(array: Any) -> int:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An upright RGB image from PNG, JPEG, WebP or GIF bytes. Raises `InvalidRequest` for anything else and huge ones."""
+    """An upright RGB image from PNG, JPEG, WebP or GIF bytes. Raises `InvalidRequest` for other formats and huge images."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF"))
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise _too_large(f"{image.width} x {image.height} pixels")
-        # A camera stores a turned picture as it lies and notes how to turn it.
+        # A camera stores a picture as the sensor saw it, and notes how to turn it.
         return ImageOps.exif_transpose(image).convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(f"more than {MAX_IMAGE_PIXELS} pixels") from error
@@ -59,9 +59,9 @@ def _too_large(size: str) -> InvalidRequest:
 
 
 def prepare_images(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:
-    """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them.
+    """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them. Runs the vision encoder.
 
-    Raises `InvalidRequest` for images that the model's own processor refuses, and for models we cannot run with images.
+    Raises `InvalidRequest` for images that the model's own processor refuses, and for models that cannot run with images here.
     """
     from mlx_vlm.utils import prepare_inputs
 

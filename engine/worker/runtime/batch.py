@@ -198,7 +198,7 @@ class Batch:
         return drawn, failed
 
     def read(self) -> list[Drawn]:
-        """Wait for the tokens that are being computed, and tell each row's penalties and constraint."""
+        """Wait for the tokens that are being computed, and show them to each row's penalties and constraint."""
         pending, self._pending = self._pending, None
         if pending is None:
             return []
@@ -245,7 +245,7 @@ class Batch:
         return failed
 
     def _adjusted(self, logits: Any) -> tuple[Any, dict[str, Exception]]:
-        """Logits [B, V] with each row's penalties and then its constraint, which has the last word; and rows that failed."""
+        """Logits [B, V] with each row's penalties and then its constraint, which has the last word; and the rows that failed."""
         failed: dict[str, Exception] = {}
         if not any(row.penalties or row.constraint for row in self.rows):
             return logits, failed

@@ -1,7 +1,7 @@
-"""A model folder becomes a model in memory. The only file that calls the libraries' loaders.
+"""A model folder becomes a model in memory. No other file calls the libraries' loaders.
 
-Folders are in Hugging Face's layout: config.json, *.safetensors, a tokenizer. Nothing is fetched from a network and no
-code of a checkpoint is run (`trust_remote_code` stays off).
+Folders are in Hugging Face's layout: config.json, *.safetensors, a tokenizer. Nothing is fetched from a network, and no code of a
+checkpoint is run (`trust_remote_code` stays off).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import mlx.core as mx
 from engine.worker.model import Loaded
 from engine.worker.runtime.layout import lay_out
 
-# These number their positions from the padding token's id on (fairseq's way), so that many fewer are left.
+# These count positions from the padding token's id + 1 on, as fairseq does: that many positions cannot be used.
 _POSITIONS_AFTER_PADDING = frozenset({"xlm-roberta", "roberta", "camembert"})
 
 
@@ -36,14 +36,15 @@ def load(path: Path, role: str) -> Loaded:
     except LoadError:
         raise
     except Exception as error:
-        # The libraries raise anything: KeyError for a missing setting, ValueError for an unknown type or missing weights.
+        # The libraries raise all kinds of errors: KeyError for a missing setting, ValueError for an unknown type or missing
+        # weights.
         kind = config.get("model_type", "no model_type")
         raise LoadError(f"{path.name} ({kind}) cannot be loaded as {role}: {type(error).__name__}: {error}") from error
     return loaded
 
 
 def refuse_code(path: Path, config: dict[str, Any]) -> None:
-    """Raise `LoadError` when loading the folder would run code that lies in it.
+    """Raise `LoadError` if loading the folder would run code that is in it.
 
     mlx-vlm executes the file that `model_file` names, and mlx-audio opens tokenizers with `trust_remote_code`.
     """
@@ -57,9 +58,9 @@ def refuse_code(path: Path, config: dict[str, Any]) -> None:
 
 
 def check_weights(path: Path) -> int:
-    """Bytes of all weight files. Raises `LoadError` when one is missing or cut short, before any memory is taken.
+    """Bytes of all weight files. Raises `LoadError` if one is missing or cut short, before any memory is used.
 
-    A safetensors file says in its header how long it must be (https://huggingface.co/docs/safetensors).
+    The header of a safetensors file says how long the file must be (https://huggingface.co/docs/safetensors).
     """
     index = path / "model.safetensors.index.json"
     if index.exists():
@@ -113,7 +114,7 @@ def _load_chat(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise LoadError(f"{path.name}: its tokenizer has no fast form (tokenizer.json)")
-    # A limit that a tokenizer's file brings would cut prompts without a word.
+    # A limit in the tokenizer's file would cut prompts without a word.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if not hasattr(model, "language_model"):
@@ -140,11 +141,11 @@ def _load_embedding(path: Path, config: dict[str, Any], weight_bytes: int) -> Lo
     from transformers import AutoTokenizer
 
     model = load_embedding_model(path)
-    # The library's loader leaves this to its server; without it a model that was trained on its first token is averaged.
-    # Past the module's own attribute handling, which would take a dict for parameters.
+    # The library's loader leaves this to its server. Without it, a model that was trained on its first token is averaged.
+    # `object.__setattr__` goes past the module's own attribute handling, which would take a dict for parameters.
     object.__setattr__(model, "pooling_config", read_pooling_config(path))
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    # One vector now: a way of pooling that the library lacks is an error here, not of every request.
+    # One vector now: a way of pooling that the library lacks is then an error of loading, not of every request.
     probe = model(mx.array([[0]]), attention_mask=mx.array([[1]])).text_embeds
     if probe is None or probe.ndim != 2:
         raise LoadError(f"{path.name} gives no single vector for a text: it is no embedding model of ours")
@@ -163,7 +164,7 @@ def _load_embedding(path: Path, config: dict[str, Any], weight_bytes: int) -> Lo
 
 
 def _embedding_context(path: Path, config: dict[str, Any]) -> int | None:
-    """Tokens of one input: what the positions hold, or less where the model was trained on less."""
+    """The longest input, in tokens: the number of positions, or less if the model was trained on less."""
     positions = _first({**config, **_text_config(config)}, "max_position_embeddings")
     if positions is not None and str(config.get("model_type")).replace("_", "-") in _POSITIONS_AFTER_PADDING:
         positions -= config.get("pad_token_id", 1) + 1
@@ -206,7 +207,7 @@ def _vocabulary(config: dict[str, Any], tokenizer: Any) -> int:
 
 
 def _eos_ids(path: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
-    """Every id that any of the checkpoint's files names as an end."""
+    """Every token id that one of the checkpoint's files names as an end."""
     sources = [config, _text_config(config)]
     if (path / "generation_config.json").exists():
         sources.append(_read_json(path / "generation_config.json"))

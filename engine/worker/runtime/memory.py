@@ -1,4 +1,4 @@
-"""MLX's own memory knobs, and what this process holds, in one place."""
+"""MLX's memory settings, and what this process holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.types import MemoryReport
 logger = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 512 << 20
-"""Freed buffers that MLX may keep for reuse. Its default is unbounded in practice and counts as ours in every monitor."""
+"""Freed buffers that MLX may keep for reuse. MLX's default has no bound in practice, and every monitor counts it as ours."""
 NOTABLE_BYTES: Final = 4 << 20
 """A change of what the process holds that is worth a message."""
 RELEASE_SECONDS: Final = 5.0
@@ -21,11 +21,11 @@ RELEASE_SECONDS: Final = 5.0
 
 
 def configure(wired_limit_bytes: int = 0) -> None:
-    """Bound the buffer cache, set the wired limit (0: off) and take it out of the libraries' hands.
+    """Bound the buffer cache, set the wired limit (0: off), and keep libraries from setting it.
 
-    Several libraries call `mx.set_wired_limit` when they generate, or its older name in `mx.metal`. With concurrency and cache
-    churn that has brought the whole machine down (ml-explore/mlx #3186), so in our workers it is a switch of ours alone, and
-    off by default.
+    Several libraries call `mx.set_wired_limit` when they generate, or its older name in `mx.metal`. Together with concurrency and
+    a cache that changes quickly, that has brought the whole machine down (ml-explore/mlx #3186). So only a worker's
+    configuration sets it, and it is off by default.
     """
     mx.set_cache_limit(CACHE_LIMIT_BYTES)
     if wired_limit_bytes:
@@ -34,7 +34,7 @@ def configure(wired_limit_bytes: int = 0) -> None:
 
 
 def _wire(limit: int) -> None:
-    """Metal refuses more than its recommended working set, and systems before macOS 15 refuse any."""
+    """Metal refuses more than its recommended working set. Systems before macOS 15 refuse any limit."""
     wired = min(limit, working_set_bytes() or limit)
     try:
         mx.set_wired_limit(wired)
@@ -55,7 +55,7 @@ def release() -> None:
 
 
 def working_set_bytes() -> int:
-    """What Metal recommends all its users to stay below; 0 where there is no Metal."""
+    """Metal's recommended limit for all processes together; 0 without Metal."""
     return int(mx.device_info().get("max_recommended_working_set_size", 0))
 
 

@@ -1,9 +1,9 @@
 """From logits to tokens: the sampling parameters of all rows as columns, each row picking in its own way.
 
-A row's draw depends on its logits, its seed and the number of its token, never on its neighbours. Filters are exact over
-the whole vocabulary, and nothing is sorted but a small top-k: a nucleus (top-p, arXiv:1904.09751) is drawn from by rejection.
-A token drawn from the whole distribution belongs to the nucleus if what is likelier than it weighs less than top_p, and one
-that does is a draw from the nucleus. At least top_p of all draws are, so one pass over the vocabulary is nearly always enough.
+A row's draw depends on its logits, its seed and the number of its token, never on its neighbours. Filters are exact over the
+whole vocabulary. Only a small top-k is sorted; a nucleus (top-p, arXiv:1904.09751) is drawn from by rejection. A token drawn from
+the whole distribution belongs to the nucleus if all likelier tokens together weigh less than top_p. If it does, it is also a draw
+from the nucleus. At least top_p of all draws do, so one pass over the vocabulary is nearly always enough.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import mlx.core as mx
 from engine.types import SamplingParams
 
 CANDIDATES = 1024
-"""A top-k of at most so many tokens is sorted out first, and all else happens among them."""
+"""A top-k of at most this many tokens is sorted out first, and everything else happens among these tokens."""
 BLOCK = 256
 """Tokens of a block: a draw picks the block first, then the token in it, so that float32 sums stay short."""
 TRIES = 16
-"""Draws after which the border of a nucleus is searched for instead."""
+"""After this many draws the border of a nucleus is searched for instead."""
 _LARGEST_TOP_K = (1 << 31) - 1
 _COLDEST = 1e-6
-"""Below this temperature scores overflow; at it, a draw is already the best token."""
+"""Scores overflow below this temperature. At it, a draw is already the best token."""
 _BISECTIONS = 30
-"""Halvings of the score range [best - 60, best]: 6e-8 of width, below float32's own step there."""
+"""Halvings of the score range [best - 60, best]: its width is then 6e-8, less than a step of float32 there."""
 _RANGE = 60.0
-"""e^-60 of the best token's probability: nothing below it is ever drawn."""
+"""Tokens below e^-60 of the best token's probability are never drawn."""
 
 
 class Columns:
-    """Sampling of B rows at once. Built anew whenever rows join or leave. A seed's 64 bits are folded into 32."""
+    """Samples B rows at once. It is built anew when rows join or leave. The 64 bits of a seed are folded into 32."""
 
     def __init__(self, rows: Sequence[SamplingParams], seeds: Sequence[int]) -> None:
         narrow = [row.temperature > 0 and 0 < row.top_k <= CANDIDATES for row in rows]
@@ -48,7 +48,7 @@ class Columns:
         self._top_k = mx.array([[min(row.top_k, _LARGEST_TOP_K)] for row in rows], dtype=mx.int32)
         self._top_p = mx.array([[row.top_p] for row in rows])
         self._min_p = mx.array([[row.min_p] for row in rows])
-        # A row that draws otherwise, or from all there is, is content with its first draw.
+        # A row that draws in another way, or from the whole distribution, is content with its first draw.
         self._content = mx.array(
             [[not row.temperature or row.top_p >= 1 or few] for row, few in zip(rows, narrow, strict=True)]
         )
@@ -58,7 +58,7 @@ class Columns:
         if not (self._any_narrow or self._any_wide):
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = logits.astype(mx.float32) / self._temperature
-        # A key is just two words.
+        # A key of MLX is two words.
         keys = mx.array(list(zip(self._seeds, token_numbers, strict=True)), dtype=mx.uint32)
         if not self._any_wide:
             drawn = self._among_few(scores, keys)
@@ -71,7 +71,7 @@ class Columns:
         return mx.where(self._hot, drawn, mx.argmax(logits, axis=-1).astype(mx.int32))
 
     def _among_few(self, scores: Any, keys: Any) -> Any:
-        """Tokens int32 [B] of rows with a small top-k: top-k, then top-p of what is left, then min-p, then the draw."""
+        """Tokens int32 [B] of rows with a small top-k: top-k, then top-p of the remaining tokens, then min-p, then the draw."""
         count = min(CANDIDATES, scores.shape[-1])
         ids = mx.argpartition(-scores, count - 1, axis=-1)[:, :count]
         values = mx.take_along_axis(scores, ids, axis=-1)
@@ -82,7 +82,8 @@ class Columns:
         before = mx.cumsum(weights, axis=-1) - weights
         inside = (before < self._top_p * mx.sum(weights, axis=-1, keepdims=True)) | (self._top_p >= 1)
         weights = mx.where(inside & (weights >= self._min_p), weights, 0.0)
-        # Gumbel-max: the best of log-weight + Gumbel noise is a draw. As many for all rows, or a row's would not be its own.
+        # Gumbel-max: the best of log-weight + Gumbel noise is a draw. Every row gets the same amount of noise: otherwise its draw
+        # would depend on its neighbours.
         noise = mx.vmap(lambda key: mx.random.gumbel((count,), key=key))(keys)
         drawn = mx.argmax(mx.where(weights > 0, values + noise, -float("inf")), axis=-1, keepdims=True)
         return mx.take_along_axis(ids, drawn, axis=-1)[:, 0].astype(mx.int32)
@@ -106,7 +107,7 @@ class Columns:
                 mx.where(scores > mx.take_along_axis(scores, token, axis=-1), weights, 0.0), axis=-1, keepdims=True
             )
             content = content | (above < wanted)
-            # The device is waited for: what a row draws next depends on it.
+            # This waits for the device: what a row draws next depends on it.
             if mx.all(content).item():
                 return token[:, 0]
             token = mx.where(content, token, draws.token(number))
@@ -116,8 +117,10 @@ class Columns:
 
 
 class _Draws:
-    """Draws in proportion to weights [B, V], by inverting their sums: `token(i)` int32 [B, 1] uses the numbers [B, i, 2] of
-    `uniform`, the first for the block and the second for the token in it."""
+    """Draws in proportion to weights [B, V], by inverting their running sums.
+
+    `token(i)` int32 [B, 1] uses the two numbers [B, i, 2] of `uniform`: the first for the block, the second for the token in it.
+    """
 
     def __init__(self, weights: Any, uniform: Any) -> None:
         self.uniform = uniform
@@ -134,32 +137,34 @@ class _Draws:
 
 
 def _invert(weights: Any, share: Any) -> Any:
-    """Where running sums of `weights` [B, N] pass the `share` [B, 1] (0 to 1, less than 1) of the last: never at a place of no
-    weight, though sums of a parallel scan need not be monotone to the last bit."""
+    """The place where running sums of `weights` [B, N] pass the `share` [B, 1] (0 <= share < 1) of the last sum.
+
+    It never has weight 0, though sums of a parallel scan need not be monotone to the last bit.
+    """
     sums = mx.cumsum(weights, axis=-1)
     passed = mx.minimum(share, 1 - 2.0**-23) * sums[:, -1:]
     return mx.argmax((sums > passed) & (weights > 0), axis=-1, keepdims=True).astype(mx.int32)
 
 
 def _bisect(weights: Any, scores: Any, top: Any, wanted: Any) -> Any:
-    """The highest threshold [B, 1] whose survivors weigh at least `wanted`; below the range if all together do not."""
+    """The highest threshold [B, 1] whose survivors weigh at least `wanted`; minus infinity if all tokens together weigh less."""
     weights = weights.astype(mx.float32)
     low, high = top - _RANGE, top
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         enough = mx.sum(mx.where(scores >= middle, weights, 0.0), axis=-1, keepdims=True) >= wanted
         low, high = mx.where(enough, middle, low), mx.where(enough, high, middle)
-    # Survivors of `high` would do when they alone weigh enough (the best token above top_p, top_k 1).
+    # If the survivors of `high` alone weigh enough, it is the threshold (a best token above top_p, or top_k 1).
     alone = mx.sum(mx.where(scores >= high, weights, 0.0), axis=-1, keepdims=True) >= wanted
     none = mx.sum(weights, axis=-1, keepdims=True) < wanted
     return mx.where(none, -float("inf"), mx.where(alone, high, low))
 
 
 class Penalties:
-    """One row's penalties and bias, and the tokens they depend on. None for a row that asks for none (`of`).
+    """One row's penalties and bias, and the tokens they depend on. `of` returns None for a row that asks for none.
 
-    Presence and frequency as OpenAI defines them, over generated tokens; repetition as in CTRL (arXiv:1909.05858) over
-    prompt and answer. Everything is a dense column over the vocabulary, so that a token costs the same at any length.
+    Presence and frequency are OpenAI's, over generated tokens. Repetition is that of CTRL (arXiv:1909.05858), over prompt and
+    answer. Everything is a dense column over the vocabulary, so a token costs the same at any length.
     """
 
     def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
@@ -207,8 +212,8 @@ class Penalties:
 
 
 def top_logprobs(logits: Any, tokens: Any, count: int) -> tuple[Any, Any, Any]:
-    """Natural log-probabilities of the model's own distribution: of `tokens` [B], and the `count` best as ids and values
-    [B, count], best first. Logits [B, V] are those before temperature, penalties and filters."""
+    """Natural log-probabilities of the model's own distribution: those of `tokens` [B], and the `count` best as ids and values
+    [B, count], best first. Logits [B, V] are the ones before temperature, penalties and filters."""
     logits = logits.astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
