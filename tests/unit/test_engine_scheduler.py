@@ -13,10 +13,10 @@ import pytest
 
 from engine.types import Priority
 from engine.worker.scheduler.batch_pause import HOLD_SECONDS, SHARE_SECONDS, BatchPause
+from engine.worker.scheduler.capacity import BATCH_CHUNK
 from engine.worker.scheduler.pace import SMALLEST_CHUNK, STALL_SECONDS, Pace, Ticks
 from engine.worker.scheduler.plan import Drawn, Plan, PrefillChunk, StepResult
 from engine.worker.scheduler.policy import Scheduler
-from engine.worker.scheduler.room import BATCH_CHUNK
 from engine.worker.scheduler.sequence import Phase, Sequence
 from tests.fakes.device import Device
 

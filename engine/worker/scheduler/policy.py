@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from engine.types import Priority
+from engine.worker.scheduler.capacity import Capacity, admissions, chunks
 from engine.worker.scheduler.order import first, gives_way, overdue, rank
 from engine.worker.scheduler.pace import Pace
 from engine.worker.scheduler.plan import Plan, PrefillChunk, StepResult
-from engine.worker.scheduler.room import Room, admissions, chunks
 from engine.worker.scheduler.sequence import Phase, Sequence
 
 _BEGUN: Final = (Phase.PREFILLING, Phase.RUNNING)
@@ -100,20 +100,20 @@ class Scheduler:
             aged = overdue(self._ready(), now)
             if aged is not None:
                 aged.aged = True
-        room = self._room()
-        if room.is_over:
-            self._give_way(room)
+        capacity = self._capacity()
+        if capacity.is_over:
+            self._give_way(capacity)
             return
-        wanted = first(self._ready(), room.rows_of_tenants(), aged_first=self._aged_first)
-        if wanted is not None and (room.free_rows(wanted) <= 0 or not room.fits(wanted)):
-            given = self._give_way(room, to=wanted)
+        wanted = first(self._ready(), capacity.rows_of_tenants(), aged_first=self._aged_first)
+        if wanted is not None and (capacity.free_rows(wanted) <= 0 or not capacity.fits(wanted)):
+            given = self._give_way(capacity, to=wanted)
             begun = [one for one in [*self._staying, *self._waiting.values()] if one.phase in _BEGUN]
             if not given and any(self._is_paused(one) for one in begun):
                 self.paused = False  # in this tick: paused work that is in the way of a waiting sequence has to go on
 
-    def _give_way(self, room: Room, *, to: Sequence | None = None) -> bool:
+    def _give_way(self, capacity: Capacity, *, to: Sequence | None = None) -> bool:
         """Have a row leave, if one can."""
-        victim = gives_way(room.rows, to=to)
+        victim = gives_way(capacity.rows, to=to)
         return victim is not None and self.preempt(victim.id)
 
     def starting(self) -> Iterator[Sequence]:
@@ -123,7 +123,7 @@ class Scheduler:
         sets on one counts for those after it.
         """
         while True:  # decided anew each time: if one has to be fetched, another begins in its place
-            sequence = next((one for one, _ in self._admissions(self._room()) if one.phase is Phase.WAITING), None)
+            sequence = next((one for one, _ in self._admissions(self._capacity()) if one.phase is Phase.WAITING), None)
             if sequence is None:
                 return
             yield sequence
@@ -152,11 +152,11 @@ class Scheduler:
         return sequence_id in self._leaving
 
     def plan(self) -> Plan:
-        room = self._room()
-        prefill = tuple(chunk for one, budget in self._admissions(room) for chunk in chunks(room, one, budget))
+        capacity = self._capacity()
+        prefill = tuple(chunk for one, budget in self._admissions(capacity) for chunk in chunks(capacity, one, budget))
         return Plan(
             leave=frozenset(self._leave),
-            decode=bool(room.rows) and not self._pauses(room, prefill),
+            decode=bool(capacity.rows) and not self._pauses(capacity, prefill),
             prefill=prefill,
             preempted=frozenset(self._preempting),
         )
@@ -205,15 +205,17 @@ class Scheduler:
 
     # What there is room for -------------------------------------------------------------------------------------------
 
-    def _room(self) -> Room:
+    def _capacity(self) -> Capacity:
         """This moment, for pure decisions."""
         bound = self.kv_tokens_bound
-        return Room(self._max_rows, self._chunk_tokens, self._staying, 0 if bound is None else self.kv_tokens, bound)
+        return Capacity(
+            self._max_rows, self._chunk_tokens, self._staying, 0 if bound is None else self.kv_tokens, bound
+        )
 
-    def _admissions(self, room: Room) -> Iterator[tuple[Sequence, int]]:
+    def _admissions(self, capacity: Capacity) -> Iterator[tuple[Sequence, int]]:
         if not self._waiting:
             return iter(())
-        return admissions(room, self._ready(), self.pace, aged_first=self._aged_first, rows_leave=bool(self._leave))
+        return admissions(capacity, self._ready(), self.pace, aged_first=self._aged_first, rows_leave=bool(self._leave))
 
     def _ready(self) -> Iterator[Sequence]:
         return (one for one in self._waiting.values() if one.phase is not Phase.FETCHING and not self._is_paused(one))
@@ -231,11 +233,11 @@ class Scheduler:
         """Rows that leave with the next plan."""
         return self._leaving | {one.id for one in self._running.values() if one.exhausted}
 
-    def _pauses(self, room: Room, prefill: tuple[PrefillChunk, ...]) -> bool:
+    def _pauses(self, capacity: Capacity, prefill: tuple[PrefillChunk, ...]) -> bool:
         """Whether batch rows skip this step. They do so only among themselves.
 
         They wait while batch work is paused, and for any prompt: somebody may wait for its answer. Even a batch prompt goes
         first, because more rows then share every step, and because a request that arrives meanwhile waits for one thing instead
         of two. But they do not wait twice in a row for answers that are complete with their first token: those might never end.
         """
-        return room.only_batch_runs and (self.paused or (bool(prefill) and not self._drew))
+        return capacity.only_batch_runs and (self.paused or (bool(prefill) and not self._drew))

@@ -22,7 +22,7 @@ RETURN_SHARE: Final = 8
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """One moment. `rows` take part in the next step. `kv_tokens` is the KV in use, or reserved for prompts that are being
     prefilled, and `kv_tokens_bound` its bound (None: no bound)."""
 
@@ -71,7 +71,7 @@ class Room:
 
 
 def admissions(
-    room: Room, ready: Iterable[Sequence], pace: Pace, *, aged_first: bool, rows_leave: bool
+    capacity: Capacity, ready: Iterable[Sequence], pace: Pace, *, aged_first: bool, rows_leave: bool
 ) -> Iterator[tuple[Sequence, int]]:
     """Sequences for this tick's prefill with the prompt tokens that are left for each, in order, until rows, prompt tokens or KV
     are used up.
@@ -83,17 +83,17 @@ def admissions(
     left = {one.id: one for one in ready}
     if not left:
         return
-    tenants, taken, urgent = room.rows_of_tenants(), 0, False
-    budget, batch_budget = room.prompt_tokens(pace)
+    tenants, taken, urgent = capacity.rows_of_tenants(), 0, False
+    budget, batch_budget = capacity.prompt_tokens(pace)
     while budget > 0 and left:
         chosen = first(left.values(), tenants, aged_first=aged_first)
         assert chosen is not None
         is_batch = chosen.priority == "batch"
-        if room.free_rows(chosen) - taken <= 0:
+        if capacity.free_rows(chosen) - taken <= 0:
             return
         if is_batch and (urgent or (rows_leave and not chosen.aged) or batch_budget <= 0):
             return
-        if not room.fits(chosen):
+        if not capacity.fits(chosen):
             # Nobody overtakes it, or smaller ones would for ever. But a prompt that has begun has its memory, and gives it back
             # only by going on.
             left = {name: one for name, one in left.items() if one.phase is Phase.PREFILLING}
@@ -109,10 +109,10 @@ def admissions(
         batch_budget -= used
 
 
-def chunks(room: Room, sequence: Sequence, budget: int) -> Iterator[PrefillChunk]:
+def chunks(capacity: Capacity, sequence: Sequence, budget: int) -> Iterator[PrefillChunk]:
     """The sequence's chunks of one tick. It goes on after a checkpoint while tokens of the `budget` are left."""
     start, joins = sequence.prefilled, False
-    may_draw = not sequence.whole and sequence.priority != "batch" and room.only_batch_runs
+    may_draw = not sequence.whole and sequence.priority != "batch" and capacity.only_batch_runs
     while budget > 0 and not joins:
         end = start + sequence.next_chunk(start, budget)
         joins = end == sequence.prefill_tokens
