@@ -80,7 +80,7 @@ def test_every_documented_command_exists() -> None:
         assert verb in known, f"duet {verb}"
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -168,6 +168,11 @@ def test_a_shipped_file_and_a_function_can_be_read_at_one_sitting(room: str) -> 
 
 
 def test_a_decision_says_what_it_was_chosen_over() -> None:
-    for path in (ROOT / "docs" / "adr").glob("*.md"):
-        headings = re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    pages = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    for number, path in enumerate(pages, 1):
+        text = path.read_text(encoding="utf-8")
+        headings = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
         assert headings == ["Context", "Alternatives", "Decision", "Consequence"], path
+        assert path.name.startswith(f"{number:04}-"), f"{path}: a gap"
+        assert text.startswith(f"# {number}. "), path
+        assert "\nThe failure this prevents: " in text.partition("## Consequence")[2], path
