@@ -1,4 +1,4 @@
-"""The HTTP edge of both services: request id and the one log line, Host allow-list, API key, body bound, in this order.
+"""The HTTP edge of both services: request id and one log line a request, Host allow-list, API key, body bound, in this order.
 
 Written as plain ASGI, since Starlette's BaseHTTPMiddleware hides a client's disconnect from streaming routes.
 """

@@ -107,7 +107,8 @@ Decision = Admit | Evict | Refuse
 
 
 def estimate(weight_bytes: int, kv_memory_bytes: int) -> int:
-    """Bytes that a model will take, known before it is loaded: weights (on disk, or by its card), KV tier in memory, process."""
+    """Bytes that a model will take, known before it is loaded: weights on disk, KV tier in memory, process. `slot.wanted` asks
+    only if the weights are here. KV of running requests is in no estimate: `launcher.active_kv_bytes` bounds it."""
     return round(weight_bytes * WEIGHTS_FACTOR) + kv_memory_bytes + WORKER_BYTES
 
 

@@ -1,4 +1,7 @@
-"""Stop strings in a stream: text is held back while it may be the beginning of one."""
+"""Stop strings in a stream: text is held back while it may be the beginning of one.
+
+Stop strings that are special tokens never show in the text: `families/text.py` ends the answer at their ids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages between a service and its SenseVoice child."""
+"""Messages between a service and the child process of a recogniser."""
 
 from __future__ import annotations
 
