@@ -7,6 +7,8 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,29 @@ def test_a_decision_says_what_it_was_chosen_over() -> None:
         assert path.name.startswith(f"{number:04}-"), f"{path}: a gap"
         assert text.startswith(f"# {number}. "), path
         assert "\nThe failure this prevents: " in text.partition("## Consequence")[2], path
+
+
+def test_every_top_level_package_is_under_the_import_contracts() -> None:
+    """A new one would otherwise import whatever it likes, unseen."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    guarded = set(config["tool"]["importlinter"]["root_packages"])
+    free = {"tests", "training"}  # neither is shipped, and both may import everything
+    packages = {path.parent.name for path in tracked() if path.name == "__init__.py" and path.parent.parent == ROOT}
+    assert packages == guarded | free
+
+
+def test_every_package_of_several_modules_has_an_exhaustive_contract() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    patterns = [
+        container
+        for contract in config["contracts"]
+        if contract.get("exhaustive")
+        for container in contract["containers"]
+    ]
+    modules: dict[str, set[str]] = {}
+    for path in tracked():
+        names = path.relative_to(ROOT).with_suffix("").parts
+        if path.suffix == ".py" and path.exists() and names[0] in config["root_packages"] and names[-1] != "__init__":
+            modules.setdefault(".".join(names[:-1]), set()).add(names[-1])
+    several = {package for package, found in modules.items() if len(found) > 1}
+    assert {package for package in several if not any(fnmatch(package, pattern) for pattern in patterns)} == set()
