@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.meeting.review.edits import Proposal, apply, objection
+from pipelines.meeting.review.edits import Proposal, Refusal, apply, objection
 
 GLOSSARY = {"知识蒸馏", "灰度发布", "Kubernetes", "多租户"}
 
@@ -70,3 +72,27 @@ def test_any_proposal_is_decided_and_refused_ones_change_nothing(text: str, sour
     else:
         assert corrected == text
         assert decision.reason
+
+
+ONE_OF_EACH = {
+    Refusal.ABSENT: ("今天讨论模型", "数据", "知识蒸馏"),
+    Refusal.SAME: ("今天讨论模型", "模型", "模型"),
+    Refusal.INSERTED: ("今天讨论模型", "模型", "模型和数据的事"),
+    Refusal.DELETED: ("今天讨论模型和数据", "讨论模型和数据", "讨"),
+    Refusal.ERASED: ("今天讨论模型", "讨论", ""),
+    Refusal.NUMBER: ("预算是30万", "30万", "50万"),
+    Refusal.NEGATION: ("这个方案不行", "不行", "可行"),
+    Refusal.SCRIPTS: ("今天讨论模型", "模型", "模x"),
+    Refusal.SOUND: ("今天讨论模型", "模型", "苹果"),
+    Refusal.SEGMENT: ("讨论模型", "讨论模型", "淘论魔型"),
+}
+
+
+@pytest.mark.parametrize("refusal", Refusal)
+def test_every_refusal_occurs_and_is_in_the_documents(refusal: Refusal) -> None:
+    text, source, target = ONE_OF_EACH[refusal]
+    corrected, (decision,) = apply(text, [Proposal(source, target)], GLOSSARY)
+    assert (corrected, decision.accepted) == (text, False)
+    assert decision.reason.partition(" (")[0] == refusal
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    assert f"| {refusal} |" in page.read_text(encoding="utf-8")

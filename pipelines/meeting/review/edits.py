@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from enum import StrEnum
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,27 @@ _NUMBERS = re.compile(
     re.IGNORECASE,
 )
 _NEGATIONS = re.compile(r"不|没|无|非|别|未|\b(?:not|no|never|none|cannot)\b|n't\b", re.IGNORECASE)
+
+
+class Refusal(StrEnum):
+    """Why a proposed edit is refused, in the words that the timeline records. The first that holds is the reason."""
+
+    ABSENT = "the text to replace is not in the segment"
+    SAME = "nothing would change"
+    INSERTED = "too much would be inserted"
+    """More than `MAX_INSERTED_UNITS` units (a unit is a Han character or a word). Glossary terms may be longer."""
+    DELETED = "too much would be deleted"
+    """More than `MAX_DELETED_UNITS` units, fillers not counted."""
+    ERASED = "a word would be deleted"
+    """Only fillers may go without a replacement."""
+    NUMBER = "a number would change"
+    NEGATION = "a negation would change"
+    SCRIPTS = "scripts would be mixed"
+    """Han characters and letters in one replacement. Glossary terms may mix them."""
+    SOUND = "it does not sound alike"
+    """The similarity of the sounds is below `MIN_SIMILARITY`; it follows in brackets."""
+    SEGMENT = "too much of the segment would change"
+    """More than `MAX_RATIO` of the segment's units, all accepted edits together. Glossary terms are exempt."""
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -55,39 +77,39 @@ def apply(
         size = max(len(units(proposal.source)), len(units(proposal.target)))
         # A short segment may consist of one misheard term and little else: two units may always change.
         if reason is None and edited_units + size > max(2, MAX_RATIO * total) and proposal.target not in glossary:
-            reason = "too much of the segment would change"
+            reason = Refusal.SEGMENT
         if reason is None:
             text = text.replace(proposal.source, proposal.target, 1)
             edited_units += size
-        decisions.append(Decision(proposal.source, proposal.target, reason is None, reason or "", by))
+        decisions.append(Decision(proposal.source, proposal.target, reason is None, str(reason or ""), by))
     return text, decisions
 
 
 def objection(text: str, proposal: Proposal, glossary: Collection[str]) -> str | None:
-    """Why one edit must not be applied; None if it may."""
+    """Why one edit must not be applied, as a `Refusal`, the similarity behind it where that is the reason; None if it may."""
     source, target = proposal.source, proposal.target
     if not source or source not in text:
-        return "the text to replace is not in the segment"
+        return Refusal.ABSENT
     if source == target:
-        return "nothing would change"
+        return Refusal.SAME
     before, after = units(source), units(target)
     if len(after) - len(before) > MAX_INSERTED_UNITS and target not in glossary:
-        return "too much would be inserted"
+        return Refusal.INSERTED
     lost = [unit for unit in before if unit.lower() not in FILLERS]
     if len(lost) - len(after) > MAX_DELETED_UNITS:
-        return "too much would be deleted"
+        return Refusal.DELETED
     if not after:
-        return None if not lost else "a word would be deleted"
+        return None if not lost else Refusal.ERASED
     changed = text.replace(source, target, 1)
     if _found(_NUMBERS, text) != _found(_NUMBERS, changed):
-        return "a number would change"
+        return Refusal.NUMBER
     if _found(_NEGATIONS, text) != _found(_NEGATIONS, changed):
-        return "a negation would change"
+        return Refusal.NEGATION
     if target not in glossary and len(_scripts(target)) > len(_scripts(source)):
-        return "scripts would be mixed"
+        return Refusal.SCRIPTS
     alike = similarity(source, target)
     if alike < MIN_SIMILARITY:
-        return f"it does not sound alike ({alike:.2f})"
+        return f"{Refusal.SOUND} ({alike:.2f})"
     return None
 
 
