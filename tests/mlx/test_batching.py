@@ -130,24 +130,29 @@ def test_chunked_prefill_equals_whole_prefill_in_float32(model: Callable[..., Lo
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-def test_a_greedy_row_beside_a_temperature_two_row_is_unchanged(model: Callable[..., Loaded], kind: str) -> None:
+def test_a_greedy_row_beside_a_temperature_two_row_is_unchanged(
+    model: Callable[..., Loaded], alone: Callable[..., bytes], kind: str
+) -> None:
     loaded = model(kind)
     greedy = ask("greedy", words(50, 1), tokens=40)
-    alone = Driver(loaded).run([greedy])["greedy"]
+    expected = alone(kind, greedy)
     hot = ask("hot", words(60, 2), tokens=40, temperature=2.0, seed=9)
     beside = Driver(loaded).run([greedy, hot])
-    assert beside["greedy"] == alone
+    assert beside["greedy"] == expected
     assert beside["hot"] != Driver(loaded).run([ask("hot", words(60, 2), tokens=40)])["hot"]
 
 
-def test_a_seeded_row_draws_the_same_alone_and_in_company(model: Callable[..., Loaded]) -> None:
+def test_a_seeded_row_draws_the_same_alone_and_in_company(
+    model: Callable[..., Loaded], alone: Callable[..., bytes]
+) -> None:
     loaded = model("plain")
     hot = ask("hot", words(30, 4), tokens=40, temperature=1.3, top_p=0.9, seed=77)
-    alone = Driver(loaded).run([hot])["hot"]
+    expected = alone("plain", hot)
     others = [ask(f"o{i}", words(20 + i, i), tokens=10 + 7 * i, temperature=float(i), seed=i) for i in range(4)]
-    assert Driver(loaded).run([*others, hot], [0, 1, 2, 3, 5])["hot"] == alone
+    assert Driver(loaded).run([*others, hot], [0, 1, 2, 3, 5])["hot"] == expected
     assert (
-        Driver(loaded).run([ask("hot", words(30, 4), tokens=40, temperature=1.3, top_p=0.9, seed=78)])["hot"] != alone
+        Driver(loaded).run([ask("hot", words(30, 4), tokens=40, temperature=1.3, top_p=0.9, seed=78)])["hot"]
+        != expected
     )
 
 

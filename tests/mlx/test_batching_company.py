@@ -20,32 +20,36 @@ from tests.mlx.conftest import Driver, ask, picture, words
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-def test_prompts_of_one_token_may_all_come_at_once(model: Callable[..., Loaded], kind: str) -> None:
+def test_prompts_of_one_token_may_all_come_at_once(
+    model: Callable[..., Loaded], alone: Callable[..., bytes], kind: str
+) -> None:
     loaded = model(kind, "bfloat16")
     requests = [ask(f"r{i}", char, role="raw") for i, char in enumerate("abcde")]
-    alone = {request.id: Driver(loaded).run([request])[request.id] for request in requests}
-    assert Driver(loaded).run(requests) == alone
+    expected = {request.id: alone(kind, request, dtype="bfloat16") for request in requests}
+    assert Driver(loaded).run(requests) == expected
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
 def test_a_row_cancelled_in_the_tick_it_joined_leaves_the_others_unchanged(
-    model: Callable[..., Loaded], kind: str
+    model: Callable[..., Loaded], alone: Callable[..., bytes], kind: str
 ) -> None:
     loaded = model(kind)
     requests = [ask(f"r{i}", char, role="raw") for i, char in enumerate("abc")]
-    alone = {request.id: Driver(loaded).run([request])[request.id] for request in requests}
+    expected = {request.id: alone(kind, request) for request in requests}
     driver = Driver(loaded)
     for request in requests:
         driver.post(request)
     driver.tick()
     driver.post(Cancel("r1"))
     driver.drain()
-    assert [driver.raw(name) for name in ("r0", "r2")] == [alone["r0"], alone["r2"]]
+    assert [driver.raw(name) for name in ("r0", "r2")] == [expected["r0"], expected["r2"]]
     assert not driver.of("r1", TextDelta)
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-def test_random_arrivals_and_cancellations_change_no_survivor(model: Callable[..., Loaded], kind: str) -> None:
+def test_random_arrivals_and_cancellations_change_no_survivor(
+    model: Callable[..., Loaded], alone: Callable[..., bytes], kind: str
+) -> None:
     loaded, chance = model(kind), random.Random(kind)
     requests = [
         ask(f"r{i}", words(chance.choice([1, 3, 20, 90, 200]), i), tokens=chance.randint(1, 40), role=role)
@@ -68,7 +72,7 @@ def test_random_arrivals_and_cancellations_change_no_survivor(model: Callable[..
     survivors = [request for request in requests if request.id not in cancelled]
     assert len(survivors) == 10
     for request in survivors:
-        assert driver.raw(request.id) == Driver(loaded).run([request])[request.id], request.id
+        assert driver.raw(request.id) == alone(kind, request), request.id
     for name in cancelled:
         assert len(driver.of(name, Finished)) <= 1
         assert not driver.of(name, Failed)
@@ -76,13 +80,13 @@ def test_random_arrivals_and_cancellations_change_no_survivor(model: Callable[..
 
 @pytest.mark.parametrize("penalty", [{"repetition_penalty": 1.5}, {"presence_penalty": 1.0, "frequency_penalty": 0.5}])
 def test_penalties_change_their_row_the_same_way_alone_and_in_company(
-    model: Callable[..., Loaded], penalty: dict[str, Any]
+    model: Callable[..., Loaded], alone: Callable[..., bytes], penalty: dict[str, Any]
 ) -> None:
     loaded = model("plain")
     free, bound = ask("free", words(30, 1), tokens=40), ask("bound", words(30, 1), tokens=40, **penalty)
-    alone = {request.id: Driver(loaded).run([request])[request.id] for request in (free, bound)}
-    assert alone["free"] != alone["bound"]
-    assert Driver(loaded).run([free, bound], [0, 5]) == alone
+    expected = {request.id: alone("plain", request) for request in (free, bound)}
+    assert expected["free"] != expected["bound"]
+    assert Driver(loaded).run([free, bound], [0, 5]) == expected
 
 
 def test_a_bias_can_force_a_token_and_forbid_it(model: Callable[..., Loaded]) -> None:

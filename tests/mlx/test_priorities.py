@@ -29,10 +29,6 @@ def of(priority: Priority, request: GenerationRequest, **more: object) -> Genera
     return msgspec.structs.replace(request, priority=priority, **more)
 
 
-def alone(loaded: Loaded, requests: list[GenerationRequest]) -> dict[str, bytes]:
-    return {request.id: Driver(loaded).run([request])[request.id] for request in requests}
-
-
 @pytest.mark.parametrize("kept", [True, False], ids=["KV kept", "no KV kept"])
 def test_rows_that_give_way_to_memory_say_what_they_would_have_said(
     model: Callable[..., Loaded], tmp_path: Path, kept: bool
@@ -56,7 +52,7 @@ def test_rows_that_give_way_to_memory_say_what_they_would_have_said(
 
 
 def test_an_interactive_request_takes_the_row_of_batch_work(
-    model: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Callable[..., Loaded], alone: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "engine.worker.loop.LOOKUP_SECONDS", 60.0
@@ -64,7 +60,7 @@ def test_an_interactive_request_takes_the_row_of_batch_work(
     loaded = model("plain")
     batch = [of("batch", ask(f"b{i}", words(80, i), tokens=50)) for i in range(2)]
     quick = of("interactive", ask("quick", "hello", tokens=5))
-    expected = alone(loaded, [*batch, quick])
+    expected = {item.id: alone("plain", item) for item in [*batch, quick]}
     driver = KvDriver(loaded, tmp_path / "kv", max_rows=2)
     for request in batch:
         driver.post(request)
@@ -82,7 +78,9 @@ def test_an_interactive_request_takes_the_row_of_batch_work(
 
 
 @pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
-def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Callable[..., Loaded], kind: str) -> None:
+def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(
+    model: Callable[..., Loaded], alone: Callable[..., bytes], kind: str
+) -> None:
     loaded = model(kind)
     batch = [of("batch", ask(f"b{i}", words(60 + 9 * i, i), tokens=60)) for i in range(3)]
     quick = [
@@ -93,7 +91,7 @@ def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Calla
         ),
         ask("formed", "a number", tokens=12, structure=Structure("regex", "[0-9]{6}", "guided_regex")),
     ]
-    expected = alone(loaded, [*batch, *quick])
+    expected = {item.id: alone(kind, item) for item in [*batch, *quick]}
     driver = Driver(loaded)
     driver.run(
         [msgspec.structs.replace(quick[-1], id="compiled")]
@@ -122,12 +120,12 @@ def test_a_first_token_drawn_apart_from_the_batch_changes_no_answer(model: Calla
 
 @pytest.mark.parametrize("kind", ["vision", "hybrid"])
 def test_a_picture_whose_first_token_is_drawn_apart_keeps_its_positions(
-    model: Callable[..., Loaded], kind: str
+    model: Callable[..., Loaded], alone: Callable[..., bytes], kind: str
 ) -> None:
     loaded = model(kind)
     batch = of("batch", ask("b", words(60, 1), tokens=40))
     seen = ask("seen", words(40, 4), images=(picture(3, (160, 128)),), tokens=16)
-    expected = alone(loaded, [batch, seen])
+    expected = {item.id: alone(kind, item) for item in [batch, seen]}
     driver = Driver(loaded)
     driver.post(batch)
     while len(driver.of("b", TextDelta)) < 5:
@@ -139,12 +137,12 @@ def test_a_picture_whose_first_token_is_drawn_apart_keeps_its_positions(
 
 @pytest.mark.parametrize("kind", ["plain", "hybrid", "windowed"])
 def test_a_row_that_comes_back_beside_batch_rows_goes_on_where_it_was(
-    model: Callable[..., Loaded], tmp_path: Path, kind: str
+    model: Callable[..., Loaded], alone: Callable[..., bytes], tmp_path: Path, kind: str
 ) -> None:
     loaded = model(kind)
     batch = of("batch", ask("b", words(60, 1), tokens=60))
     swapped = ask("swapped", words(30, 4), tokens=16)
-    expected = alone(loaded, [batch, swapped])
+    expected = {item.id: alone(kind, item) for item in [batch, swapped]}
     driver = KvDriver(loaded, tmp_path / "kv")
     driver.post(batch)
     while len(driver.of("b", TextDelta)) < 5:
@@ -224,11 +222,13 @@ def test_a_held_request_can_be_cancelled(model: Callable[..., Loaded]) -> None:
     assert driver.waiting() == 0
 
 
-def test_an_answer_that_is_late_fails_once_and_its_neighbour_goes_on(model: Callable[..., Loaded]) -> None:
+def test_an_answer_that_is_late_fails_once_and_its_neighbour_goes_on(
+    model: Callable[..., Loaded], alone: Callable[..., bytes]
+) -> None:
     loaded = model("plain")
     slow = msgspec.structs.replace(ask("slow", "tell me", tokens=4000), deadline=time.monotonic() + 0.2)
     other = ask("other", "and me", tokens=30)
-    expected = alone(loaded, [other])
+    expected = {other.id: alone("plain", other)}
     driver = Driver(loaded)
     for request in (slow, other):
         driver.post(request)

@@ -77,11 +77,13 @@ def test_a_broken_image_is_refused(model: Callable[..., Loaded]) -> None:
 
 
 @pytest.mark.parametrize("ticks", [0, 1, 3, 12])
-def test_cancelling_in_any_state_leaves_the_others_unchanged(model: Callable[..., Loaded], ticks: int) -> None:
+def test_cancelling_in_any_state_leaves_the_others_unchanged(
+    model: Callable[..., Loaded], alone: Callable[..., bytes], ticks: int
+) -> None:
     """After 0 ticks it waits, after 1 and 3 it prefills (700 tokens in chunks of 64), after 12 it runs."""
     loaded = model("plain")
     other = ask("other", words(50, 2), tokens=40)
-    alone = Driver(loaded).run([other])["other"]
+    expected = alone("plain", other)
     driver = Driver(loaded)
     driver.post(other)
     driver.post(ask("gone", words(600, 1), tokens=500))
@@ -89,7 +91,7 @@ def test_cancelling_in_any_state_leaves_the_others_unchanged(model: Callable[...
         driver.tick()
     driver.post(Cancel("gone"))
     driver.drain()
-    assert driver.raw("other") == alone
+    assert driver.raw("other") == expected
     assert not driver.of("gone", Finished)
     assert not driver.of("gone", Failed)
     assert driver.loop.idle
@@ -105,11 +107,11 @@ def test_a_cancelled_job_runs_no_further(model: Callable[..., Loaded]) -> None:
 
 
 def test_a_row_that_fails_does_not_harm_its_neighbours(
-    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+    model: Callable[..., Loaded], alone: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model("plain")
     other = ask("other", words(50, 2), tokens=30)
-    alone = Driver(loaded).run([other])["other"]
+    expected = alone("plain", other)
     driver = Driver(loaded)
     driver.post(other)
     driver.post(ask("bad", words(20, 3), tokens=30, logit_bias={5: 1.0}))
@@ -122,7 +124,7 @@ def test_a_row_that_fails_does_not_harm_its_neighbours(
 
     monkeypatch.setattr(row.penalties, "apply", fail)
     driver.drain()
-    assert driver.raw("other") == alone
+    assert driver.raw("other") == expected
     (failed,) = driver.of("bad", Failed)
     assert failed.code == "internal_error"
     assert "broken grammar" not in failed.message
@@ -130,11 +132,11 @@ def test_a_row_that_fails_does_not_harm_its_neighbours(
 
 @pytest.mark.parametrize("place", ["_forward", "read", "copies_of", "leave"])
 def test_a_step_that_fails_ends_the_rows_that_ran_and_nobody_else(
-    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, place: str
+    model: Callable[..., Loaded], alone: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     loaded = model("plain")
     waiting, later = ask("waiting", words(900, 2), tokens=20), ask("later", words(40, 3), tokens=20)
-    alone = {item.id: Driver(loaded).run([item])[item.id] for item in (waiting, later)}
+    expected = {item.id: alone("plain", item) for item in (waiting, later)}
     driver = Driver(loaded)
     driver.post(ask("a", "hello", tokens=12))
     driver.post(ask("b", words(20, 1), tokens=500))
@@ -148,16 +150,16 @@ def test_a_step_that_fails_ends_the_rows_that_ran_and_nobody_else(
     assert driver.of("b", Failed)[0].code == "internal_error"
     assert len([*driver.of("a", Failed), *driver.of("a", Finished)]) == 1
     driver.run([later])
-    assert {name: driver.raw(name) for name in alone} == alone
+    assert {name: driver.raw(name) for name in expected} == expected
     assert not driver.runner.busy
 
 
 def test_a_first_step_apart_that_fails_ends_its_row_alone(
-    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+    model: Callable[..., Loaded], alone: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model("plain")
     batch = msgspec.structs.replace(ask("batch", words(50, 2), tokens=60), priority="batch")
-    alone = Driver(loaded).run([batch])["batch"]
+    expected = alone("plain", batch)
     driver = Driver(loaded)
     driver.post(batch)
     while len(driver.of("batch", TextDelta)) < 5:
@@ -170,7 +172,7 @@ def test_a_first_step_apart_that_fails_ends_its_row_alone(
     driver.post(ask("quick", "hello", tokens=5))
     driver.drain()
     assert driver.of("quick", Failed)[0].code == "internal_error"
-    assert driver.raw("batch") == alone
+    assert driver.raw("batch") == expected
 
 
 def test_steps_that_never_succeed_end_the_worker(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,11 +254,11 @@ def test_the_memory_of_a_failed_step_is_free_at_once(
 
 
 def test_a_row_that_was_swapped_out_goes_on_after_a_step_that_failed(
-    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+    model: Callable[..., Loaded], alone: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model("plain")
     swapped = ask("swapped", words(50, 2), tokens=40)
-    alone = Driver(loaded).run([swapped])["swapped"]
+    expected = alone("plain", swapped)
     driver = Driver(loaded)
     driver.post(swapped)
     driver.post(ask("other", "hello", tokens=100))
@@ -266,7 +268,7 @@ def test_a_row_that_was_swapped_out_goes_on_after_a_step_that_failed(
     assert driver.preempt("swapped")
     driver.drain()
     assert driver.of("other", Failed)
-    assert driver.raw("swapped") == alone
+    assert driver.raw("swapped") == expected
 
 
 def test_shutdown_and_the_gateway_s_end_stop_the_loop(model: Callable[..., Loaded]) -> None:
@@ -402,11 +404,11 @@ def limit_messages(driver: Driver, too_large: Callable[[Any], bool], monkeypatch
 
 
 def test_an_event_that_is_too_large_fails_its_request_alone(
-    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+    model: Callable[..., Loaded], alone: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model("plain")
     other = ask("other", words(50, 2), tokens=30)
-    alone = Driver(loaded).run([other])["other"]
+    expected = alone("plain", other)
     driver = Driver(loaded)
     limit_messages(
         driver,
@@ -416,7 +418,7 @@ def test_an_event_that_is_too_large_fails_its_request_alone(
         monkeypatch,
     )
     driver.run_all([other, ask("big", words(20, 3), tokens=30)])
-    assert driver.raw("other") == alone
+    assert driver.raw("other") == expected
     assert len(driver.of("other", Finished)) == 1
     (failed,) = driver.of("big", Failed)
     assert failed.code == "payload_too_large"
