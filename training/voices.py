@@ -24,7 +24,6 @@ __all__ = ["DEVELOPMENT_VARIANTS", "HELD_OUT_VARIANTS", "TRAIN_VARIANTS", "disto
 Samples = NDArray[np.float32]
 
 RATE: Final = 16_000
-ESPEAK_RATE: Final = 22_050
 WAVE_HEADER_BYTES: Final = 44
 
 ENGLISH: Final = ("gmw/en-US", "gmw/en-US", "gmw/en", "gmw/en-GB-x-rp", "gmw/en-US-nyc")

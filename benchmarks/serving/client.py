@@ -44,10 +44,6 @@ class Stream:
         """Seconds per token between the first and the last event."""
         return (self.times[-1] - self.times[0]) / (self.tokens - 1)
 
-    @property
-    def longest_gap(self) -> float:
-        return max(after - before for before, after in zip(self.times, self.times[1:], strict=False))
-
 
 async def stream(server: Server, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Stream:
     """Send one streamed request on its own connection. Raises `StreamFailed`."""

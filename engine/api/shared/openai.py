@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from duet.wire import Usage
 from engine.types import FinishReason
 
@@ -25,6 +27,11 @@ def usage(parts: Mapping[int, Usage], n: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(part.cached_tokens for part in prompts.values())},
     }
+
+
+def usage_frame(stem: bytes, parts: Mapping[int, Usage], n: int) -> bytes:
+    """The frame of a stream that tells the `usage` and has no choices. `stem` is what all its frames begin with."""
+    return stem + b',"choices":[],"usage":' + msgspec.json.encode(usage(parts, n)) + b"}\n\n"
 
 
 def ended(reason: FinishReason | None, repetition: bool) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ import msgspec
 from duet.errors import DuetError
 from duet.wire import Usage
 from engine.api.assembly import Answer
-from engine.api.shared.openai import ended, finite, usage
+from engine.api.shared.openai import ended, finite, usage, usage_frame
 from engine.api.shared.sse import DONE, error_frame
 from engine.types import Event, Finished, TextDelta, TokenLogprob
 
@@ -63,9 +63,7 @@ class ChatReply:
 
     def last_frames(self) -> bytes:
         """The usage if the client asked for it, and [DONE]."""
-        if not self._include_usage:
-            return DONE
-        return self._stem + b',"choices":[],"usage":' + _encode(usage(self._usages, self._choices)) + b"}\n\n" + DONE
+        return usage_frame(self._stem, self._usages, self._choices) + DONE if self._include_usage else DONE
 
     def error(self, error: DuetError) -> bytes:
         return error_frame(error)

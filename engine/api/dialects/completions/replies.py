@@ -13,7 +13,7 @@ import msgspec
 from duet.errors import DuetError
 from duet.wire import Usage
 from engine.api.assembly import Answer
-from engine.api.shared.openai import ended, finite, usage
+from engine.api.shared.openai import ended, finite, usage, usage_frame
 from engine.api.shared.sse import DONE, error_frame
 from engine.types import Event, Finished, TextDelta, TokenLogprob
 
@@ -65,9 +65,7 @@ class CompletionReply:
 
     def last_frames(self) -> bytes:
         """The usage if the client asked for it, and [DONE]."""
-        if not self._include_usage:
-            return DONE
-        return self._stem + b',"choices":[],"usage":' + _encode(usage(self._usages, self._n)) + b"}\n\n" + DONE
+        return usage_frame(self._stem, self._usages, self._n) + DONE if self._include_usage else DONE
 
     def error(self, error: DuetError) -> bytes:
         return error_frame(error)
