@@ -173,9 +173,10 @@ class Loop:
         if self.idle and self._mailbox.empty():
             self._ticks.interrupted()
             self._scheduler.check()
+            wakes_in = self._wakes_in(now)  # it gives memory back, which the report must show
             self._report(now=True)
             try:
-                self._handle(self._mailbox.get(timeout=self._wakes_in(now)))
+                self._handle(self._mailbox.get(timeout=wakes_in))
             except queue.Empty:
                 return
         before = self._live.unaccepted()

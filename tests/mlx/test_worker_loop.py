@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -333,6 +334,22 @@ def test_freed_buffers_are_kept_for_a_while_and_then_given_back(
         assert quiet(10.0 + memory.RELEASE_SECONDS) is None
         assert quiet(99.0) is None
         assert released == ["all"]
+
+
+def test_the_gateway_hears_that_buffers_were_given_back(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report comes behind the release: the loop may wait for hours then, and the ledger believes what it said last."""
+    cache_bytes = [100 << 20]
+    monkeypatch.setattr(memory, "sample", lambda: MemoryReport(1 << 20, cache_bytes[0], 1 << 20, 0, 0))
+    monkeypatch.setattr(memory, "release", lambda: cache_bytes.__setitem__(0, 0))
+    monkeypatch.setattr(memory, "RELEASE_SECONDS", 0.02)
+    driver = Driver(model("plain"))
+    driver.run([ask("a", "hello", tokens=3)])
+    driver.tick()  # waits until the buffers have been unused for long enough
+    threading.Timer(0.2, driver.mailbox.put, [Ping()]).start()  # ends the wait of the next tick, which gives them back
+    driver.tick()
+    assert [report.cache_bytes for report in driver.recorder.memory] == [100 << 20, 0]
 
 
 def test_memory_is_reported_when_it_changes_notably(monkeypatch: pytest.MonkeyPatch) -> None:
