@@ -18,18 +18,24 @@ def fan_in(work: Work, asked: Sequence[GenerationRequest]) -> Events:
 
 
 async def _merged(work: Work, asked: Sequence[GenerationRequest]) -> Events:
-    queue: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=64)
+    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(maxsize=64)
 
     async def pump(request: GenerationRequest) -> None:
-        async with contextlib.aclosing(work.run(request)) as events:
-            async for event in events:
-                await queue.put(event)
-        await queue.put(None)
+        end: Exception | None = None
+        try:
+            async with contextlib.aclosing(work.run(request)) as events:
+                async for event in events:
+                    await queue.put(event)
+        except Exception as error:  # noqa: BLE001 - raised below: without it the reader would wait for ever
+            end = error
+        await queue.put(end)
 
     tasks = [asyncio.create_task(pump(request), name=request.id) for request in asked]
     try:
         for _ in tasks:
             while (event := await queue.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
                 yield event
     finally:
         for task in tasks:

@@ -195,6 +195,9 @@ class Metered:
             return found.id if found.bytes_on_disk else UNKNOWN
         except ModelNotFound:
             return UNKNOWN
+        except Exception:  # to resolve reads the disk, and a measurement must not end an answer
+            logger.exception("a model's label could not be read", extra={"action": "label_failed"})
+            return UNKNOWN
 
 
 async def _before(deadline: float, events: Events) -> Event | None:

@@ -6,18 +6,21 @@ A dialect is a row of pure functions: it turns answers and events into bytes, an
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fastapi import Request, Response
 
-from duet.errors import DuetError
+from duet.errors import DuetError, Internal
 from duet.http.disconnect import unless_gone
 from engine.api.answering import collect, fan_in
 from engine.api.assembly import Answer
 from engine.api.shared.headers import cache_header
 from engine.api.shared.sse import EventStream, Put
 from engine.types import Accepted, Event, Events, GenerationRequest, Work, raise_failure
+
+logger = logging.getLogger(__name__)
 
 PROMISE_AFTER_SECONDS = 3.0
 """A stream waits this long for the worker's first word. Then its status becomes 200, and comments keep it alive."""
@@ -93,6 +96,9 @@ class _Streamed:
                     await put(frames)
         except DuetError as error:
             await put(dialect.error(error))
+        except Exception:
+            logger.exception("a stream failed", extra={"action": "stream_failed"})
+            await put(dialect.error(Internal("an unexpected error ended the answer; the engine's log says more")))
         else:
             await put(dialect.last_frames())
 

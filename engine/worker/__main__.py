@@ -32,7 +32,8 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the gateway")
     fd = parser.parse_args().fd
     # The gateway ends this process by closing the channel. SIGTERM must end it too, even while a model loads.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Not by SystemExit: a library may catch it while it is imported.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     configure_logs("info", "worker")
     channel: BlockingChannel[Any] = BlockingChannel.from_fd(fd, WorkerConfig | ToWorker)
     mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -27,6 +27,7 @@ from engine.types import (
     Request,
     TextDelta,
     TokenLogprob,
+    Work,
     only,
 )
 
@@ -88,7 +89,9 @@ def says(name: str, *texts: str) -> list[Event | DuetError | None]:
     return [Accepted(name, 3), *(TextDelta(name, text) for text in texts), Finished(name, "stop", Usage(3, 2, 0))]
 
 
-async def answered(work: Script, *names: str, stream: bool, dialect: Dialect | None = None) -> bytes:
+async def answered(
+    work: Script, *names: str, stream: bool, dialect: Dialect | None = None, metered: Work | None = None
+) -> bytes:
     """The body as a server sends it."""
     body, never = b"", asyncio.Event()
 
@@ -104,7 +107,7 @@ async def answered(work: Script, *names: str, stream: bool, dialect: Dialect | N
         dialect or Shouting(),
         [GenerationRequest(id=name, model="m") for name in names],
         request=HttpRequest(scope, receive),
-        work=Metered(work, Shelf()),
+        work=metered or Metered(work, Shelf()),
         waiting=lambda: "",
         stream=stream,
         headers={},
@@ -173,3 +176,35 @@ def test_offsets_count_the_shown_characters_and_parts_of_a_character_have_names_
         b'[{"ab":-0.5,"x":-2.0},{"bytes:\\\\xc3":-0.5,"bytes:\\\\xff":-9999.0},{"bytes:\\\\xa9":-0.5},{"!":-0.5}],'
         b'"text_offset":[0,2,2,3]'
     ) in whole
+
+
+class Broken:
+    """Work that raises what no `Work` may raise, behind its first event."""
+
+    async def run(self, request: Request) -> Events:
+        yield Accepted(request.id, 3)
+        raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+async def test_a_fault_of_ours_ends_every_call_and_hangs_none(names: tuple[str, ...]) -> None:
+    async with asyncio.timeout(5):
+        streamed = await answered(Script(), *names, stream=True, metered=Broken())
+        assert streamed == b"<ALAS internal_error"
+        with pytest.raises(OSError, match="Too many open files"):
+            await answered(Script(), *names, stream=False, metered=Broken())
+
+
+class LostShelf(Shelf):
+    """A catalogue whose disk cannot be read."""
+
+    def resolve(self, name: str) -> ModelInfo:
+        raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_only_measures_ends_no_answer(stream: bool) -> None:
+    work = Script(a=says("a", "one"), b=says("b", "two"))
+    async with asyncio.timeout(5):
+        body = await answered(work, "a", "b", stream=stream, metered=Metered(work, LostShelf()))
+    assert body == b"ONE|TWO" or (body.endswith(b">") and b"ONE" in body and b"TWO" in body)
