@@ -220,6 +220,18 @@ def test_a_preempted_row_waits_before_all_others_with_what_it_has_said() -> None
     assert sum(tick(scheduler).decode for _ in range(20)) == 7
 
 
+def test_a_row_that_is_preempted_twice_waits_each_time_with_all_that_it_has_drawn() -> None:
+    scheduler = Scheduler(max_rows=1, chunk_tokens=100)
+    scheduler.add(sequence("a", prompt_tokens=5, max_tokens=100))
+    for drawn in (3, 6):  # three steps run before each preemption
+        for _ in range(4):
+            tick(scheduler)
+        assert scheduler.preempt("a")
+        tick(scheduler)
+        scheduler.fetched("a")
+        assert [chunk.end for chunk in scheduler.plan().prefill] == [5 + drawn - 1]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_preemption_and_fetching_lose_and_repeat_no_token(seed: int) -> None:
     random_ = random.Random(seed)
