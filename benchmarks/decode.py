@@ -93,7 +93,7 @@ def worker_seconds(loaded: Loaded, rows: int, sampling: SamplingParams) -> float
     counter, mailbox = _Counter(), queue.SimpleQueue[Any]()
     channel: Any = counter
     batch = BatchLimits(max_rows=rows, chunk_tokens=4096)
-    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
+    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path=b"m", batch=batch))
     for number in range(rows):
         mailbox.put(_request(number, sampling))
     while counter.tokens < rows:

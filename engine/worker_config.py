@@ -37,12 +37,13 @@ class WorkerConfig(
 ):
     """One worker. Values are checked when the message is read: see `msgspec.Meta`.
 
-    `model` is its id, `path` its folder. `kv` None: no KV is kept for later prompts. `active_kv_bytes` bounds the KV of running
-    requests; None: it is unbounded. `wired_limit_bytes` is what Metal keeps wired; 0: nothing is asked of it.
+    `model` is its id. `path` is its folder as the file system writes it (`os.fsencode`): names of files need not be UTF-8. `kv`
+    None: no KV is kept for later prompts. `active_kv_bytes` bounds the KV of running requests; None: it is unbounded.
+    `wired_limit_bytes` is what Metal keeps wired; 0: nothing is asked of it.
     """
 
     model: Name
-    path: Name
+    path: Annotated[bytes, msgspec.Meta(min_length=1)]
     role: WorkerRole = "chat"
     options: ModelOptions = ModelOptions()
     batch: BatchLimits = BatchLimits()

@@ -144,7 +144,7 @@ def replies_to(loaded: Loaded, forms: Sequence[Structure]) -> Iterator[Reply]:
     recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
     channel: Any = recorder
     batch = BatchLimits(max_rows=ROWS + FREE_ROWS, chunk_tokens=4096)
-    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
+    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path=b"m", batch=batch))
     sent = free = ended = 0
     while ended < len(forms):
         replies = recorder.answers
@@ -232,7 +232,7 @@ def seconds_a_step(loaded: Loaded, rows: int, structure: Structure | None) -> fl
     recorder, mailbox = Recorder(), queue.SimpleQueue[Any]()
     channel: Any = recorder
     batch = BatchLimits(max_rows=rows, chunk_tokens=4096)
-    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path="m", batch=batch))
+    loop = Loop(loaded, channel, mailbox, WorkerConfig(model="m", path=b"m", batch=batch))
     for i in range(rows):
         mailbox.put(request(str(i), loaded, structure, seed=i, tokens=TIMED_TOKENS + 50))
     while len(recorder.answers) < rows or min(reply.tokens for reply in recorder.answers.values()) < 5:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -40,14 +41,15 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 class Lease(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What one worker may do with KV, sent to it as a part of its `WorkerConfig`.
 
-    It may keep `memory_bytes` in memory (0: it keeps nothing anywhere) and `disk_bytes` in its `directory`. It may write
+    It may keep `memory_bytes` in memory (0: it keeps nothing anywhere) and `disk_bytes` in its `directory`, a path as
+    the file system writes it (`os.fsencode`). It may write
     `write_bytes` a day, and leaves `free_bytes` free on that disk. Entries unused for `age_seconds` go. At its end it has
     `flush_seconds` to write what is only in memory. `fingerprint` says which weights these are. Without a directory KV stays in
     memory, and `off` says why.
     """
 
     memory_bytes: Size
-    directory: str | None = None
+    directory: bytes | None = None
     disk_bytes: Size = 0
     write_bytes: Size = 0
     free_bytes: Size = 0
@@ -100,7 +102,7 @@ class Leases:
         caps = self.caps
         return Lease(
             self._memory_bytes,
-            directory=str(path),
+            directory=os.fsencode(path),
             disk_bytes=share,
             write_bytes=writes // 2,
             free_bytes=caps.free_bytes,
@@ -117,7 +119,7 @@ class Leases:
         """The lease's worker has ended."""
         if lease.directory is not None:
             with self._turn:
-                path = Path(lease.directory)
+                path = Path(os.fsdecode(lease.directory))
                 granted = self._granted.get(path, [])
                 if (size := (lease.disk_bytes, lease.write_bytes)) in granted:
                     granted.remove(size)

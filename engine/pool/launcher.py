@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import struct
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def worker_config(
     engine = settings.engine
     return WorkerConfig(
         model=card.id,
-        path=str(path),
+        path=os.fsencode(path),
         role=card.worker_role,
         options=card.options,
         batch=BatchLimits(max_rows=engine.max_rows, chunk_tokens=engine.prefill_chunk_tokens),

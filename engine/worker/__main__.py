@@ -66,7 +66,7 @@ def _serve(
     configure_logs(config.log_level, f"worker:{config.model}")
     memory.configure(config.wired_limit_bytes)
     try:
-        model = load(Path(config.path), config.role)
+        model = load(Path(os.fsdecode(config.path)), config.role)
         loop = Loop(model, channel, mailbox, config, make_cache=_cache_maker(config))
     except LoadError as error:
         channel.send(LoadFailed(str(error)))
@@ -92,7 +92,7 @@ def _cache_maker(config: WorkerConfig) -> MakeCache | None:
     limits = Limits(lease.disk_bytes, lease.write_bytes, lease.free_bytes, lease.age_seconds)
     open_directory = None
     if lease.directory is not None and lease.disk_bytes:
-        open_directory = partial(Directory, Path(lease.directory), limits, {"model": config.model})
+        open_directory = partial(Directory, Path(os.fsdecode(lease.directory)), limits, {"model": config.model})
     return partial(
         PrefixCache,
         identity=identity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ async def test_a_load_that_is_stopped_while_it_gets_its_lease_gives_it_back(
     card = Catalogue(settings, Downloads(tmp_path, "http://127.0.0.1:9"), memory_bytes=64 << 30).resolve("a")
     launcher = Launcher(settings, WORKER, total_bytes=64 << 30)
     begun, stopped = threading.Event(), threading.Event()
-    granted = Lease(1, directory=str(tmp_path / "kv"))
+    granted = Lease(1, directory=os.fsencode(tmp_path / "kv"))
     came_back: asyncio.Queue[Lease] = asyncio.Queue()
 
     def grant(fingerprint: str) -> Lease:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_two_gateways_on_one_home_keep_the_cap_and_the_budget_together(tmp_path:
         for gateway, name in ((first, "a"), (second, "b"), (first, "c"), (second, "d")):
             lease = gateway.grant(name)
             assert lease.directory is not None
-            stack.enter_context(contextlib.closing(Directory(Path(lease.directory), ROOMY, ABOUT)))
+            stack.enter_context(contextlib.closing(Directory(Path(os.fsdecode(lease.directory)), ROOMY, ABOUT)))
             granted.append(lease)
         assert sum(lease.disk_bytes for lease in granted) <= 100_000
         assert sum(lease.write_bytes for lease in granted) <= 100_000
@@ -74,11 +75,11 @@ def test_two_workers_with_the_same_weights_do_not_hide_each_other_s_lease(tmp_pa
     with contextlib.ExitStack() as stack:
         for lease in (first, beside):
             assert lease.directory is not None
-            stack.enter_context(contextlib.closing(Directory(Path(lease.directory), ROOMY, ABOUT)))
+            stack.enter_context(contextlib.closing(Directory(Path(os.fsdecode(lease.directory)), ROOMY, ABOUT)))
         second, third = gateway.grant("same"), other.grant("same")
         assert max(second.disk_bytes, third.disk_bytes) < first.disk_bytes
         gateway.give_back(second)
-        noted = {str(report.path): report.lease[0] for report in gateway.reports()}
+        noted = {os.fsencode(report.path): report.lease[0] for report in gateway.reports()}
         assert noted == {first.directory: first.disk_bytes, beside.directory: beside.disk_bytes}
         granted = [first, beside, *(gateway.grant(f"{number}") for number in range(6))]
         assert sum(lease.disk_bytes for lease in granted) <= 100_000

@@ -223,7 +223,7 @@ def main() -> int:
     except ChannelClosed:
         return 0
     assert isinstance(config, WorkerConfig)
-    folder = Path(config.path)
+    folder = Path(os.fsdecode(config.path))
     plan: dict[str, Any] = {}
     if (folder / "fake.json").exists():
         plan = json.loads((folder / "fake.json").read_text())

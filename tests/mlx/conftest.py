@@ -124,7 +124,7 @@ class Driver:
         self.recorder, self.mailbox = Recorder(), queue.SimpleQueue[Any]()
         config = WorkerConfig(
             model="m",
-            path="m",
+            path=b"m",
             options=ModelOptions(kv_bits=kv_bits),  # type: ignore[arg-type]
             batch=BatchLimits(max_rows=max_rows, chunk_tokens=chunk_tokens),
             kv=kv,

@@ -26,7 +26,7 @@ from tests.mlx.conftest import ask, words
 @asynccontextmanager
 async def worker(folder: Path) -> AsyncIterator[Child[Any]]:
     async with process() as child:
-        await child.channel.send(WorkerConfig(model="tiny", path=str(folder)))
+        await child.channel.send(WorkerConfig(model="tiny", path=os.fsencode(folder)))
         yield child
 
 
@@ -102,7 +102,7 @@ async def test_a_spare_that_waited_becomes_the_worker_that_it_is_told_to_be(chec
         async with asyncio.timeout(60):
             while footprint_bytes(child.pid) < 64 << 20:  # Python alone takes less: the libraries come in
                 await asyncio.sleep(0.05)
-        await child.channel.send(WorkerConfig(model="tiny", path=str(checkpoint("plain"))))
+        await child.channel.send(WorkerConfig(model="tiny", path=os.fsencode(checkpoint("plain"))))
         assert isinstance(await child.channel.receive(), Ready)
         await child.channel.send(ask("a", "hello", tokens=5))
         assert [type(event) for event in await events_of(child, "a")] == [Accepted, *[TextDelta] * 5, Finished]
@@ -118,7 +118,7 @@ async def test_a_spare_ends_with_its_gateway() -> None:
 
 async def test_a_worker_ends_when_its_gateway_goes_while_it_loads(checkpoint: Callable[..., Path]) -> None:
     async with process() as child:
-        await child.channel.send(WorkerConfig(model="tiny", path=str(checkpoint("plain"))))
+        await child.channel.send(WorkerConfig(model="tiny", path=os.fsencode(checkpoint("plain"))))
         await child.channel.close()
         assert await asyncio.wait_for(child.wait(), 60) == 0
 
@@ -126,8 +126,8 @@ async def test_a_worker_ends_when_its_gateway_goes_while_it_loads(checkpoint: Ca
 @pytest.mark.parametrize(
     ("first", "cause"),
     [
-        (WorkerConfig(model="tiny", path="m", batch=BatchLimits(max_rows=0)), "$.batch.max_rows"),
-        (WorkerConfig(model="tiny", path="m", role="king"), "$.role"),  # type: ignore[arg-type]
+        (WorkerConfig(model="tiny", path=b"m", batch=BatchLimits(max_rows=0)), "$.batch.max_rows"),
+        (WorkerConfig(model="tiny", path=b"m", role="king"), "$.role"),  # type: ignore[arg-type]
         (Shutdown(), "Shutdown came first"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def told(card: Card = CARD, lease: Lease | None = None, **engine: object) -> Wor
 
 
 def test_card_settings_and_lease_become_one_message() -> None:
-    lease = Lease(1 << 20, directory="kv/f", disk_bytes=5, fingerprint="f")
+    lease = Lease(1 << 20, directory=b"kv/f", disk_bytes=5, fingerprint="f")
     assert told(lease=lease, max_rows=3, prefill_chunk_tokens=64, wired_limit="auto") == WorkerConfig(
         model="m",
-        path="models/m",
+        path=b"models/m",
         role="chat",
         options=ModelOptions(kv_bits=8),
         batch=BatchLimits(max_rows=3, chunk_tokens=64),
@@ -45,7 +46,7 @@ def test_the_role_is_the_card_s() -> None:
 
 
 def test_the_message_arrives_as_it_was_sent() -> None:
-    config = told(lease=Lease(1, directory="kv/é", age_seconds=0.5))
+    config = told(lease=Lease(1, directory="kv/é".encode(), age_seconds=0.5))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=WorkerConfig) == config
 
 
@@ -73,7 +74,7 @@ def test_a_value_that_cannot_be_is_refused_by_name(wrong: dict[str, object], whe
 
 
 def test_a_field_that_the_worker_does_not_know_is_refused() -> None:
-    sent = msgspec.msgpack.encode({**msgspec.to_builtins(told()), "draft_model": "small"})
+    sent = msgspec.msgpack.encode({**msgspec.to_builtins(told(), builtin_types=(bytes,)), "draft_model": "small"})
     with pytest.raises(msgspec.ValidationError, match="draft_model"):
         msgspec.msgpack.decode(sent, type=WorkerConfig)
 
@@ -85,3 +86,16 @@ def test_options_are_keys_of_a_card(tmp_path: Path) -> None:
     path.write_text('id = "a"\nkv_bits = 5\n')
     with pytest.raises(CardError, match=r"a\.toml: .*kv_bits"):
         read_card(path)
+
+
+def test_paths_that_are_not_utf_8_reach_the_worker_as_they_are(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    settings = Settings(home=tmp_path / name)
+    sent = worker_config(
+        CARD, settings.home / "m", Lease(1, directory=os.fsencode(settings.home / "kv")), settings,
+        total_bytes=16 * GB, left_bytes=5 * GB,
+    )  # fmt: skip
+    heard = msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=WorkerConfig)
+    assert Path(os.fsdecode(heard.path)) == settings.home / "m"
+    assert heard.kv is not None
+    assert heard.kv.directory == os.fsencode(tmp_path) + b"/caf\xe9/kv"

@@ -92,7 +92,7 @@ def test_a_process_that_takes_its_time_to_end_by_itself_keeps_its_exit_code(monk
         machine.loop.call_later(4.0, child.crash)
 
     monkeypatch.setattr("engine.fleet.starting.Child", FakeChildren(begin))
-    start = start_worker("none", WorkerConfig(model="m", path="m"), timeout_seconds=60.0)
+    start = start_worker("none", WorkerConfig(model="m", path=b"m"), timeout_seconds=60.0)
     with contextlib.closing(VirtualTime()) as machine, pytest.raises(EndedWhileLoading, match="exit code 3"):
         machine.run(start)
 
