@@ -179,10 +179,11 @@ class Loop:
                 self._handle(self._mailbox.get(timeout=wakes_in))
             except queue.Empty:
                 return
-        before = self._live.unaccepted()
-        while not self._mailbox.empty():
-            self._handle(self._mailbox.get())
-        self._await_lookups(self._live.unaccepted() - before)
+        if not self._mailbox.empty():  # most ticks have no message, and need not look through the live requests
+            before = self._live.unaccepted()
+            while not self._mailbox.empty():
+                self._handle(self._mailbox.get())
+            self._await_lookups(self._live.unaccepted() - before)
         if not self.idle:
             self._buffers.used()
 
