@@ -14,7 +14,6 @@ from asr_router.routes import meetings, models, transcriptions
 from asr_router.spool import Spool
 from asr_router.transcribing import Transcriber
 from duet.client import Client
-from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.settings import Settings
@@ -56,9 +55,9 @@ def create_app(settings: Settings, transcriber: Transcriber, *, key: str) -> Fas
         app,
         key=key,
         allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
         # The multipart envelope and its fields come on top of the file.
         max_body_bytes=settings.router.max_upload_bytes + (1 << 20),
-        open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     install_docs(app)
     for module in (transcriptions, meetings, models):

@@ -3,17 +3,23 @@
     DuetError
     ├── InvalidRequest (400)       a parameter is wrong; names it
     │   ├── ContextTooLong (400)
-    │   └── PayloadTooLarge (413)
+    │   ├── PayloadTooLarge (413)
+    │   ├── UnsupportedMedia (415)     the body's Content-Type or Content-Encoding
+    │   ├── HeadTooLarge (431)         the request line or its headers
+    │   └── BodyStopped (408)          the rest of the request did not come in time
     ├── Unauthorized (401)
     ├── ForbiddenHost (403)
+    ├── ForbiddenOrigin (403)      a web page that may not call us
     ├── NotFound (404)
     │   └── ModelNotFound (404)
+    ├── MethodNotAllowed (405)
     ├── Conflict (409)
     ├── Busy (429)                 a bounded queue is full; says when to come back
     ├── Unavailable (503)          a worker died or a model cannot be loaded now; says when to come back
     │   ├── WorkerLost (503)
     │   └── MemoryFull (503)       others hold the memory; says which, and when to come back
     ├── ModelTooLarge (507)        it never fits on this machine; says what would help
+    ├── DiskFull (507)             what was sent cannot be kept on disk
     └── DeadlineExceeded (504)     the caller's own deadline passed
     Anything else is Internal (500): a fault of ours, logged with its traceback, never shown.
 
@@ -58,6 +64,18 @@ class PayloadTooLarge(InvalidRequest):
     status, code = 413, "payload_too_large"
 
 
+class UnsupportedMedia(InvalidRequest):
+    status, code = 415, "unsupported_media_type"
+
+
+class HeadTooLarge(InvalidRequest):
+    status, code = 431, "head_too_large"
+
+
+class BodyStopped(InvalidRequest):
+    status, code = 408, "request_timeout"
+
+
 class Unauthorized(DuetError):
     status, kind, code = 401, "authentication_error", "invalid_api_key"
 
@@ -66,12 +84,20 @@ class ForbiddenHost(DuetError):
     status, kind, code = 403, "permission_error", "forbidden_host"
 
 
+class ForbiddenOrigin(DuetError):
+    status, kind, code = 403, "permission_error", "forbidden_origin"
+
+
 class NotFound(DuetError):
     status, kind, code = 404, "invalid_request_error", "not_found"
 
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class MethodNotAllowed(DuetError):
+    status, kind, code = 405, "invalid_request_error", "method_not_allowed"
 
 
 class Conflict(DuetError):
@@ -105,6 +131,12 @@ class ModelTooLarge(DuetError):
     """The model would not fit even if nothing else were loaded: trying again does not help."""
 
     status, kind, code = 507, "server_error", "model_too_large"
+
+
+class DiskFull(DuetError):
+    """The disk of `$DUET_HOME` took no more. Nothing of the request is left on it."""
+
+    status, kind, code = 507, "server_error", "disk_full"
 
 
 class DeadlineExceeded(DuetError):

@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The `X-Request-Id` of the HTTP request that is being answered."""
 
+MAX_CHARACTERS = 2000
+"""Of a message, a field, and a line of a traceback."""
+
 # Attributes that every record has; all others came through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -28,17 +31,31 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         fields = " ".join(f"{key}={_quoted(value)}" for key, value in vars(record).items() if key not in _STANDARD)
-        # A line break inside a message would let a caller forge a record.
-        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
+        message = printable(record.getMessage())
         line = " ".join(part for part in (time, record.levelname.lower(), self._service, message, fields) if part)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{_indented(self.formatException(record.exc_info))}" if record.exc_info else line
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal or a reader of logs would obey: controls, line breaks, marks that turn the direction of
+    writing, and half surrogate pairs are written as escapes. Text that is too long is cut."""
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]}… ({len(text) - MAX_CHARACTERS} more characters)"
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _indented(trace: str) -> str:
+    """Its lines begin with spaces and a record with its time: the text of an exception cannot pass for a record."""
+    return "\n".join(f"  {printable(line)}" for line in trace.split("\n"))
 
 
 def _quoted(value: object) -> str:
     text = str(value)
     if text and all(char.isprintable() and char not in ' "=' for char in text):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\r", "\\r").replace("\n", "\\n") + '"'
+        return printable(text)
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def configure_logs(level: str, service: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,20 @@ HUB_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """A folder as the user writes it, made absolute: a service that starts at login has another working directory."""
+
+
+LOCAL_ORIGINS = ("http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]*[a-z0-9._\]-](:\*)?", re.IGNORECASE)
+
+
+def _origin(text: str) -> str:
+    if text not in ("*", "null") and not _ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is no origin: SCHEME://HOST[:PORT] without a path, with :* for any port, or *")
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+"""Where a web page comes from, as browsers write it in the header Origin."""
 
 
 class SettingsError(Exception):
@@ -156,12 +171,14 @@ class Settings(_Section):
     """Offer the embedded demonstration models (`duet-tiny-*`) and use them for every role."""
     allowed_hosts: tuple[str, ...] = ()
     """Host header names accepted besides localhost, 127.0.0.1, ::1 and host.docker.internal."""
+    allowed_origins: tuple[Origin, ...] = LOCAL_ORIGINS
+    """Web pages that may call both services from a browser: origins, `:*` for any port, `*` for all pages."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     engine: EngineSettings = EngineSettings()
     router: RouterSettings = RouterSettings()
     meetings: MeetingSettings = MeetingSettings()
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -225,7 +242,7 @@ def to_environment(settings: Settings) -> dict[str, str]:
                 if value:
                     found[key] = json.dumps(value)
             elif isinstance(value, tuple):
-                if value or name == "resident":  # an empty one is not the default
+                if value or type(section).model_fields[name].default != ():  # an empty one is not the default
                     found[key] = (os.pathsep if name == "model_dirs" else ",").join(str(item) for item in value)
             elif value is not None and key != "DUET_HOME":
                 found[key] = str(value).lower() if isinstance(value, bool) else str(value)

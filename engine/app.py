@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from duet.http.access import OPEN_PATHS
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.settings import Settings
@@ -48,9 +47,8 @@ def create_app(
         app,
         key=key,
         allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
         max_body_bytes=settings.engine.max_body_bytes,
-        # The description of the API is the same for everybody and tells nothing about this machine, and a browser sends no key.
-        open_paths=OPEN_PATHS | {"/docs", "/openapi.json"},
     )
     install_docs(app)
     for router in (*dialects.ROUTERS, *modalities.ROUTERS, *operators.ROUTERS):

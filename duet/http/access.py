@@ -6,6 +6,7 @@ It looks at a path and headers alone, so a scope of any kind can ask it.
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -13,24 +14,36 @@ from starlette.datastructures import Headers
 from duet.errors import DuetError, ForbiddenHost, Unauthorized
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "host.docker.internal"})
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that are answered without a key."""
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+"""Paths that are answered without a key, in this spelling alone. They are the same for everybody and tell nothing about this
+machine: monitors and browsers send no key."""
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class Access:
-    """`hosts` are names in lower case without a port; `open_paths` need no key, but a known host."""
+    """`hosts` are names in lower case without a port."""
 
     key: str
     hosts: frozenset[str]
-    open_paths: frozenset[str]
 
-    def refusal(self, path: str, headers: Headers) -> DuetError | None:
-        """The error to answer with; None when the caller may pass."""
-        host = _host_name(headers.get("host", ""))
-        if host not in self.hosts:
-            return ForbiddenHost(f"Host {host!r} is not allowed: add it to allowed_hosts in config.toml if it is yours")
-        if path in self.open_paths:
+    def host_refusal(self, headers: Headers) -> DuetError | None:
+        """The error for a Host header that is missing, repeated, badly written or not known; None when it is known."""
+        found = headers.getlist("host")
+        if len(found) != 1:
+            return ForbiddenHost(f"a request needs exactly one Host header, and this one has {len(found)}")
+        if _host_name(found[0]) in self.hosts:
+            return None
+        shown = found[0][:_SHOWN_CHARACTERS]
+        return ForbiddenHost(
+            f"Host {shown!r} is not allowed: add its name to allowed_hosts in config.toml if it is yours"
+        )
+
+    def key_refusal(self, path: str, headers: Headers) -> DuetError | None:
+        """The error for a missing or wrong key; None when the path is open or the key is right."""
+        if path in OPEN_PATHS:
             return None
         sent = _sent_key(headers)
         if not sent:
@@ -40,12 +53,10 @@ class Access:
         return None
 
 
-def _host_name(header: str) -> str:
-    """The name without its port; an IPv6 address keeps its brackets."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header.partition("]")[0] + "]"
-    return header.partition(":")[0]
+def _host_name(header: str) -> str | None:
+    """The name without its port, an IPv6 address in brackets; None for what is not written like a Host header."""
+    written = _HOST.fullmatch(header.lower())
+    return written.group(1) if written else None
 
 
 def _sent_key(headers: Headers) -> str:

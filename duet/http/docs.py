@@ -1,4 +1,5 @@
-"""`GET /docs`: the service's OpenAPI description as one page without scripts or addresses, so that it works offline.
+"""`GET /`: what this service is and where to look. `GET /docs`: its OpenAPI description as one page without scripts or
+addresses, so that it works offline.
 
 FastAPI's own page loads a script from a content network, which thus learns when somebody reads this page.
 """
@@ -24,7 +25,18 @@ _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-in
 
 
 def install_docs(app: FastAPI) -> None:
-    """Serve `/docs`. `app` is made with `docs_url=None, redoc_url=None`; `/openapi.json` stays FastAPI's."""
+    """Serve `/` and `/docs`. `app` is made with `docs_url=None, redoc_url=None`; `/openapi.json` stays FastAPI's."""
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        links = {
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "models": "/v1/models",
+            "health": "/health",
+            "ready": "/ready",
+        }
+        return {"name": app.title, "version": app.version, **links}
 
     @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
     async def docs() -> HTMLResponse:

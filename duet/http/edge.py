@@ -1,4 +1,5 @@
-"""The HTTP edge of both services: request id and one log line a request, Host allow-list, API key, body bound, in this order.
+"""The HTTP edge of both services, in this order: request id and one log line a request, Host allow-list, a browser's question
+(CORS), API key, body bound.
 
 Written as plain ASGI, since Starlette's BaseHTTPMiddleware hides a client's disconnect from streaming routes.
 """
@@ -13,11 +14,13 @@ from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duet import logs
 from duet.errors import DuetError, Internal, InvalidRequest, PayloadTooLarge
 from duet.http.access import LOCAL_HOSTS, OPEN_PATHS, Access
+from duet.http.cors import Origins
 from duet.http.disconnect import install_disconnect
 from duet.http.errors import ErrorBody, body_for, error_response, install_errors
 
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 TENANT = "primary"
 """Requests of different tenants share nothing that was derived from their content."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SLASHES = re.compile("/{2,}")
 
 
 def install_edge(
@@ -34,7 +38,7 @@ def install_edge(
     key: str,
     allowed_hosts: Sequence[str],
     max_body_bytes: int,
-    open_paths: frozenset[str] = OPEN_PATHS,
+    allowed_origins: Sequence[str] = (),
     error_bodies: Mapping[str, ErrorBody] | None = None,
 ) -> None:
     """Give `app` its middleware and its error handlers.
@@ -42,8 +46,15 @@ def install_edge(
     `allowed_hosts` adds names to `LOCAL_HOSTS`. `error_bodies` says by path what errors look like where they are not
     OpenAI's: a dialect's path and all below it.
     """
-    access = Access(key, LOCAL_HOSTS | {host.lower() for host in allowed_hosts}, open_paths)
-    app.add_middleware(Edge, access=access, max_body_bytes=max_body_bytes, error_bodies=dict(error_bodies or {}))
+    access = Access(key, LOCAL_HOSTS | {host.lower() for host in allowed_hosts})
+    app.add_middleware(
+        Edge,
+        access=access,
+        origins=Origins(allowed_origins),
+        max_body_bytes=max_body_bytes,
+        error_bodies=dict(error_bodies or {}),
+    )
+    app.router.redirect_slashes = False  # `routed` takes slashes off: a redirect would lose the key and the body
     install_errors(app)
     install_disconnect(app)
 
@@ -52,9 +63,15 @@ class Edge:
     """Pure ASGI middleware; holds no state of a request."""
 
     def __init__(
-        self, app: ASGIApp, *, access: Access, max_body_bytes: int, error_bodies: Mapping[str, ErrorBody]
+        self,
+        app: ASGIApp,
+        *,
+        access: Access,
+        origins: Origins,
+        max_body_bytes: int,
+        error_bodies: Mapping[str, ErrorBody],
     ) -> None:
-        self._app, self._access = app, access
+        self._app, self._access, self._origins = app, access, origins
         self._max_body_bytes, self._error_bodies = max_body_bytes, error_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,27 +83,32 @@ class Edge:
             case _:
                 await self._app(scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
+    async def _http(self, asked: Scope, receive: Receive, send: Send) -> None:
+        scope, headers = routed(asked), Headers(scope=asked)
         request_id = _request_id(headers)
         logs.request_id.set(request_id)
-        error_body = body_for(path, self._error_bodies)
+        error_body = body_for(scope["path"], self._error_bodies)
         # There is one key so far, so all data has one owner.
-        scope.setdefault("state", {}).update(request_id=request_id, tenant=TENANT, error_body=error_body)
+        scope.setdefault("state", {}).update(
+            request_id=request_id, tenant=TENANT, error_body=error_body, method=asked["method"]
+        )
         started_at, status = time.perf_counter(), 0
+        if asked["method"] == "HEAD":
+            receive, send = without_body(receive, send)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                self._origins.mark(message, headers)
             await send(message)
 
         try:
-            if refusal := self._access.refusal(path, headers) or self._unreadable(headers):
-                await error_response(refusal, error_body)(scope, receive, send_marked)
-            else:
-                await self._app(scope, self._bounded(receive, headers), send_marked)
+            answer = self._answered(asked, headers)
+            if isinstance(answer, DuetError):
+                answer = error_response(answer, error_body)
+            await (answer or self._app)(scope, self._bounded(receive, headers), send_marked)
         except Exception as error:
             if isinstance(error, DuetError):
                 fault: DuetError = error
@@ -97,17 +119,26 @@ class Edge:
                 raise  # the answer has begun: the server closes the connection, which the client sees
             await error_response(fault, error_body)(scope, receive, send_marked)
         finally:
-            quiet = path in self._access.open_paths
+            quiet = asked["path"] in OPEN_PATHS
             milliseconds = round(1000 * (time.perf_counter() - started_at))
             logger.log(
                 logging.DEBUG if quiet else logging.INFO,
                 "%s %s",
-                scope["method"],
-                path,
+                asked["method"],
+                asked["path"],
                 extra={
                     "action": "request", "status": status, "milliseconds": milliseconds, "request_id": request_id,
                 },
             )  # fmt: skip
+
+    def _answered(self, asked: Scope, headers: Headers) -> Response | DuetError | None:
+        """The answer that no route gives: a refusal, or one to a browser's question. None: a route answers."""
+        return (
+            self._access.host_refusal(headers)
+            or self._origins.preflight(asked["method"], headers)
+            or self._access.key_refusal(asked["path"], headers)
+            or self._unreadable(headers)
+        )
 
     def _unreadable(self, headers: Headers) -> DuetError | None:
         length = headers.get("content-length", "0")
@@ -134,6 +165,32 @@ class Edge:
             return message
 
         return bounded
+
+
+def routed(asked: Scope) -> Scope:
+    """The scope by which a route is found: its path without doubled and final slashes, since people write base addresses with
+    one too many; GET in place of HEAD."""
+    path = _SLASHES.sub("/", asked["path"])
+    method = "GET" if asked["method"] == "HEAD" else asked["method"]
+    return {**asked, "path": path.rstrip("/") or "/", "method": method}
+
+
+def without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Both ends of a HEAD request: its answer ends after the headers, and a stream then sees its client leave."""
+    ended = False
+
+    async def send_start(message: Message) -> None:
+        nonlocal ended
+        if ended:
+            return
+        ended = True
+        await send(message)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def receive_until_sent() -> Message:
+        return {"type": "http.disconnect"} if ended else await receive()
+
+    return receive_until_sent, send_start
 
 
 def _request_id(headers: Headers) -> str:

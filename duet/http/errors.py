@@ -11,8 +11,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from duet.errors import DuetError, InvalidRequest, NotFound
+from duet.errors import DuetError, InvalidRequest, MethodNotAllowed, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -79,21 +80,30 @@ def explain_validation(errors: Sequence[Any]) -> InvalidRequest:
     return InvalidRequest(f"{name}: {message}" if name else message, param=name or None)
 
 
-class _HttpError(DuetError):
-    """An error that HTTP itself knows, such as a method that a path does not have."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, f"http_{status}"
-        self.kind = "invalid_request_error" if status < 500 else "server_error"
-
-
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     body: ErrorBody = request.state.error_body
-    if isinstance(error.__cause__, DuetError):  # FastAPI wraps what `receive` raises while it reads a body
+    if isinstance(error.__cause__, DuetError):  # FastAPI wraps what is raised while it reads a body
         return error_response(error.__cause__, body)
+    method, path = request.scope["state"]["method"], request.url.path
     if error.status_code == 404:
-        missing = NotFound(f"there is no {request.method} {request.url.path} here (GET /docs lists what there is)")
-        return error_response(missing, body)
-    return error_response(_HttpError(error.status_code, str(error.detail)), body, error.headers)
+        return error_response(NotFound(f"there is no {method} {path} here (GET /docs lists what there is)"), body)
+    if error.status_code == 405:
+        allowed = ", ".join(methods_of(request))
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
+        return error_response(MethodNotAllowed(f"{path} takes {allowed}, not {method}"), body, {"Allow": allowed})
+    logger.warning("an error of the framework: %s", error, extra={"action": "framework_error"})
+    return error_response(InvalidRequest("the request cannot be read"), body)
+
+
+def methods_of(request: Request) -> list[str]:
+    """The methods that the path of `request` has. Where GET is, HEAD is too."""
+    routes = request.app.router.routes
+    scope = {**request.scope, "type": "http"}
+    found = [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return (["GET", "HEAD", *found[1:]] if found[:1] == ["GET"] else found) + ["OPTIONS"]

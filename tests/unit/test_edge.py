@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import stat
@@ -84,6 +85,15 @@ def make_app() -> FastAPI:
 
         return StreamingResponse(parts())
 
+    @app.get("/endless")
+    async def endless() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            while True:
+                yield b": waiting\n\n"
+                await asyncio.sleep(0.001)
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
     return app
 
 
@@ -137,16 +147,40 @@ async def test_the_key_comes_in_either_header(client: httpx.AsyncClient, headers
         ("localhost", 200), ("LOCALHOST:18080", 200), ("127.0.0.1:1", 200), ("[::1]:18080", 200), ("[::1]", 200),
         ("host.docker.internal:18080", 200), ("studio.local", 200), ("studio.local:80", 200),
         ("evil.example", 403), ("localhost.evil.example", 403), ("evil.example:18080", 403), ("[::2]", 403), ("", 403),
-        ("localhost@evil.example", 403),
+        ("localhost@evil.example", 403), ("[::1].evil.example", 403), ("[::1]evil", 403), ("[::1", 403), ("::1", 403),
+        ("[::1]:80:80", 403), ("localhost:80:80", 403), ("localhost:", 403), ("localhost:x", 403), ("localhost:-1", 403),
+        ("localhost:999999", 403), ("localhost.", 403), ("localhost ", 403), (" localhost", 403), ("local host", 403),
+        ("localhost,evil.example", 403), ("localhost/evil", 403), ("http://localhost", 403), ("localhost\\evil", 403),
+        ("localhost#", 403), ("localhost?x", 403), ("127.1", 403), ("2130706433", 403), ("0.0.0.0", 403), (":80", 403),
+        ("[::1%25lo]", 403), ("lоcalhost".encode().decode("latin-1"), 403), ("[127.0.0.1]", 403), ("@localhost", 403),
     ],
 )  # fmt: skip
 async def test_only_known_hosts_are_answered_even_on_open_paths(
     client: httpx.AsyncClient, host: str, status: int
 ) -> None:
-    answer = await client.get("/health", headers={"Host": host})
+    answer = await client.get("/health", headers=[(b"Host", host.encode("latin-1"))])
     assert answer.status_code == status
     if status == 403:
         assert error(answer)["code"] == "forbidden_host"
+
+
+@pytest.mark.parametrize("hosts", [(), ("localhost", "localhost"), ("localhost", "evil.example")])
+async def test_a_request_has_exactly_one_host(hosts: tuple[str, ...]) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", host.encode()) for host in hosts] + [(b"authorization", f"Bearer {KEY}".encode())]
+    scope = {
+        "type": "http", "method": "GET", "path": "/health", "headers": headers, "query_string": b"", "root_path": "",
+        "scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1), "http_version": "1.1",
+    }  # fmt: skip
+    await make_app()(scope, receive, send)
+    assert sent[0]["status"] == 403
 
 
 async def test_a_body_may_have_the_limit_and_not_one_byte_more(client: httpx.AsyncClient) -> None:
@@ -210,8 +244,44 @@ async def test_unknown_paths_and_methods_have_the_same_shape(client: httpx.Async
     missing = await client.get("/nowhere")
     assert (missing.status_code, error(missing)["code"]) == (404, "not_found")
     wrong = await client.put("/echo")
-    assert wrong.status_code == 405
-    assert error(wrong)["message"]
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST, OPTIONS")
+    assert error(wrong)["message"] == "/echo takes POST, OPTIONS, not PUT"
+
+
+@pytest.mark.parametrize("spelt", ["/echo/", "//echo", "/echo//", "///echo///"])
+async def test_a_slash_too_much_finds_the_same_path_and_loses_no_body(client: httpx.AsyncClient, spelt: str) -> None:
+    answer = await client.post(f"http://localhost{spelt}", json={"count": 7})
+    assert (answer.status_code, answer.text) == (200, "7")
+
+
+async def test_a_path_that_needs_no_key_is_open_in_one_spelling_only(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/")).status_code == 200
+    client.headers.pop("Authorization")
+    assert (await client.get("/health")).status_code == 200
+    for spelt in ("/health/", "//health", "/HEALTH", "/health/../busy", "/health%2f"):
+        assert (await client.get(f"http://localhost{spelt}")).status_code == 401
+
+
+async def test_head_has_the_headers_of_get_and_no_body(client: httpx.AsyncClient) -> None:
+    for path, status in (("/health", 200), ("/busy", 429), ("/broken", 500), ("/nowhere", 404), ("/echo", 405)):
+        got, asked = await client.get(path), await client.head(path)
+        assert (asked.status_code, asked.content) == (status, b"")
+        changing = {"x-request-id", "content-length"} if status in (404, 405, 500) else {"x-request-id"}
+        assert {**asked.headers, **dict.fromkeys(changing)} == {**got.headers, **dict.fromkeys(changing)}
+
+
+async def test_head_of_a_stream_ends_it(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(5):
+        answer = await client.head("/endless")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_options_tells_the_methods_of_a_path(client: httpx.AsyncClient) -> None:
+    for path, methods in (("/health", "GET, HEAD, OPTIONS"), ("/echo", "POST, OPTIONS")):
+        answer = await client.options(path)
+        assert (answer.status_code, answer.headers["Allow"], answer.content) == (204, methods, b"")
+    assert (await client.options("/nowhere")).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -222,7 +292,7 @@ async def test_unknown_paths_and_methods_have_the_same_shape(client: httpx.Async
         ("POST", "/dialect/busy", b"x" * (LIMIT + 1), {}, 413, "payload_too_large"),
         ("POST", "/dialect/busy", b"{}", {"Authorization": "Bearer wrong"}, 401, "invalid_api_key"),
         ("POST", "/dialect/busy", b"{}", {"Host": "evil.example"}, 403, "forbidden_host"),
-        ("PUT", "/dialect/busy", b"{}", {}, 405, "http_405"),
+        ("PUT", "/dialect/busy", b"{}", {}, 405, "method_not_allowed"),
         ("GET", "/dialect", b"", {}, 404, "not_found"),
         ("GET", "/dialect/broken", b"", {}, 500, "internal_error"),
     ],
