@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from asr_router.routes import meetings, models, transcriptions
-from asr_router.spool import Spool
 from asr_router.transcribing import Transcriber
 from duet.client import Client
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
+from duet.http.spool import Spool
 from duet.settings import Settings
 from pipelines.jobs.client import MeetingClient
 from speech.recognisers.engine import QWEN3_ASR, EngineRecogniser

@@ -4,7 +4,7 @@
     ├── InvalidRequest (400)       a parameter is wrong; names it
     │   ├── ContextTooLong (400)
     │   ├── PayloadTooLarge (413)
-    │   ├── UnsupportedMedia (415)     the body's Content-Type or Content-Encoding
+    │   ├── UnsupportedEncoding (415)  the body's Content-Encoding
     │   ├── HeadTooLarge (431)         the request line or its headers
     │   └── BodyStopped (408)          the rest of the request did not come in time
     ├── Unauthorized (401)
@@ -64,8 +64,8 @@ class PayloadTooLarge(InvalidRequest):
     status, code = 413, "payload_too_large"
 
 
-class UnsupportedMedia(InvalidRequest):
-    status, code = 415, "unsupported_media_type"
+class UnsupportedEncoding(InvalidRequest):
+    status, code = 415, "unsupported_encoding"
 
 
 class HeadTooLarge(InvalidRequest):

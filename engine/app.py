@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from duet.http.docs import install_docs
 from duet.http.edge import install_edge
+from duet.http.spool import Spool
 from duet.settings import Settings
 from engine.api import dialects, modalities, operators
 from engine.api.metered import Metered
@@ -22,8 +23,11 @@ def create_app(
 ) -> FastAPI:
     """`life` is entered before the first request and left after the last: the life of the pool's workers."""
 
+    spool = Spool(settings.home / "tmp" / "engine", max_bytes=settings.engine.max_body_bytes)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        spool.open()
         if life is None:
             yield
             return
@@ -40,6 +44,7 @@ def create_app(
     )
     app.state.models = app.state.operators = backend
     app.state.work = Metered(backend, backend)
+    app.state.spool = spool
     app.state.uploads = Uploads(
         backend, max_requests=settings.engine.max_waiting_requests, max_seconds=settings.engine.max_audio_seconds
     )

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from sse_starlette import EventSourceResponse
 
 from duet.errors import Conflict, NotFound, Unavailable
+from duet.http.forms import FormRoute
+from duet.http.parts import Upload
 from pipelines.glossary import parse
 from pipelines.jobs.client import ENDED, Job, MeetingClient
 from pipelines.meeting.job import OUTPUTS, Options
 from pipelines.meeting.job import Request as JobRequest
 from speech.decode import InvalidAudio, probe
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 MAX_TITLE, MAX_GLOSSARY_CHARACTERS, MAX_SPEAKERS = 200, 50_000, 32
 KNOWN = frozenset({"file", "title", "glossary", "language", "speakers", "quality"})
@@ -37,7 +39,7 @@ def _client(request: Request) -> MeetingClient:
 @router.post("/v1/meetings", status_code=202)
 async def submit(
     request: Request,
-    file: Annotated[UploadFile, File()],
+    file: Annotated[Upload, File()],
     title: Annotated[str, Form(max_length=MAX_TITLE)] = "",
     glossary: Annotated[str, Form(max_length=MAX_GLOSSARY_CHARACTERS)] = "",
     language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3})?$")] = None,
@@ -52,16 +54,15 @@ async def submit(
     )
     form = await request.form()
     ignored = sorted(name for name in form if name not in KNOWN and name.isascii() and name.isprintable())
-    async with request.app.state.spool.take(file) as path:
-        digest = await asyncio.to_thread(_checked_digest, path, request.app.state.max_audio_seconds)
-        job = JobRequest(
-            id=hashlib.sha256(digest.encode() + msgspec.json.encode(options)).hexdigest()[:24],
-            options=options,
-            input_sha256=digest,
-            input_name=Path(file.filename or "").name[:200],
-            created_at=time.time(),
-        )
-        created = await client.submit(job, path)
+    digest = await asyncio.to_thread(_checked_digest, file.path, request.app.state.max_audio_seconds)
+    job = JobRequest(
+        id=hashlib.sha256(digest.encode() + msgspec.json.encode(options)).hexdigest()[:24],
+        options=options,
+        input_sha256=digest,
+        input_name=Path(file.filename or "").name[:200],
+        created_at=time.time(),
+    )
+    created = await client.submit(job, file.path)
     shown = _shown(await client.get(job.id))
     headers = {"Location": f"/v1/meetings/{job.id}", "X-Duet-Created": str(created).lower()}
     if ignored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Request, Response
 from starlette.datastructures import FormData
 
 from asr_router.languages import LANGUAGES
@@ -13,12 +13,14 @@ from asr_router.routing import Quality, Wish, unused
 from asr_router.transcribing import Outcome, Transcriber
 from duet.errors import InvalidRequest, ModelNotFound
 from duet.http.disconnect import unless_gone
+from duet.http.forms import FormRoute
+from duet.http.parts import Upload
 from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
 from speech.keywords import parse_keywords
 from speech.recognisers.port import Options
 
 logger = logging.getLogger(__name__)
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 CHOOSE_FOR_ME = ("auto", "whisper-1")
 """`whisper-1` is what stock clients send by default: taken as auto."""
@@ -35,7 +37,7 @@ MAX_PROMPT_CHARACTERS = 8000
 @router.post("/v1/audio/transcriptions")
 async def transcriptions(
     request: Request,
-    file: Annotated[UploadFile, File()],
+    file: Annotated[Upload, File()],
     model: Annotated[str, Form(max_length=128)] = "auto",
     language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)?$")] = None,
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
@@ -52,8 +54,7 @@ async def transcriptions(
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)
     transcriber: Transcriber = request.app.state.transcriber
-    async with request.app.state.spool.take(file) as path:
-        outcome = await unless_gone(request, transcriber.transcribe(path, wish, options))
+    outcome = await unless_gone(request, transcriber.transcribe(file.path, wish, options))
     unknown = [name for name in form if name not in KNOWN and name not in REFUSED]
     idle = unused(outcome.abilities, options, words="word" in granularities, heard=outcome.transcript.language)
     headers = _headers(outcome, ignored=sorted({*unknown, *idle}))

@@ -147,7 +147,7 @@ class Edge:
         return self._too_large(headers) if int(length) > self._max_body_bytes else None
 
     def _too_large(self, headers: Headers) -> PayloadTooLarge:
-        # Of a form's parts only `file` may be large: Starlette bounds each of the others to 1 MiB.
+        # Of a form's parts only `file` may be large: `parts.MAX_ALL_TEXT_BYTES` bounds the others.
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         message = f"the request body is larger than {self._max_body_bytes} bytes"
         return PayloadTooLarge(message, param="file" if is_form else None)

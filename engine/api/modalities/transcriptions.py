@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, Response
 
 from duet.errors import Busy, InvalidRequest
 from duet.http.disconnect import unless_gone
+from duet.http.forms import FormRoute
+from duet.http.parts import Upload
 from engine.api.shared.caller import caller_of
 from engine.api.shared.headers import answer_headers
 from engine.api.shared.ports import ModelsDep, WorkDep
@@ -20,7 +20,7 @@ from speech.decode import decode
 from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
 from speech.keywords import parse_keywords
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 KNOWN = frozenset(
     {"file", "model", "prompt", "language", "response_format", "temperature", "hotwords", "keywords", "keywords[]"}
@@ -40,20 +40,14 @@ class Uploads:
         self._operators, self._max_requests, self._max_seconds = operators, max_requests, max_seconds
         self._decoding = 0
 
-    async def decoded(self, file: UploadFile) -> bytes:
+    async def decoded(self, file: Upload) -> bytes:
         """The samples as float32 mono at 16 kHz. Raises `Busy`, and `InvalidRequest` for what is no audio or too long."""
         under_way = self._decoding + sum(model.running + model.waiting for model in self._operators.pool().models)
         if under_way >= self._max_requests:
             raise Busy(f"{under_way} requests are under way already")
         self._decoding += 1
         try:
-            # The upload is copied to a named file, because a decoder seeks.
-            with tempfile.TemporaryDirectory(prefix="duet-") as folder:
-                path = Path(folder) / "audio"
-                with path.open("wb") as target:
-                    while piece := await file.read(1 << 20):
-                        await asyncio.to_thread(target.write, piece)
-                samples = await asyncio.to_thread(decode, path, max_seconds=self._max_seconds)
+            samples = await asyncio.to_thread(decode, file.path, max_seconds=self._max_seconds)
         finally:
             self._decoding -= 1
         return samples.astype("<f4").tobytes()
@@ -73,7 +67,7 @@ async def transcriptions(
     work: WorkDep,
     models: ModelsDep,
     uploads: UploadsDep,
-    file: Annotated[UploadFile, File()],
+    file: Annotated[Upload, File()],
     model: Annotated[str, Form(min_length=1, max_length=512)],
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
     language: Annotated[str | None, Form(max_length=32)] = None,

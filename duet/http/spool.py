@@ -1,0 +1,59 @@
+"""A folder for what requests bring: private, below `$DUET_HOME/tmp`, and emptied as each request ends, however it ends.
+
+The system's temporary folder is none: it is small where it lies in memory, and other users can list it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from duet.errors import DiskFull
+
+PRIVATE = 0o700
+
+
+class Spool:
+    """Owned by one service; one service of a kind per home. No file in it may be larger than `max_bytes`."""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self._folder, self.max_bytes = folder, max_bytes
+
+    def open(self) -> None:
+        """Make the folder, and remove what a killed process left. A link in its place is removed, not what it leads to."""
+        if self._folder.is_symlink() or self._folder.is_file():
+            self._folder.unlink()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._make()
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[Path]:
+        """A folder of its own for one request. It is removed with all its files when the block ends. Raises `DiskFull`."""
+        room = self._folder / secrets.token_hex(16)
+        try:
+            try:
+                self._make()
+                room.mkdir(mode=PRIVATE)
+            except OSError as error:
+                raise disk_full(error) from error
+            yield room
+        finally:
+            # In a thread, because a large file takes long to remove. The thread of a cancelled request may still write
+            # there; its next file cannot be created.
+            await asyncio.to_thread(shutil.rmtree, room, ignore_errors=True)
+
+    def _make(self) -> None:
+        for folder in (self._folder.parent.parent, self._folder.parent, self._folder):
+            folder.mkdir(mode=PRIVATE, exist_ok=True)
+
+
+def disk_full(error: OSError) -> DiskFull:
+    """What the client is told when its upload cannot be written."""
+    return DiskFull(
+        f"the upload cannot be kept in $DUET_HOME/tmp: {error.strerror}; free space on that disk and send it again",
+        param="file",
+    )
