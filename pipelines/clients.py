@@ -74,7 +74,8 @@ class Engine:
 
         Raises `EngineUnavailable`, `DuetError` for a refused request.
         """
-        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        # What was said in a meeting stays in its folder: the engine keeps nothing of it for later prompts.
+        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens, "store": False}
         if schema is None or not self._follows_schemas:
             return await self._answer(body)
         # Not strict: OpenAI's strict schemas cannot have optional properties.

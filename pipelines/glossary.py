@@ -1,4 +1,4 @@
-"""A meeting's glossary: one term a line; after `|`, what a recogniser may hear instead."""
+"""A meeting's glossary: one term a line; after `|` or a tab, what a recogniser may hear instead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from duet.errors import InvalidRequest
 from speech.homophones import Candidate, candidates
+from speech.text import read
 
 MAX_TERMS, MAX_CHARACTERS, MAX_ALIASES = 500, 64, 16
 NEAR = 0.6
@@ -22,8 +23,9 @@ class Term:
 def parse(text: str) -> tuple[Term, ...]:
     """Terms in order, repeated ones merged. Raises `InvalidRequest` naming `glossary` and the line."""
     terms: dict[str, Term] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        name, *aliases = [part.strip() for part in line.split("|")]
+    for number, line in enumerate(read(text, name="glossary").split("\n"), 1):
+        # A table copied from a spreadsheet has tabs between its columns.
+        name, *aliases = [" ".join(part.split()) for part in line.strip().replace("\t", "|").split("|")]
         if not name:
             if any(aliases):
                 raise InvalidRequest(f"line {number} has aliases but no term", param="glossary")

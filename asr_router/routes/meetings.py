@@ -22,6 +22,7 @@ from pipelines.jobs.client import ENDED, Job, MeetingClient
 from pipelines.meeting.job import OUTPUTS, Options
 from pipelines.meeting.job import Request as JobRequest
 from speech.decode import InvalidAudio, probe
+from speech.text import read
 
 router = APIRouter(route_class=FormRoute)
 
@@ -48,9 +49,14 @@ async def submit(
 ) -> Response:
     """202 with the job. The same recording with the same options is the same job."""
     client = _client(request)
+    glossary = read(glossary, name="glossary")
     parse(glossary)
     options = Options(
-        title=title.strip(), glossary=glossary, language=language or None, speakers=speakers, quality=quality
+        title=read(title, name="title").strip(),
+        glossary=glossary,
+        language=language or None,
+        speakers=speakers,
+        quality=quality,
     )
     form = await request.form()
     ignored = sorted(name for name in form if name not in KNOWN and name.isascii() and name.isprintable())

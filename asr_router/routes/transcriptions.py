@@ -18,6 +18,7 @@ from duet.http.parts import Upload
 from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
 from speech.keywords import parse_keywords
 from speech.recognisers.port import Options
+from speech.text import read
 
 logger = logging.getLogger(__name__)
 router = APIRouter(route_class=FormRoute)
@@ -50,6 +51,7 @@ async def transcriptions(
     _refuse(form)
     granularities = _granularities(form, response_format)
     keywords = parse_keywords(_texts(form, "keywords[]", "keywords", "hotwords"))
+    prompt = read(prompt or "", name="prompt").strip()
     code = _language(language)
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)

@@ -14,7 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from duet.cli.failures import failed, key_or_exit, reason
 from duet.client import offered_name, sync_client
+from duet.errors import InvalidRequest
 from duet.settings import Settings
+from speech.text import read
 
 TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
 """In seconds. A long recording is transcribed before the answer begins."""
@@ -106,6 +108,6 @@ def _router(settings: Settings) -> Iterator[httpx.Client]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise failed(f"{file} is not UTF-8 text") from error
+        return read(file.read_bytes(), name=str(file))
+    except InvalidRequest as error:
+        raise failed(error.message) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import io
 import os
 import re
@@ -203,7 +204,9 @@ def _filename(disposition: bytes, options: dict[bytes, bytes]) -> str | None:
 
 
 def _decoded(raw: bytes, name: str, charset: str) -> str:
-    """A text of the form. Raises `InvalidRequest` for what is not UTF-8, or said not to be."""
+    """A text of the form: UTF-8, or a file that Windows saved as UTF-16 with its mark. Raises `InvalidRequest` for any other."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and len(raw) % 2 == 0:
+        return raw.decode("utf-16", errors="replace")
     if not raw.isascii() and charset not in _UTF8:
         raise InvalidRequest(f"{name}: sent as {charset[:32]!r}; send text as UTF-8", param=name)
     try:

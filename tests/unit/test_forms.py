@@ -191,6 +191,13 @@ async def test_texts_are_bounded_one_by_one_and_together(client: httpx.AsyncClie
     assert (all_of_them.status_code, all_of_them.json()["error"]["code"]) == (413, "payload_too_large")
 
 
+async def test_a_text_that_windows_saved_is_read(client: httpx.AsyncClient) -> None:
+    body = b'--mark\r\nContent-Disposition: form-data; name="words"\r\n\r\n' + "词 a".encode("utf-16")
+    body += b'\r\n--mark\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--mark--\r\n'
+    answer = await client.post("/send", content=body, headers={"Content-Type": MULTIPART})
+    assert answer.json()["words"] == ["词 a"]
+
+
 async def test_uploads_that_nobody_asked_for_leave_nothing(client: httpx.AsyncClient) -> None:
     answer = await post(client, part('name="other"; filename="o"', b"x" * (2 << 20)) + FILE + END)
     assert (answer.status_code, answer.json()["alone"]) == (200, ["decoded.pcm", "file"])

@@ -16,6 +16,8 @@ from speech.keywords import MAX_KEYWORDS, parse_keywords
         (["a, b\nc"], ("a", "b", "c")),
         (['["a, b", "c"]'], ("a, b", "c")),
         ([" a ", "a", ""], ("a",)),
+        (["\ufeff向量，千问、Ｑｗｅｎ\r\nb\tc  d"], ("向量", "千问", "Qwen", "b", "c d")),
+        (['\ufeff["\\u200bQwen", 3]\r\n'], ("Qwen", "3")),
     ],
 )
 def test_keywords_are_read_as_clients_write_them(given: list[str], expected: tuple[str, ...]) -> None:
@@ -28,9 +30,12 @@ def test_keywords_are_read_as_clients_write_them(given: list[str], expected: tup
         ["[1"],
         ["[" * 100_000],
         ["x" * 65],
+        ["[null]"],
+        ['["\\ud800"]'],
+        ["a\0b"],
         [",".join(map(str, range(MAX_KEYWORDS + 1)))],
     ],
-    ids=["no list", "too deep", "too long", "too many"],
+    ids=["no list", "too deep", "too long", "no word", "half a character", "no text", "too many"],
 )
 def test_bad_keywords_are_refused_by_name(given: list[str]) -> None:
     for name in ("keywords", "hotwords"):

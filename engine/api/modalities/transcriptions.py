@@ -19,6 +19,7 @@ from engine.types import Operators, Transcribed, TranscriptionRequest, only
 from speech.decode import decode
 from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
 from speech.keywords import parse_keywords
+from speech.text import read
 
 router = APIRouter(route_class=FormRoute)
 
@@ -92,7 +93,7 @@ async def transcriptions(
         id=secrets.token_hex(8),
         model=info.id,
         audio=audio,
-        prompt=prompt,
+        prompt=read(prompt or "", name="prompt").strip() or None,
         hotwords=parse_keywords([*(hotwords or []), *(keywords or []), *(keyword_list or [])], name="hotwords"),
         language=language or None,
         temperature=temperature,
