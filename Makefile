@@ -1,7 +1,7 @@
 # Needs a Python 3 and make, nothing else. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-unit test-contract test-mlx test-e2e prove check hooks fix bench bench-kv bench-serving bench-structured stress-pool stress-kv serve footprint train evaluate wheel lock clean
+.PHONY: help demo unit test test-unit test-contract test-mlx test-e2e prove check hooks fix bench bench-kv bench-serving bench-structured stress-pool stress-kv fuzz serve footprint train evaluate wheel lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -73,6 +73,9 @@ stress-pool: $(READY) ## four models, memory for two, random clients for five mi
 
 stress-kv: $(READY) ## 200 times kill -9 inside writes of the KV cache: nothing may be broken; minutes
 	$(RUN) -m tests.stress.kv_kills
+
+fuzz: $(READY) ## 3,000 damaged media files and 1,000 damaged model folders: no service dies, every answer is right; an hour
+	$(RUN) -m tests.stress.fuzz
 
 # The other servers in an environment of their own: mlx-lm is no dependency of ours.
 $(PEERS)/.ready: benchmarks/peers.txt | $(UV)
