@@ -1,5 +1,5 @@
 """The HTTP edge of both services, in this order: request id and one log line a request, Host allow-list, a browser's question
-(CORS), API key, body bound.
+(CORS), API key, body bound, compressed bodies.
 
 Written as plain ASGI, since Starlette's BaseHTTPMiddleware hides a client's disconnect from streaming routes.
 """
@@ -22,6 +22,7 @@ from duet.errors import DuetError, Internal, InvalidRequest, PayloadTooLarge
 from duet.http.access import LOCAL_HOSTS, OPEN_PATHS, Access
 from duet.http.cors import Origins
 from duet.http.disconnect import install_disconnect
+from duet.http.encodings import encodings_of, opened, plain
 from duet.http.errors import ErrorBody, body_for, error_response, install_errors
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,11 @@ class Edge:
             answer = self._answered(asked, headers)
             if isinstance(answer, DuetError):
                 answer = error_response(answer, error_body)
-            await (answer or self._app)(scope, self._bounded(receive, headers), send_marked)
+            receive = self._bounded(receive, headers)
+            if answer is None and (encodings := encodings_of(headers)):
+                scope, too_large = plain(scope), self._too_large(headers)
+                receive = opened(receive, encodings, max_bytes=self._max_body_bytes, too_large=too_large)
+            await (answer or self._app)(scope, receive, send_marked)
         except Exception as error:
             if isinstance(error, DuetError):
                 fault: DuetError = error

@@ -17,6 +17,9 @@ from duet.errors import DuetError, InvalidRequest, MethodNotAllowed, NotFound
 
 logger = logging.getLogger(__name__)
 
+ACCEPTED_ENCODINGS = "gzip, deflate, zstd"
+"""Of a request's body."""
+
 ErrorBody = Callable[[DuetError], bytes]
 """The JSON body of an error."""
 
@@ -42,6 +45,8 @@ def error_response(error: DuetError, body: ErrorBody, more: Mapping[str, str] | 
     headers = dict(more or {})
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 415:
+        headers["Accept-Encoding"] = ACCEPTED_ENCODINGS
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     return Response(body(error), error.status, headers, media_type="application/json")
@@ -70,13 +75,15 @@ def explain_validation(errors: Sequence[Any]) -> InvalidRequest:
     """Pydantic's first complaint as one sentence, with the parameter's path as OpenAI writes it."""
     first = errors[0]
     place = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        return InvalidRequest(f"the body is not valid JSON: {reason}")
     name = ""
     for part in place:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
-    message = first["msg"].removeprefix("Value error, ")
+    message = (
+        first["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "must")
+        .replace("Field required", "is missing")
+    )
     return InvalidRequest(f"{name}: {message}" if name else message, param=name or None)
 
 

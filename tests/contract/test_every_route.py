@@ -109,3 +109,32 @@ async def test_every_path_says_what_it_takes(service: tuple[FastAPI, httpx.Async
             assert answer.status_code == 405
             assert answer.json()["error"]["code"] == "method_not_allowed"
             assert method in answer.json()["error"]["message"]
+
+
+async def test_every_body_is_read_by_a_reader_of_ours(service: tuple[FastAPI, httpx.AsyncClient]) -> None:
+    """Whatever is sent to whatever path, the words of the answer are ours."""
+    app, client = service
+    client.headers["Authorization"] = f"Bearer {KEY}"
+    bodies = (b"", b"{", b"[1]", b"\xff", b"null", b"--x\r\n", b'{"a": NaN}', b"[" * 100_000, b'"\xff"')
+    kinds = (
+        "application/json",
+        "multipart/form-data",
+        "multipart/form-data; boundary=x",
+        "text/plain",
+        "",
+        "a/b; charset=\xff",
+    )
+    for path, operations in app.openapi()["paths"].items():
+        if "requestBody" not in operations.get("post", {}):
+            continue
+        for body in bodies:
+            for kind in kinds:
+                for more in ({}, {"Content-Encoding": "gzip"}, {"Content-Encoding": "br"}):
+                    headers = {**more, **({"Content-Type": kind} if kind else {})}
+                    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+                    answer = await client.post(path, content=body, headers=raw)
+                    assert answer.status_code in (400, 415), (path, body[:20], headers, answer.text)
+                    error = answer.json()["error"]
+                    assert error["type"] == "invalid_request_error"
+                    assert "parsing the body" not in error["message"]
+                    assert "cannot be read" not in error["message"] or "part" in error["message"]

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 
 from duet.errors import Busy, DuetError
 from duet.http.edge import install_edge
+from duet.http.json_bodies import JsonRoute
 from duet.keys import KEY_FILE, api_key
 
 KEY = "duet-test"
@@ -41,6 +42,7 @@ def dialect_body(error: DuetError) -> bytes:
 
 def make_app() -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.route_class = JsonRoute
     install_edge(
         app, key=KEY, allowed_hosts=("Studio.Local",), max_body_bytes=LIMIT, error_bodies={"/dialect": dialect_body}
     )

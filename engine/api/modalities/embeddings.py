@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictInt, StrictStr, field_validator
 
 from duet.http.disconnect import unless_gone
+from duet.http.json_bodies import JsonRoute
 from engine.api.shared.caller import caller_of
 from engine.api.shared.fields import Inputs, Lenient, as_inputs, ignored
 from engine.api.shared.headers import answer_headers
 from engine.api.shared.ports import ModelsDep, WorkDep
 from engine.types import Embedded, EmbeddingRequest, only
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 MAX_INPUTS = 2048
 

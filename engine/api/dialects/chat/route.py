@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from duet.http.disconnect import unless_gone
+from duet.http.json_bodies import JsonRoute
 from engine.api.dialects.chat.replies import ChatReply
 from engine.api.dialects.chat.requests import to_requests
 from engine.api.dialects.chat.schema import ChatCompletionRequest, ignored_fields
@@ -13,7 +14,7 @@ from engine.api.shared.caller import caller_of
 from engine.api.shared.headers import answer_headers
 from engine.api.shared.ports import ModelsDep, WorkDep
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from duet.http.json_bodies import JsonRoute
 from engine.api.dialects.completions.replies import CompletionReply
 from engine.api.dialects.completions.requests import to_requests
 from engine.api.dialects.completions.schema import CompletionRequest, ignored_fields
@@ -12,7 +13,7 @@ from engine.api.shared.caller import caller_of
 from engine.api.shared.headers import answer_headers
 from engine.api.shared.ports import ModelsDep, WorkDep
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")
