@@ -124,17 +124,7 @@ class Edge:
                 raise  # the answer has begun: the server closes the connection, which the client sees
             await error_response(fault, error_body)(scope, receive, send_marked)
         finally:
-            quiet = asked["path"] in OPEN_PATHS
-            milliseconds = round(1000 * (time.perf_counter() - started_at))
-            logger.log(
-                logging.DEBUG if quiet else logging.INFO,
-                "%s %s",
-                asked["method"],
-                asked["path"],
-                extra={
-                    "action": "request", "status": status, "milliseconds": milliseconds, "request_id": request_id,
-                },
-            )  # fmt: skip
+            _log_request(asked, status, started_at, request_id)
 
     def _answered(self, asked: Scope, headers: Headers) -> Response | DuetError | None:
         """The answer that no route gives: a refusal, or one to a browser's question. None: a route answers."""
@@ -196,6 +186,13 @@ def without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
         return {"type": "http.disconnect"} if ended else await receive()
 
     return receive_until_sent, send_start
+
+
+def _log_request(asked: Scope, status: int, started_at: float, request_id: str) -> None:
+    milliseconds = round(1000 * (time.perf_counter() - started_at))
+    extra = {"action": "request", "status": status, "milliseconds": milliseconds, "request_id": request_id}
+    level = logging.DEBUG if asked["path"] in OPEN_PATHS else logging.INFO
+    logger.log(level, "%s %s", asked["method"], asked["path"], extra=extra)
 
 
 def _request_id(headers: Headers) -> str:
