@@ -6,8 +6,11 @@ cors        which web pages may call
 forms       routes that take forms with uploads
 parts       the parts of a form, and what is wrong with them
 spool       the folder of uploads
+json_bodies routes that take JSON
+encodings   compressed bodies
 errors      what an error looks like, by dialect
 disconnect  a client that leaves before its answer
 docs        the page at /docs, and what / says
 server      listen, serve, end
+protocol    what one connection may take
 """

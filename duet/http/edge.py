@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duet import logs
-from duet.errors import DuetError, Internal, InvalidRequest, PayloadTooLarge
+from duet.errors import DuetError, Internal, InvalidRequest, PayloadTooLarge, UnsupportedEncoding
 from duet.http.access import LOCAL_HOSTS, OPEN_PATHS, Access
 from duet.http.cors import Origins
 from duet.http.disconnect import install_disconnect
@@ -138,7 +138,9 @@ class Edge:
     def _unreadable(self, headers: Headers) -> DuetError | None:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
-            return InvalidRequest("Content-Length is not a number")
+            return InvalidRequest("Content-Length is not a number", param="Content-Length")
+        if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            return UnsupportedEncoding("Transfer-Encoding can only be chunked", param="Transfer-Encoding")
         return self._too_large(headers) if int(length) > self._max_body_bytes else None
 
     def _too_large(self, headers: Headers) -> PayloadTooLarge:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import resource
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
 
+from duet.http.protocol import BoundedProtocol
+
 logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 1.0
+FILES_BESIDE_CONNECTIONS = 1000
+"""Uploads, workers' pipes, databases."""
 
 
 def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
@@ -30,17 +38,46 @@ def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
             extra={"action": "port_taken"},
         )
         return 1
-    config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", log_config=None, log_level=log_level, access_log=False,
-        server_header=False, timeout_graceful_shutdown=5,
-    )  # fmt: skip
     logger.info("listening", extra={"action": "listening", "host": host, "port": listener.getsockname()[1]})
-    _Server(config).run(sockets=[listener])
+    _allow_files(BoundedProtocol.limits.connections)
+    Server(app, log_level=log_level).run(sockets=[listener])
     return 0
 
 
-class _Server(uvicorn.Server):
-    """Ends with our exit code. uvicorn's own server raises SIGTERM again after it has shut down, and that kills the process."""
+def _allow_files(connections: int) -> None:
+    """macOS starts programs with 256 open files, which is fewer than the connections that are taken."""
+    wanted = FILES_BESIDE_CONNECTIONS + connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+class Server(uvicorn.Server):
+    """Sweeps its connections, and ends with our exit code: uvicorn's own server raises SIGTERM again after it has shut down, and
+    that kills the process."""
+
+    def __init__(
+        self, app: FastAPI, *, log_level: str = "info", protocol: type[BoundedProtocol] = BoundedProtocol
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, loop="uvloop", http=protocol, ws="none", log_config=None, log_level=log_level,
+                access_log=False, server_header=False, timeout_graceful_shutdown=5,
+                timeout_keep_alive=protocol.limits.idle_seconds,
+            )
+        )  # fmt: skip
+        self._swept_at = 0.0
+
+    async def on_tick(self, counter: int) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = now
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, BoundedProtocol)
+                connection.sweep(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
