@@ -197,7 +197,7 @@ def _fault(error: Exception, request_id: str) -> DuetError:
         return DiskFull(
             f"the disk of $DUET_HOME takes no more ({error.strerror}): free space on it and send this again"
         )
-    logger.exception("unexpected error", extra={"action": "internal_error", "request_id": request_id})
+    logger.error("unexpected error", exc_info=error, extra={"action": "internal_error", "request_id": request_id})
     return Internal(f"an unexpected error; the log has it under request id {request_id}")
 
 
