@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from duet.cli.failures import failed, key_or_exit, reason
 from duet.client import offered_name, sync_client
 from duet.errors import InvalidRequest
-from duet.logs import printable
 from duet.settings import Settings
 from speech.text import read
 
@@ -59,7 +58,7 @@ def meeting(
             typer.echo(f"duet: meeting {job_id} goes on without us: the same command follows it again", err=True)
             raise
         for warning in job["warnings"]:
-            typer.echo(printable(f"note: {warning}"), err=True)
+            typer.echo(f"note: {warning}", err=True)
         if job["status"] != "succeeded":
             raise failed(f"the meeting {job['status']}: {job['error'] or ''}")
         for url in job["outputs"].values():
