@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 
@@ -15,6 +15,7 @@ from duet.settings import Settings
 from engine.api import dialects, modalities, operators
 from engine.api.metered import Metered
 from engine.api.modalities.transcriptions import Uploads
+from engine.api.shared.pictures import Pictures
 from engine.types import Backend
 
 
@@ -25,14 +26,14 @@ def create_app(
 
     spool = Spool(settings.home / "tmp" / "engine", max_bytes=settings.engine.max_body_bytes)
 
+    pictures = Pictures()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         spool.open()
-        if life is None:
+        async with life or nullcontext():
             yield
-            return
-        async with life:
-            yield
+        await pictures.close()
 
     app = FastAPI(
         title="Duet engine",
@@ -43,7 +44,8 @@ def create_app(
         redoc_url=None,
     )
     app.state.models = app.state.operators = backend
-    app.state.work = Metered(backend, backend)
+    app.state.pictures = pictures
+    app.state.work = Metered(pictures.counting(backend), backend)
     app.state.spool = spool
     app.state.uploads = Uploads(
         backend, max_requests=settings.engine.max_waiting_requests, max_seconds=settings.engine.max_audio_seconds

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from duet.cli.failures import failed, key_or_exit, reason
 from duet.client import offered_name, sync_client
 from duet.errors import InvalidRequest
+from duet.logs import printable
 from duet.settings import Settings
 from speech.text import read
 
@@ -58,7 +59,7 @@ def meeting(
             typer.echo(f"duet: meeting {job_id} goes on without us: the same command follows it again", err=True)
             raise
         for warning in job["warnings"]:
-            typer.echo(f"note: {warning}", err=True)
+            typer.echo(printable(f"note: {warning}"), err=True)
         if job["status"] != "succeeded":
             raise failed(f"the meeting {job['status']}: {job['error'] or ''}")
         for url in job["outputs"].values():

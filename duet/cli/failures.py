@@ -10,11 +10,12 @@ import typer
 from duet.client import Refused
 from duet.errors import DuetError
 from duet.keys import KEY_FILE, api_key
+from duet.logs import printable
 
 
 def failed(message: str) -> typer.Exit:
     """Print the message, and return the exit for the caller to raise."""
-    typer.echo(f"duet: {message}", err=True)
+    typer.echo(printable(f"duet: {message}"), err=True)
     return typer.Exit(1)
 
 

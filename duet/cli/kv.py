@@ -11,6 +11,7 @@ import typer
 from duet.cli.failures import key_or_exit, reason
 from duet.client import sync_client
 from duet.keys import KEY_FILE
+from duet.logs import printable
 from duet.settings import Settings
 from duet.sizes import readable
 from engine.kvstore.index import Damaged, IndexBusy
@@ -38,7 +39,7 @@ def stats(settings: Settings, *, as_json: bool) -> int:
         "unreadable": unreadable,
         "loaded": workers,
     }
-    typer.echo(json.dumps(shown, indent=1) if as_json else "\n".join(_lines(shown)))
+    typer.echo(json.dumps(shown, indent=1) if as_json else "\n".join(map(printable, _lines(shown))))
     return 1 if unreadable else 0
 
 
@@ -46,11 +47,12 @@ def clear(settings: Settings, model: str | None) -> int:
     """A running engine clears the KV of its models, this process the rest. Returns 0, or 1 when that cannot be done."""
     answer = _ask(settings, "DELETE", **({"model": model} if model else {}))
     if answer is not None and "problem" in answer:
-        typer.echo(f"duet: {answer['problem']}", err=True)
+        typer.echo(printable(f"duet: {answer['problem']}"), err=True)
         return 1
     models = {str((read_about(path) or {}).get("model")) for path in directories(settings.home / FOLDER)}
     if answer is None and model is not None and model not in models:
-        typer.echo(f"duet: there is no KV of {model}; there is of: {', '.join(sorted(models)) or 'none'}", err=True)
+        known = ", ".join(sorted(models)) or "none"
+        typer.echo(printable(f"duet: there is no KV of {model}; there is of: {known}"), err=True)
         return 1
     removed = clear_directories(settings.home / FOLDER, model) + int((answer or {}).get("cleared_entries", 0))
     running = " and what loaded models held" if answer is not None else ""
@@ -65,10 +67,10 @@ def verify(settings: Settings) -> int:
         try:
             total += report(path).contents.entries
         except (Damaged, IndexBusy) as error:
-            typer.echo(f"{path}: the index: {error}")
+            typer.echo(printable(f"{path}: the index: {error}"))
             damaged += 1
         for file, cause in damaged_files(path):
-            typer.echo(f"{file}: {cause}")
+            typer.echo(printable(f"{file}: {cause}"))
             damaged += 1
     typer.echo(f"{total} entries, {damaged} damaged")
     return 1 if damaged else 0

@@ -11,6 +11,7 @@ import typer
 
 from duet.cli.failures import failed, key_or_exit, reason
 from duet.client import sync_client
+from duet.logs import printable
 from duet.settings import Settings
 from duet.sizes import gigabytes
 
@@ -45,9 +46,9 @@ def memory_line(status: dict[str, Any]) -> str:
 
 
 def table(models: list[dict[str, Any]]) -> list[str]:
-    """One line for each model: id, state, memory, requests, and why it stays loaded."""
+    """One line for each model: id, state, memory, requests, and why it stays loaded. Names are those of folders."""
     width = max([len(model["id"]) for model in models], default=0)
-    return [f"{model['id']:{width}}  {described(model)}" for model in models]
+    return [printable(f"{model['id']:{width}}  {described(model)}") for model in models]
 
 
 def described(model: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from duet.cli.failures import key_or_exit, reason
 from duet.cli.models import described, memory_line
 from duet.client import sync_client
 from duet.keys import KEY_FILE
+from duet.logs import printable
 from duet.programs import addresses
 from duet.settings import Settings
 
@@ -27,7 +28,7 @@ def run(settings: Settings, *, as_json: bool) -> int:
     typer.echo(
         json.dumps(found, indent=1)
         if as_json
-        else "\n".join(line for name, s in found.items() for line in shown(name, s))
+        else "\n".join(printable(line) for name, s in found.items() for line in shown(name, s))
     )
     return 0 if all(service["ready"] for service in found.values()) else 1
 

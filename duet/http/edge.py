@@ -6,6 +6,7 @@ Written as plain ASGI, since Starlette's BaseHTTPMiddleware hides a client's dis
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import secrets
@@ -18,12 +19,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duet import logs
-from duet.errors import DuetError, Internal, InvalidRequest, PayloadTooLarge, UnsupportedEncoding
+from duet.errors import DiskFull, DuetError, Internal, InvalidRequest, PayloadTooLarge, UnsupportedEncoding
 from duet.http.access import LOCAL_HOSTS, OPEN_PATHS, Access
 from duet.http.cors import Origins
 from duet.http.disconnect import install_disconnect
 from duet.http.encodings import encodings_of, opened, plain
-from duet.http.errors import ErrorBody, body_for, error_response, install_errors
+from duet.http.errors import ErrorBody, body_for, error_response, install_errors, plain_error
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Edge:
         started_at, status = time.perf_counter(), 0
         if asked["method"] == "HEAD":
             receive, send = without_body(receive, send)
+        send = in_our_words(send, error_body)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -115,11 +117,7 @@ class Edge:
                 receive = opened(receive, encodings, max_bytes=self._max_body_bytes, too_large=too_large)
             await (answer or self._app)(scope, receive, send_marked)
         except Exception as error:
-            if isinstance(error, DuetError):
-                fault: DuetError = error
-            else:
-                logger.exception("unexpected error", extra={"action": "internal_error", "request_id": request_id})
-                fault = Internal(f"an unexpected error; the log has it under request id {request_id}")
+            fault = _fault(error, request_id)
             if status:
                 raise  # the answer has begun: the server closes the connection, which the client sees
             await error_response(fault, error_body)(scope, receive, send_marked)
@@ -190,11 +188,46 @@ def without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
     return receive_until_sent, send_start
 
 
+def _fault(error: Exception, request_id: str) -> DuetError:
+    """What the client is told of an error that no handler knew."""
+    if isinstance(error, DuetError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        logger.warning("%s", error, extra={"action": "disk_full"})
+        return DiskFull(
+            f"the disk of $DUET_HOME takes no more ({error.strerror}): free space on it and send this again"
+        )
+    logger.error("unexpected error", exc_info=error, extra={"action": "internal_error", "request_id": request_id})
+    return Internal(f"an unexpected error; the log has it under request id {request_id}")
+
+
 def _log_request(asked: Scope, status: int, started_at: float, request_id: str) -> None:
     milliseconds = round(1000 * (time.perf_counter() - started_at))
     extra = {"action": "request", "status": status, "milliseconds": milliseconds, "request_id": request_id}
     level = logging.DEBUG if asked["path"] in OPEN_PATHS else logging.INFO
     logger.log(level, "%s %s", asked["method"], asked["path"], extra=extra)
+
+
+def in_our_words(send: Send, error_body: ErrorBody) -> Send:
+    """`send` for answers of a framework too: an error in plain text gets a body of ours."""
+    replaced = False
+
+    async def send_ours(message: Message) -> None:
+        nonlocal replaced
+        if replaced:
+            return
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            headers = MutableHeaders(scope=message)
+            if headers.get("content-type", "").startswith("text/plain"):
+                replaced = True
+                body = plain_error(message["status"], error_body)
+                headers["Content-Type"], headers["Content-Length"] = "application/json", str(len(body))
+                await send(message)
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+                return
+        await send(message)
+
+    return send_ours
 
 
 def _request_id(headers: Headers) -> str:

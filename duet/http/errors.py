@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -50,6 +52,17 @@ def error_response(error: DuetError, body: ErrorBody, more: Mapping[str, str] | 
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     return Response(body(error), error.status, headers, media_type="application/json")
+
+
+_SUBJECT = re.compile(r"^(Input|String|List|Tuple|Set|Dictionary|Value|Bytes|Text) should ")
+"""How Pydantic begins: the field's name stands before it here."""
+
+
+def plain_error(status: int, body: ErrorBody) -> bytes:
+    """Our words in place of a framework's, for an error that none of our handlers saw: a bad Range header, for instance."""
+    said = InvalidRequest(f"this request cannot be answered as it is ({HTTPStatus(status).phrase.lower()})")
+    said.status, said.code = status, f"http_{status}"
+    return body(said)
 
 
 def install_errors(app: FastAPI) -> None:

@@ -32,11 +32,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One piece of a message: text, or the bytes of an encoded image (PNG, JPEG, WebP, GIF)."""
+    """One piece of a message: text, or an image as the bytes of its file. `pixels` is the image's size by its header, and `param`
+    the field that errors of it name."""
 
     type: Literal["text", "image"]
     text: str = ""
     image: bytes = b""
+    pixels: int = 0
+    param: str = "messages"
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):

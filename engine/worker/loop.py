@@ -27,6 +27,7 @@ from engine.worker.kvcache.absent import AbsentCache
 from engine.worker.kvcache.messages import Answer, Cleared, Found, Read, Saved, Seen
 from engine.worker.live import LiveRequests
 from engine.worker.model import Loaded
+from engine.worker.pictures import Decoded, PictureDesk
 from engine.worker.reports import Reporter
 from engine.worker.runtime import memory
 from engine.worker.runtime.runner import Runner
@@ -39,7 +40,7 @@ from engine.worker_config import WorkerConfig
 
 logger = logging.getLogger(__name__)
 
-Message = ToWorker | Answer | Compiled | Exception | None
+Message = ToWorker | Answer | Compiled | Decoded | Exception | None
 """None: the gateway has gone. An exception: what it sent cannot be understood."""
 Mailbox = queue.SimpleQueue[Message]
 LOOKUP_SECONDS = 0.004
@@ -71,7 +72,8 @@ class Loop:
         self._active_kv_bytes = config.active_kv_bytes
         self._live = LiveRequests(channel)
         self._forms = FormQueue(loaded, mailbox.put)
-        self._text = TextFamily(loaded, config.options, self._forms)
+        self._desk = PictureDesk(mailbox.put, lambda request_id: self._live.get(request_id) is not None)
+        self._text = TextFamily(loaded, config.options, self._forms, self._desk)
         self._families = Families(loaded, self._text)
         self._jobs = Jobs[Result]()
         self._runner: Runner | None = None
@@ -162,7 +164,9 @@ class Loop:
         one such request of a priority waits for its row at a time, and one that is aged."""
         if self._scheduler.paused and one.priority == "batch":
             return False
-        return not isinstance(one.job, EncodeJob) or one.aged or not self._scheduler.waits_with_images(one.priority)
+        if not isinstance(one.job, EncodeJob) or one.job.pictures is not None:
+            return True
+        return one.job.ready and (one.aged or not self._scheduler.waits_with_images(one.priority))
 
     def _drain(self) -> None:
         """Take what is in the mailbox; wait for it when there is nothing else to do."""
@@ -222,6 +226,12 @@ class Loop:
             case Compiled():
                 for request in self._forms.received(message):
                     self._start(request.id, partial(self._text.prepare, request, message.form))
+            case Decoded(viewer):
+                try:
+                    self._desk.received(message)
+                except Exception as error:  # noqa: BLE001 - it ends this request alone
+                    if self._live.get(viewer.id) is not None:  # else it has ended meanwhile
+                        self._live.fail(viewer.id, error)
             case PauseBatch(on):
                 self._batch_pause.hold(time.monotonic()) if on else self._batch_pause.release(time.monotonic())
             case Ping():

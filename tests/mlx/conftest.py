@@ -240,7 +240,7 @@ class Driver:
     @property
     def quiet(self) -> bool:
         """Nothing to do, and nothing to wait for: a tick would wait for ever."""
-        return self.loop.idle and self.mailbox.empty() and not self.loop._forms.waiting
+        return self.loop.idle and self.mailbox.empty() and not self.loop._forms.waiting and not self.loop._desk.decoding
 
     def drain(self) -> None:
         while not self.quiet:

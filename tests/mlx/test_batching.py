@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.pictures.conversion import converted
 from engine.types import GenerationRequest, TextDelta
-from engine.worker.families.vision import open_image
 from engine.worker.model import Loaded
 from engine.worker.prompts.template import render
 from tests import checkpoints
@@ -32,7 +32,7 @@ def oracle(loaded: Loaded, request: GenerationRequest) -> tuple[bytes, list[Any]
         if hasattr(language_model, name):
             setattr(language_model, name, None)
     text = render(loaded, request)
-    images = [open_image(part.image) for part in request.messages[0].parts if part.type == "image"]
+    images = [converted(part.image) for part in request.messages[0].parts if part.type == "image"]
     extra: dict[str, Any] = {}
     pixels = None
     if images:

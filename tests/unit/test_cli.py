@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from duet.cli.failures import failed
 from duet.cli.main import app
+from duet.cli.models import table
 from duet.cli.up import greeting, programs
 from tests.conftest import HomeSettings
 
@@ -100,3 +103,19 @@ def test_service_install_can_be_looked_at_first(home: Path) -> None:
     assert result.exit_code == 0
     assert result.output.count("asr_router") >= 1
     assert not (home / "logs").exists()
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of folders and words of a service may hold anything."""
+    placed: dict[str, Any] = {
+        "id": "a\x1b[2J\u202eb",
+        "state": "loaded",
+        "charged_bytes": 0,
+        "estimate_bytes": 0,
+        "crashes": 0,
+    }
+    placed |= dict.fromkeys(("running", "waiting", "pinned", "rests_seconds", "idle_seconds", "ttl_seconds"))
+    (row,) = table([placed])
+    failed("no model 'a\x1b]0;x\x07\nduet: all is well'")
+    assert row.startswith("a\\x1b[2J\\u202eb")
+    assert capsys.readouterr().err == "duet: no model 'a\\x1b]0;x\\x07\\nduet: all is well'\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import stat
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from fastapi import Body, FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from duet.errors import Busy, DuetError
@@ -79,6 +80,10 @@ def make_app() -> FastAPI:
     async def broken() -> None:
         raise ZeroDivisionError("secret detail")
 
+    @app.get("/full")
+    async def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/private/place")
+
     @app.get("/broken-stream")
     async def broken_stream() -> StreamingResponse:
         async def parts() -> AsyncIterator[bytes]:
@@ -86,6 +91,10 @@ def make_app() -> FastAPI:
             raise ZeroDivisionError
 
         return StreamingResponse(parts())
+
+    @app.get("/file")
+    async def file() -> FileResponse:
+        return FileResponse(__file__)
 
     @app.get("/endless")
     async def endless() -> StreamingResponse:
@@ -279,6 +288,28 @@ async def test_head_of_a_stream_ends_it(client: httpx.AsyncClient) -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
 
 
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ("bytes=x", 400),
+        ("nonsense", 400),
+        ("bytes=999999999-", 416),
+        ("bytes=5-2", 400),
+        ("lines=1-2", 400),
+        ("bytes=0-9", 206),
+    ],
+)
+async def test_an_error_of_the_framework_is_told_in_our_words(
+    client: httpx.AsyncClient, asked: str, status: int
+) -> None:
+    answer = await client.get("/file", headers={"Range": asked})
+    assert answer.status_code == status
+    if status >= 400:
+        assert error(answer)["code"] == f"http_{status}"
+        assert answer.headers.get("Content-Range", "bytes */").startswith("bytes */")
+    assert (await client.head("/file", headers={"Range": asked})).content == b""
+
+
 async def test_options_tells_the_methods_of_a_path(client: httpx.AsyncClient) -> None:
     for path, methods in (("/health", "GET, HEAD, OPTIONS"), ("/echo", "POST, OPTIONS")):
         answer = await client.options(path)
@@ -329,6 +360,13 @@ async def test_a_fault_of_ours_is_logged_and_not_shown(
     assert "secret" not in answer.text
     assert "abc" in error(answer)["message"]
     assert "secret detail" in caplog.text
+
+
+async def test_a_full_disk_is_no_fault_of_ours(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/full")
+    assert (answer.status_code, error(answer)["code"]) == (507, "disk_full")
+    assert "No space left" in error(answer)["message"]
+    assert "/private" not in answer.text
 
 
 async def test_a_fault_in_a_stream_that_has_begun_ends_the_connection(client: httpx.AsyncClient) -> None:

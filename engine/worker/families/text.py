@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 from duet.errors import InvalidRequest
 from engine.kvstore.index import Media
-from engine.types import GenerationRequest
+from engine.types import GenerationRequest, Part
 from engine.worker.answers.channels import Channel
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import Detokeniser, TokenText
 from engine.worker.answers.formats.derive import answer_format
 from engine.worker.answers.formats.spec import AnswerFormat
 from engine.worker.answers.output import Output
-from engine.worker.families.vision import open_image, prepare_images
+from engine.worker.families.vision import prepare_images
 from engine.worker.forms.compiling import FormQueue
 from engine.worker.forms.form import Form, FormConstraint
 from engine.worker.kvcache.absent import AbsentCache
 from engine.worker.kvcache.guarded import GuardedCache
 from engine.worker.kvcache.session import CacheRequest
 from engine.worker.model import Loaded
+from engine.worker.pictures import Picture, PictureDesk
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.raw import encoded, param_of, text_of
 from engine.worker.prompts.template import answer_budget
@@ -46,29 +47,44 @@ class Prepared:
     """The prompt's text."""
     encoded: Any
     """The tokens of `text` and their places in it (`tokenizers.Encoding`); images are not expanded."""
+    digests: tuple[bytes, ...] = ()
+    """Of the request's pictures, in their order."""
 
 
 class EncodeJob:
-    """A request with images on its way to be `Prepared`: a job of one step, in which the vision encoder runs."""
+    """A request with images on its way to be `Prepared`: a job of two steps. The first has the images decoded; it has no second
+    turn before `pictures` are there. In the second the vision encoder runs."""
 
-    def __init__(self, draft: _Draft) -> None:
+    def __init__(self, draft: _Draft, desk: PictureDesk) -> None:
         request = draft.request
         self.id, self.priority, self.tenant = request.id, request.priority, request.tenant
-        self._draft = draft
+        self._draft, self._desk = draft, desk
+        self.pictures: tuple[Picture, ...] | None = None
 
-    def step(self) -> Prepared:
+    @property
+    def ready(self) -> bool:
+        """Whether it can have a turn."""
+        return self.pictures is not None or self._desk.free_for(self)
+
+    def step(self) -> Prepared | None:
         """Raises `InvalidRequest` for images that the model cannot take, and for a prompt that is too long with them."""
         draft = self._draft
+        if self.pictures is None:
+            self._desk.begin(self, images_of(draft.request))
+            return None
+        self._desk.taken()
         encoding = encoded(draft.loaded, draft.request, draft.text)
-        images = [open_image(image) for image in images_of(draft.request)]
-        return draft.prepared(encoding, *prepare_images(draft.loaded, draft.text, images))
+        images = [picture.image for picture in self.pictures]
+        prompt, vision = prepare_images(draft.loaded, draft.text, images)
+        digests = tuple(picture.digest for picture in self.pictures)
+        return replace(draft.prepared(encoding, prompt, vision), digests=digests)
 
 
 class TextFamily:
     """Makes sequences of generation requests."""
 
-    def __init__(self, loaded: Loaded, options: ModelOptions, forms: FormQueue) -> None:
-        self._loaded, self._options, self._forms = loaded, options, forms
+    def __init__(self, loaded: Loaded, options: ModelOptions, forms: FormQueue, desk: PictureDesk) -> None:
+        self._loaded, self._options, self._forms, self._desk = loaded, options, forms, desk
 
     @cached_property
     def _tokens(self) -> TokenText:
@@ -100,7 +116,7 @@ class TextFamily:
                 draft.begins_in = Channel.THOUGHT
             draft.constraint = form.constraint(request.structure.param, draft.cursor())
         if images_of(request):
-            return EncodeJob(draft)
+            return EncodeJob(draft, self._desk)
         encoding = encoded(loaded, request, text)
         prompt = request.prompt if isinstance(request.prompt, tuple) else tuple(encoding.ids)
         return draft.prepared(encoding, prompt, None)
@@ -154,16 +170,15 @@ class _Draft:
         return Prepared(request, sequence, row, output, self.text, encoding)
 
 
-def images_of(request: GenerationRequest) -> list[bytes]:
-    return [part.image for message in request.messages for part in message.parts if part.type == "image"]
+def images_of(request: GenerationRequest) -> list[Part]:
+    return [part for message in request.messages for part in message.parts if part.type == "image"]
 
 
-def media_of(loaded: Loaded, request: GenerationRequest, prompt: Sequence[int]) -> tuple[Media, ...] | None:
-    """Which tokens of the prompt are images, and the digests of these images; None when that cannot be told.
+def media_of(loaded: Loaded, digests: Sequence[bytes], prompt: Sequence[int]) -> tuple[Media, ...] | None:
+    """Which tokens of the prompt are the images with these digests; None when that cannot be told.
 
     A run of image tokens is one image. Where a model breaks images into several runs, all runs together are one medium.
     """
-    digests = [hashlib.sha256(image).digest() for image in images_of(request)]
     if not digests:
         return ()
     places = [i for i, token in enumerate(prompt) if token == loaded.image_token_id]
@@ -186,7 +201,7 @@ def lookup(
     """A function that asks `kv` for a prompt: first the request's own, later that of its preempted row (see `PrefixCache.open`).
     None when the KV of this prompt cannot be told apart from that of others."""
     request, prompt, text = prepared.request, prepared.row.prompt, prepared.text
-    media = None if prepared.sequence.whole else media_of(loaded, request, prompt)
+    media = None if prepared.sequence.whole else media_of(loaded, prepared.digests, prompt)
     if media is None:
         return None
     has_state = kv.has_state and request.store

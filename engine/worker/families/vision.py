@@ -1,20 +1,15 @@
-"""Images of a request become `VisionInputs`: decoded, checked, and run through the model's vision encoder."""
+"""Images of a request become `VisionInputs`: they run through the model's vision encoder."""
 
 from __future__ import annotations
 
-import io
-import warnings
 from typing import Any
 
 import mlx.core as mx
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from duet.errors import InvalidRequest
 from engine.worker.model import Loaded
 from engine.worker.runtime.vision import VisionInputs, uses_mrope
-
-MAX_IMAGE_PIXELS = 64 << 20
-"""A decoded image of 64 Mpx is 192 MB; a small file can claim far more."""
 
 _SLICEABLE = frozenset({"inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"})
 _IGNORABLE = frozenset({"attention_mask"})
@@ -36,26 +31,6 @@ def _take_positions(language_model: Any, found: dict[str, Any]) -> None:
 
 def _first_item(array: Any) -> int:
     return int(array.reshape(-1)[0].item())
-
-
-def open_image(data: bytes) -> Image.Image:
-    """An upright RGB image from PNG, JPEG, WebP or GIF bytes. Raises `InvalidRequest` for other formats and huge images."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF"))
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise _too_large(f"{image.width} x {image.height} pixels")
-        # A camera stores a picture as the sensor saw it, and notes how to turn it.
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_large(f"more than {MAX_IMAGE_PIXELS} pixels") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise InvalidRequest("an image is not a readable PNG, JPEG, WebP or GIF", param="messages") from error
-
-
-def _too_large(size: str) -> InvalidRequest:
-    return InvalidRequest(f"an image of {size} is too large", param="messages")
 
 
 def prepare_images(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 
 from duet.errors import InvalidRequest
-from engine.api.dialects.chat.schema import ChatCompletionRequest, ContentPart
+from engine.api.dialects.chat.schema import ChatCompletionRequest
 from engine.api.shared.caller import Caller
 from engine.api.shared.generation import base_request, choices
-from engine.api.shared.pictures import load_image
+from engine.api.shared.pictures import Pictures
 from engine.types import GenerationRequest, Message, ModelInfo, Part, TemplateOptions
 
-MAX_IMAGES = 32
 _RESERVED_OPTIONS = frozenset({"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"})
 
 
-async def to_requests(body: ChatCompletionRequest, model: ModelInfo, caller: Caller) -> list[GenerationRequest]:
+async def to_requests(
+    body: ChatCompletionRequest, model: ModelInfo, caller: Caller, pictures: Pictures
+) -> list[GenerationRequest]:
     """One request a choice. Fetches images. Raises `InvalidRequest`."""
-    messages = with_ocr_prompt(await _messages(body), model.ocr_prompt)
+    messages = with_ocr_prompt(await _messages(body, caller, pictures), model.ocr_prompt)
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
     base = base_request(body, model, caller, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
@@ -45,22 +44,25 @@ def _template_options(body: ChatCompletionRequest) -> TemplateOptions:
     return options
 
 
-async def _messages(body: ChatCompletionRequest) -> tuple[Message, ...]:
-    images = sum(part.type == "image_url" for message in body.messages for part in message.content or ())
-    if images > MAX_IMAGES:
-        raise InvalidRequest(f"{images} images; a request takes {MAX_IMAGES}", param="messages")
-    messages = []
-    for i, message in enumerate(body.messages):
-        places = (f"messages[{i}].content[{j}]" for j in range(len(message.content or ())))
-        parts = await asyncio.gather(*map(_part, message.content or (), places))
-        messages.append(Message(message.role, tuple(parts), message.name))
-    return tuple(messages)
-
-
-async def _part(part: ContentPart, place: str) -> Part:
-    if part.image_url is not None and part.type == "image_url":
-        return Part("image", image=await load_image(part.image_url.url, f"{place}.image_url.url"))
-    return Part("text", text=part.text or "")
+async def _messages(body: ChatCompletionRequest, caller: Caller, pictures: Pictures) -> tuple[Message, ...]:
+    asked = [
+        (part.image_url.url, f"messages[{i}].content[{j}].image_url.url")
+        for i, message in enumerate(body.messages)
+        for j, part in enumerate(message.content or ())
+        if part.type == "image_url" and part.image_url is not None
+    ]
+    images = iter(await pictures.parts(asked, caller.deadline))
+    return tuple(
+        Message(
+            message.role,
+            tuple(
+                next(images) if part.type == "image_url" else Part("text", text=part.text or "")
+                for part in message.content or ()
+            ),
+            message.name,
+        )
+        for message in body.messages
+    )
 
 
 def with_ocr_prompt(messages: tuple[Message, ...], prompt: str | None) -> tuple[Message, ...]:

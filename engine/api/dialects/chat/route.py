@@ -12,16 +12,19 @@ from engine.api.dialects.chat.schema import ChatCompletionRequest, ignored_field
 from engine.api.respond import respond
 from engine.api.shared.caller import caller_of
 from engine.api.shared.headers import answer_headers
+from engine.api.shared.pictures import PicturesDep
 from engine.api.shared.ports import ModelsDep, WorkDep
 
 router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(body: ChatCompletionRequest, request: Request, work: WorkDep, models: ModelsDep) -> Response:
+async def chat_completions(
+    body: ChatCompletionRequest, request: Request, work: WorkDep, models: ModelsDep, pictures: PicturesDep
+) -> Response:
     """Chat with text and images, whole or streamed. Fields without effect are named in the header X-Duet-Ignored."""
     model = models.resolve(body.model)
-    asked = await unless_gone(request, to_requests(body, model, caller_of(request)))
+    asked = await unless_gone(request, to_requests(body, model, caller_of(request), pictures))
     return await respond(
         ChatReply(model.id, choices=len(asked), include_usage=body.include_usage),
         asked,
