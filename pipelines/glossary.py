@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from duet.errors import InvalidRequest
-from speech.homophones import Candidate, candidates
+from speech.homophones import Index
 from speech.text import read
 
 MAX_TERMS, MAX_CHARACTERS, MAX_ALIASES = 500, 64, 16
@@ -42,12 +43,15 @@ def parse(text: str) -> tuple[Term, ...]:
     return tuple(terms.values())
 
 
-def near(text: str, terms: Sequence[Term]) -> list[Candidate]:
-    """Pieces of `text` that sound like a term, the most similar first."""
-    return candidates(text, [(term.text, term.aliases) for term in terms], threshold=NEAR)
+@lru_cache(maxsize=4)
+def index(terms: tuple[Term, ...]) -> Index:
+    """The glossary, made ready once for all windows of its meeting."""
+    return Index([(term.text, term.aliases) for term in terms])
 
 
 def relevant(text: str, terms: Sequence[Term], *, limit: int) -> list[str]:
     """At most `limit` terms for one prompt: first those that sound like something in the text, then the others in order."""
-    first = [candidate.term for candidate in near(text, terms)]
-    return list(dict.fromkeys([*first, *(term.text for term in terms)]))[:limit]
+    found = index(tuple(terms)).candidates(text, threshold=NEAR)
+    read = {candidate.term for candidate in found if candidate.heard.lower() == candidate.term.lower()}
+    near = [candidate.term for candidate in found if candidate.term not in read]
+    return list(dict.fromkeys([*near, *(term.text for term in terms)]))[:limit]

@@ -150,7 +150,7 @@ def _texts(
     return tuple(
         corrected(
             text, proposals[i] if arm.startswith("lm") and proposals else [], _terms(manifest, i, kind), rule=rule
-        )[0]
+        ).text
         for i, text in enumerate(heard)
     )
 

@@ -17,6 +17,7 @@ from pipelines.meeting.summarize import Summary
 from speech import formats
 from speech.decode import open_pcm
 from speech.splitter import SAMPLE_RATE
+from speech.words import mentions
 
 TIMELINE_VERSION = 1
 _HEADINGS = {"decision": "Decisions", "action": "Actions", "question": "Questions", "point": "Points"}
@@ -140,8 +141,8 @@ def _facts(context: Context, reviewed: Review) -> list[str]:
     languages = sorted({item.segment.language for item in reviewed.segments if item.segment.language})
     if languages:
         lines.append(f"- Languages: {', '.join(languages)}")
-    text = " ".join(item.text for item in reviewed.segments).lower()
-    found = [term.text for term in parse(context.request.options.glossary) if term.text.lower() in text]
+    text = "\n".join(item.text for item in reviewed.segments)
+    found = [term.text for term in parse(context.request.options.glossary) if mentions(text, term.text)]
     if found:
         lines.append(f"- Glossary terms heard: {', '.join(escaped(term) for term in found)}")
     return [*lines, ""]
@@ -167,11 +168,12 @@ def _tags(item: ReviewedSegment) -> str:
 
 def _marked(item: ReviewedSegment) -> str:
     """The reviewed text with its corrections in bold."""
-    text = escaped(item.text)
-    for edit in item.edits:
-        if edit.accepted and edit.target:
-            text = text.replace(escaped(edit.target), f"**{escaped(edit.target)}**", 1)
-    return text
+    shown, done = "", 0
+    for start, end in item.changed:
+        bold = escaped(item.text[start:end])
+        shown += escaped(item.text[done:start]) + (f"**{bold}**" if bold.strip() else bold)
+        done = end
+    return shown + escaped(item.text[done:])
 
 
 def escaped(text: str) -> str:

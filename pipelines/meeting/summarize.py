@@ -20,6 +20,7 @@ from pipelines.glossary import parse
 from pipelines.meeting.context import Context
 from pipelines.meeting.prompts import Messages, as_data, closed_object, json_object
 from pipelines.meeting.review.stage import Review, ReviewedSegment
+from speech.words import mentions
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def extract(segments: Sequence[ReviewedSegment], terms: Sequence[str]) -> list[I
     scored = []
     for i, item in enumerate(segments):
         kind = _kind(item.text)
-        named = sum(term.lower() in item.text.lower() for term in terms)
+        named = sum(mentions(item.text, term) for term in terms)
         score = 2 * named + (1 if kind != "point" else 0) + min(len(item.text), 60) / 100
         scored.append((score, -i, kind, item))
     best = sorted(scored, key=lambda entry: (-entry[0], -entry[1]))[:EXTRACT_ITEMS]

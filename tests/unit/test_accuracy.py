@@ -264,17 +264,17 @@ def test_utterances_without_a_hypothesis_are_named(tmp_path: Path) -> None:
 def test_the_plot_and_the_document_hold_every_arm(tmp_path: Path, home_settings: HomeSettings) -> None:
     audio = tmp_path / "a.wav"
     audio.write_bytes(b"x")
-    path = manifest(tmp_path, "m.jsonl", json.dumps({"audio": "a.wav", "text": "接口要幂等", "terms": ["幂等"]}))
+    path = manifest(tmp_path, "m.jsonl", json.dumps({"audio": "a.wav", "text": "讨论知识蒸馏", "terms": ["知识蒸馏"]}))
     known = read([path])
     all_of_it = Manifest(known.files, known.utterances, known.meetings, ("falcon",))
     review = cer.Review(home_settings(), None)
-    runs = asyncio.run(cer.run(review, all_of_it, ["接口要密等"], ["none", "rule", "lm"], lambda what, done: None))
+    runs = asyncio.run(cer.run(review, all_of_it, ["讨论知识争流"], ["none", "rule", "lm"], lambda what, done: None))
     assert [(run.arm, run.glossary) for run in runs] == [("none", "true"), ("rule", "true"), ("rule", "absent")]
-    assert runs[1].texts == ("接口要幂等",)
+    assert runs[1].texts == ("讨论知识蒸馏",)
     assert runs[1].groups["all"].cer.rate == 0.0
     drawn = report.plot(runs)
     bars = ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect")
     assert len(list(bars)) == 3 * len(runs[0].groups)
     found = report.document(all_of_it, {"backend": "x"}, report.cer_result(all_of_it, runs))
-    assert json.loads(json.dumps(found, ensure_ascii=False))["utterances"][0]["rule true"] == "接口要幂等"
+    assert json.loads(json.dumps(found, ensure_ascii=False))["utterances"][0]["rule true"] == "讨论知识蒸馏"
     assert set(found["manifests"]) == {"m.jsonl"}

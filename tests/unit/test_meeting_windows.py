@@ -33,13 +33,13 @@ def test_every_segment_is_in_one_window(count: int, size: int, beside: int) -> N
 
 @pytest.mark.parametrize(
     ("rule", "text", "by"),
-    [(True, "接口要幂等，用grafana。", ["model", "rule"]), (False, "接口要密等，用grafana。", ["model"])],
+    [(True, "接口要知识蒸馏，用grafana。", ["model", "rule"]), (False, "接口要知识争流，用grafana。", ["model"])],
 )
 def test_the_rule_comes_after_the_model_or_not_at_all(rule: bool, text: str, by: list[str]) -> None:
-    terms = (Term("幂等"), Term("grafana"))
-    found, decisions = corrected("接口要密等，用graphana。", [Proposal("graphana", "grafana")], terms, rule=rule)
-    assert found == text
-    assert [decision.by for decision in decisions if decision.accepted] == by
+    terms = (Term("知识蒸馏"), Term("grafana"))
+    found = corrected("接口要知识争流，用graphana。", [Proposal("graphana", "grafana")], terms, rule=rule)
+    assert found.text == text
+    assert [decision.by for decision in found.decisions if decision.accepted] == by
 
 
 def test_a_model_s_spelling_of_a_term_becomes_the_glossary_s() -> None:

@@ -45,8 +45,7 @@ def test_an_answer_of_the_training_corrects_the_text_in_the_pipeline() -> None:
     messages = prompts.ask_review([], [("s0007", HEARD)], [], terms, glossary_terms=examples.GLOSSARY_TERMS)
     example = examples._with_edits(messages, "s0007", HEARD, [Place("知识蒸馏", "知识争流")])
     proposals = prompts.read_review(example.answer, [("s0007", HEARD)])["s0007"]
-    text, _ = corrected(HEARD, proposals, terms, rule=False)
-    assert text == SAID
+    assert corrected(HEARD, proposals, terms, rule=False).text == SAID
     assert set(example.marked) == {"知识蒸馏", "知识争流"}
     nothing = examples._with_edits(messages, "s0007", SAID, [])
     assert prompts.read_review(nothing.answer, [("s0007", SAID)]) == {}
@@ -66,7 +65,9 @@ def test_a_misheard_place_is_found_with_what_was_meant() -> None:
 def test_nothing_that_the_guard_refuses_is_taught(said: str, heard: str) -> None:
     """A negation, a number, and what does not sound alike."""
     for place in misheard(said, heard):
-        assert corrected(heard, [prompts.Proposal(place.heard, place.said)], [Term(place.said)], rule=False)[0] != heard
+        assert (
+            corrected(heard, [prompts.Proposal(place.heard, place.said)], [Term(place.said)], rule=False).text != heard
+        )
     assert not any(
         "不" in place.said or "十五" in place.said or place.said == "窗户" for place in misheard(said, heard)
     )

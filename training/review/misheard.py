@@ -12,7 +12,8 @@ from typing import Final
 
 from rapidfuzz.distance import Levenshtein
 
-from pipelines.meeting.review.edits import Proposal, objection
+from pipelines.meeting.review.edits import Words, objection
+from pipelines.meeting.review.edits import places as standing
 from speech.normalise import UNIT, is_han
 from training import lexicon, voices
 from training.sentences import PUNCTUATION
@@ -79,7 +80,10 @@ def _is_term(text: str) -> bool:
 
 
 def _allowed(heard: str, place: Place, *, wrong: bool) -> bool:
-    return not wrong or objection(heard, Proposal(place.heard, place.said), {place.said}) is None
+    if not wrong:
+        return True
+    words = Words(frozenset({place.said}))
+    return any(objection(heard, found, place.said, words) is None for found in standing(heard, place.heard)[:1])
 
 
 def garbled(text: str, rng: random.Random, share: float) -> str:

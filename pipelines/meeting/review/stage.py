@@ -14,22 +14,25 @@ from duet.wire import Segment
 from pipelines.clients import Engine, EngineUnavailable, Reviewer
 from pipelines.glossary import Term, parse
 from pipelines.meeting.context import Context
+from pipelines.meeting.review.draft import Span
 from pipelines.meeting.review.edits import Decision, Proposal
 from pipelines.meeting.review.windows import Window, corrected, propose, windows
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 WINDOWS_AT_ONCE = 4
 
 
 class ReviewedSegment(msgspec.Struct, frozen=True):
-    """`edits` are all proposals, each with the decision on it."""
+    """`edits` are all proposals, each with the decision on it. `changed` are the places of `text` that differ from what was
+    heard."""
 
     id: str
     segment: Segment
     text: str
     edits: tuple[Decision, ...] = ()
+    changed: tuple[Span, ...] = ()
 
 
 class Review(msgspec.Struct, frozen=True):
@@ -59,7 +62,9 @@ async def review(context: Context, done: dict[str, str]) -> str:
         if reviewer is None:
             if problem:
                 context.warn(f"the transcript was not reviewed by a model: {problem}")
-            reviewed = [_decided(name, segment, [], terms) for name, segment in named]
+            reviewed = await asyncio.to_thread(
+                lambda: [_decided(name, segment, [], terms, "") for name, segment in named]
+            )
         else:
             reviewed = await _windows(context, engine, reviewer, named, terms, base)
     found = Review(reviewer, tuple(reviewed))
@@ -87,7 +92,7 @@ async def _windows(
             known = context.artifacts.read(key, list[ReviewedSegment])
             if known is None:
                 proposals = await _proposals(context, engine, reviewer, window, terms)
-                known = [_decided(name, segments[name], proposals.get(name, []), terms) for name, _ in window.lines]
+                known = await asyncio.to_thread(_all_decided, window, segments, proposals, terms)
                 context.artifacts.write(key, known)
             finished += 1
             context.report(finished / len(asked))
@@ -114,6 +119,14 @@ async def _proposals(
     return {}
 
 
-def _decided(name: str, segment: Segment, proposals: list[Proposal], terms: Sequence[Term]) -> ReviewedSegment:
-    text, edits = corrected(segment.text, proposals, terms)
-    return ReviewedSegment(name, segment, text, edits)
+def _all_decided(
+    window: Window, segments: dict[str, Segment], proposals: dict[str, list[Proposal]], terms: Sequence[Term]
+) -> list[ReviewedSegment]:
+    return [_decided(name, segments[name], proposals.get(name, []), terms, window.text) for name, _ in window.lines]
+
+
+def _decided(
+    name: str, segment: Segment, proposals: list[Proposal], terms: Sequence[Term], around: str
+) -> ReviewedSegment:
+    found = corrected(segment.text, proposals, terms, language=segment.language, around=around)
+    return ReviewedSegment(name, segment, found.text, found.decisions, found.changed)

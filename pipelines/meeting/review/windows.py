@@ -5,15 +5,17 @@ The pipeline and `duet bench cer` both call these functions, so that the benchma
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.clients import Engine, Reviewer
 from pipelines.glossary import Term
 from pipelines.meeting.prompts import Line
-from pipelines.meeting.review.edits import Decision, Proposal, apply
+from pipelines.meeting.review.draft import Draft, Span
+from pipelines.meeting.review.edits import Decision, Proposal, Words, apply, apply_at
 from pipelines.meeting.review.prompts import ask_review, read_review, review_schema, review_tokens
-from pipelines.meeting.review.rule import by_sound
+from pipelines.meeting.review.rule import by_alias, by_sound
 from speech.homophones import similarity
 
 SAME_TERM = 0.7
@@ -27,6 +29,10 @@ class Window:
     lines: tuple[Line, ...]
     before: tuple[Line, ...]
     after: tuple[Line, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(text for _, text in (*self.before, *self.lines, *self.after))
 
 
 def windows(lines: Sequence[Line], reviewer: Reviewer) -> list[Window]:
@@ -49,7 +55,10 @@ async def propose(
 
     Raises `DuetError` when the engine fails, ValueError or `msgspec.ValidationError` for an answer in no readable form.
     """
-    messages = ask_review(window.before, window.lines, window.after, terms, glossary_terms=reviewer.glossary_terms)
+    # Half a second of CPU for a long glossary and a long window.
+    messages = await asyncio.to_thread(
+        ask_review, window.before, window.lines, window.after, terms, glossary_terms=reviewer.glossary_terms
+    )
     tokens, schema = review_tokens(window.lines), review_schema(window.lines)
     answer = await engine.chat(reviewer.id, messages, max_tokens=tokens, schema=schema)
     return read_review(answer, window.lines)
@@ -64,13 +73,35 @@ def as_term(proposal: Proposal, terms: Sequence[Term]) -> Proposal:
     return Proposal(proposal.source, alike[1]) if alike[0] >= SAME_TERM else proposal
 
 
+@dataclass(frozen=True)
+class Corrected:
+    """A segment's text after all edits; `changed` are its places that differ from what was heard."""
+
+    text: str
+    changed: tuple[Span, ...]
+    decisions: tuple[Decision, ...]
+
+
 def corrected(
-    text: str, proposals: list[Proposal], terms: Sequence[Term], *, rule: bool = True
-) -> tuple[str, tuple[Decision, ...]]:
-    """A segment's text after the model's edits and then, with `rule`, the edits by sound. `apply` checks each of them."""
-    known = {term.text for term in terms}
-    text, by_model = apply(text, [as_term(proposal, terms) for proposal in proposals], known)
-    if not rule:
-        return text, tuple(by_model)
-    text, by_rule = apply(text, by_sound(text, terms), known, by="rule")
-    return text, (*by_model, *by_rule)
+    text: str,
+    proposals: Sequence[Proposal],
+    terms: Sequence[Term],
+    *,
+    language: str | None = None,
+    around: str = "",
+    rule: bool = True,
+) -> Corrected:
+    """A segment's text with the glossary's aliases set, then the model's edits, and then, with `rule`, the edits by sound.
+
+    `apply` checks the last two. `around`: the text of the segments beside it.
+    """
+    draft = Draft(text)
+    decisions = by_alias(draft, terms)
+    known = frozenset(term.text for term in terms)
+    decisions += apply(
+        draft, [as_term(proposal, terms) for proposal in proposals], Words(known, f"{draft.text}\n{around}")
+    )
+    if rule:
+        found = by_sound(draft.text, terms, language=language)
+        decisions += apply_at(draft, [((each.start, each.end), each.term) for each in found], Words(known))
+    return Corrected(draft.text, draft.changed, tuple(decisions))
