@@ -48,7 +48,6 @@ def create_app(settings: Settings, transcriber: Transcriber, *, key: str) -> Fas
         redoc_url=None,
     )
     app.state.transcriber, app.state.spool, app.state.meetings = transcriber, spool, None
-    app.state.max_audio_seconds = settings.router.max_audio_seconds
     embedded = settings.embedded and settings.router.sensevoice_dir is None
     app.state.demonstrations = {EMBEDDED_ID: SenseVoiceRecogniser.name} if embedded else {}
     install_edge(

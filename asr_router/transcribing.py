@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asr_router.routing import SHORT_CLIP, Candidate, Clip, Route, Wish, choose
 from duet.errors import Busy, DuetError, InvalidRequest, Unavailable, WorkerLost
 from duet.wire import Transcript
-from speech.decode import decode_to_pcm, open_pcm
+from speech.decoding.decoder import Decoder
+from speech.decoding.pcm import open_pcm
 from speech.recognisers.port import Abilities, Options, Pcm, Recogniser
 from speech.splitter import SAMPLE_RATE
 
@@ -28,11 +29,14 @@ NO_MODEL = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """`route` is the one that gave the transcript; `abilities` are those of its recogniser."""
+    """`route` is the one that gave the transcript; `abilities` are those of its recogniser. `truncated`, `warnings`: what the
+    caller must know of the audio."""
 
     transcript: Transcript
     route: Route
     abilities: Abilities
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Transcriber:
@@ -41,7 +45,7 @@ class Transcriber:
     def __init__(self, recognisers: Sequence[Recogniser], *, max_audio_seconds: float) -> None:
         """`recognisers` in order of preference: from the fastest to the most accurate."""
         self.recognisers: Mapping[str, Recogniser] = {recogniser.name: recogniser for recogniser in recognisers}
-        self._max_audio_seconds = max_audio_seconds
+        self.decoder = Decoder(max_seconds=max_audio_seconds)
         self._running = asyncio.Semaphore(AT_ONCE)
         self._under_way = 0
 
@@ -49,24 +53,21 @@ class Transcriber:
         """Which recognisers can be used now, by name."""
         return {name: await recogniser.ready() for name, recogniser in self.recognisers.items()}
 
-    async def transcribe(self, path: Path, wish: Wish, options: Options) -> Outcome:
-        """Leaves the decoded audio beside `path`, whose folder is the caller's to remove.
+    async def transcribe(self, path: Path, wish: Wish, options: Options, *, strict: bool = False) -> Outcome:
+        """Leaves the decoded audio beside `path`, whose folder is the caller's to remove. `strict` refuses a truncated file.
 
-        Raises `InvalidAudio`, `Busy`, `Unavailable`.
+        Raises `InvalidAudio`, `Busy`, `Unavailable`, `DiskFull`.
         """
         async with self._place():
-            pcm_path = path.with_name("decoded.pcm")
-            try:
-                await asyncio.to_thread(decode_to_pcm, path, pcm_path, max_seconds=self._max_audio_seconds)
-            except OSError as error:
-                raise Unavailable(f"the decoded audio cannot be kept on disk: {error.strerror}") from error
-            pcm = open_pcm(pcm_path)
+            decoded = await self.decoder.decode(path, path.with_name("decoded.pcm"), strict=strict)
+            pcm = open_pcm(decoded.files[0])
             route = await self._route(Clip(len(pcm) / SAMPLE_RATE), wish)
             outcome = await self._run(pcm, route, options)
-            return await self._rerouted(pcm, wish, options, outcome)
+            outcome = await self._rerouted(pcm, wish, options, outcome)
+            return replace(outcome, truncated=decoded.truncated is not None, warnings=decoded.warnings)
 
     async def close(self) -> None:
-        await asyncio.gather(*(recogniser.close() for recogniser in self.recognisers.values()))
+        await asyncio.gather(self.decoder.close(), *(recogniser.close() for recogniser in self.recognisers.values()))
 
     async def _route(self, clip: Clip, wish: Wish) -> Route:
         """A remote recogniser is taken to be ready and asked only when the route leads to it: a short clip never waits for

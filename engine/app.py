@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -25,15 +26,19 @@ def create_app(
     """`life` is entered before the first request and left after the last: the life of the pool's workers."""
 
     spool = Spool(settings.home / "tmp" / "engine", max_bytes=settings.engine.max_body_bytes)
-
+    uploads = Uploads(
+        backend, max_requests=settings.engine.max_waiting_requests, max_seconds=settings.engine.max_audio_seconds
+    )
     pictures = Pictures()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         spool.open()
-        async with life or nullcontext():
-            yield
-        await pictures.close()
+        try:
+            async with life or nullcontext():
+                yield
+        finally:
+            await asyncio.gather(pictures.close(), uploads.close())
 
     app = FastAPI(
         title="Duet engine",
@@ -47,9 +52,7 @@ def create_app(
     app.state.pictures = pictures
     app.state.work = Metered(pictures.counting(backend), backend)
     app.state.spool = spool
-    app.state.uploads = Uploads(
-        backend, max_requests=settings.engine.max_waiting_requests, max_seconds=settings.engine.max_audio_seconds
-    )
+    app.state.uploads = uploads
     install_edge(
         app,
         key=key,

@@ -43,10 +43,27 @@ class Cue:
     text: str
 
 
+MAX_WARNING_CHARACTERS = 1000
+
+
+def notice_headers(*, truncated: bool, warnings: Sequence[str]) -> dict[str, str]:
+    """`X-Duet-Truncated` and `X-Duet-Warning`: what the caller must know of the audio, for formats that have no place for
+    it."""
+    headers = {"X-Duet-Truncated": "true"} if truncated else {}
+    said = "; ".join(warnings).encode("ascii", "replace").decode()
+    return headers | ({"X-Duet-Warning": said[:MAX_WARNING_CHARACTERS]} if said else {})
+
+
 def rendered(
-    transcript: Transcript, response_format: ResponseFormat, *, words: bool = False, segments: bool = True
+    transcript: Transcript,
+    response_format: ResponseFormat,
+    *,
+    words: bool = False,
+    segments: bool = True,
+    warnings: Sequence[str] = (),
 ) -> str:
-    """The body of an answer to a transcription request. `words`, `segments`: what has times in verbose_json."""
+    """The body of an answer to a transcription request. `words`, `segments`: what has times in verbose_json. `warnings`
+    stand there too."""
     match response_format:
         case "text":
             return transcript.text + "\n"
@@ -55,7 +72,8 @@ def rendered(
         case "vtt":
             return to_vtt(transcript.segments)
         case "verbose_json":
-            return _json(to_verbose_json(transcript, words=words, segments=segments))
+            shown = to_verbose_json(transcript, words=words, segments=segments)
+            return _json(shown | ({"warnings": list(warnings)} if warnings else {}))
         case "json":
             usage = {"type": "duration", "seconds": round(transcript.duration)}
             return _json({"text": transcript.text, "usage": usage})

@@ -21,13 +21,13 @@ from pipelines.glossary import parse
 from pipelines.jobs.client import ENDED, Job, MeetingClient
 from pipelines.meeting.job import OUTPUTS, Options
 from pipelines.meeting.job import Request as JobRequest
-from speech.decode import InvalidAudio, probe
+from speech.decoding.decoder import Decoder
 from speech.text import read
 
 router = APIRouter(route_class=FormRoute)
 
 MAX_TITLE, MAX_GLOSSARY_CHARACTERS, MAX_SPEAKERS = 200, 50_000, 32
-KNOWN = frozenset({"file", "title", "glossary", "language", "speakers", "quality"})
+KNOWN = frozenset({"file", "title", "glossary", "language", "speakers", "quality", "strict"})
 
 
 def _client(request: Request) -> MeetingClient:
@@ -46,8 +46,10 @@ async def submit(
     language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3})?$")] = None,
     speakers: Annotated[int | None, Form(ge=1, le=MAX_SPEAKERS)] = None,
     quality: Annotated[Literal["auto", "fast", "high"], Form()] = "auto",
+    strict: Annotated[bool, Form()] = False,
 ) -> Response:
-    """202 with the job. The same recording with the same options is the same job."""
+    """202 with the job. The same recording with the same options is the same job. `strict` lets it fail if the recording is
+    truncated."""
     client = _client(request)
     glossary = read(glossary, name="glossary")
     parse(glossary)
@@ -57,12 +59,15 @@ async def submit(
         language=language or None,
         speakers=speakers,
         quality=quality,
+        strict=strict,
     )
     form = await request.form()
     ignored = sorted(name for name in form if name not in KNOWN and name.isascii() and name.isprintable())
-    digest = await asyncio.to_thread(_checked_digest, file.path, request.app.state.max_audio_seconds)
+    decoder: Decoder = request.app.state.transcriber.decoder
+    await decoder.probe(file.path)  # what could never be processed is refused before the job is accepted
+    digest = await asyncio.to_thread(_digest, file.path)
     job = JobRequest(
-        id=hashlib.sha256(digest.encode() + msgspec.json.encode(options)).hexdigest()[:24],
+        id=hashlib.sha256(digest.encode() + _identity(options)).hexdigest()[:24],
         options=options,
         input_sha256=digest,
         input_name=Path(file.filename or "").name[:200],
@@ -76,13 +81,14 @@ async def submit(
     return JSONResponse(shown, 202, headers)
 
 
-def _checked_digest(path: Path, max_seconds: float) -> str:
-    """sha256 of the file. Raises `InvalidAudio` for a file that could never be processed, before the job is accepted."""
-    info = probe(path)
-    if info.duration_seconds is not None and info.duration_seconds > max_seconds:
-        raise InvalidAudio(
-            f"the recording is {info.duration_seconds:.0f} s long; at most {max_seconds:.0f} s are taken"
-        )
+def _identity(options: Options) -> bytes:
+    """What tells two jobs for one recording apart. An option that came later counts only where it is set, so that jobs of
+    older versions keep their ids."""
+    given = msgspec.to_builtins(options)
+    return msgspec.json.encode({name: value for name, value in given.items() if name != "strict" or value})
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

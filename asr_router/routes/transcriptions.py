@@ -15,7 +15,7 @@ from duet.errors import InvalidRequest, ModelNotFound
 from duet.http.disconnect import unless_gone
 from duet.http.forms import FormRoute
 from duet.http.parts import Upload
-from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
+from speech.formats import MEDIA_TYPES, ResponseFormat, notice_headers, rendered
 from speech.keywords import parse_keywords
 from speech.recognisers.port import Options
 from speech.text import read
@@ -27,7 +27,7 @@ CHOOSE_FOR_ME = ("auto", "whisper-1")
 """`whisper-1` is what stock clients send by default: taken as auto."""
 KNOWN = frozenset(
     {"file", "model", "language", "prompt", "response_format", "temperature", "quality", "keywords", "keywords[]",
-     "hotwords", "timestamp_granularities[]", "timestamp_granularities"}
+     "hotwords", "timestamp_granularities[]", "timestamp_granularities", "strict"}
 )  # fmt: skip
 REFUSED = (
     "stream", "include[]", "include", "chunking_strategy", "known_speaker_names[]", "known_speaker_references[]", "languages[]",
@@ -45,8 +45,10 @@ async def transcriptions(
     response_format: Annotated[ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     quality: Annotated[Quality, Form()] = "auto",
+    strict: Annotated[bool, Form()] = False,
 ) -> Response:
-    """The text of a recording (wav, mp3, m4a, flac, ogg, webm). Headers name the recogniser and why it was chosen."""
+    """The text of a recording (wav, mp3, m4a, mp4, flac, ogg, webm, mkv). Headers name the recogniser and why it was chosen,
+    and what was left out of the audio. `strict` refuses a truncated file."""
     form = await request.form()
     _refuse(form)
     granularities = _granularities(form, response_format)
@@ -56,7 +58,7 @@ async def transcriptions(
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)
     transcriber: Transcriber = request.app.state.transcriber
-    outcome = await unless_gone(request, transcriber.transcribe(file.path, wish, options))
+    outcome = await unless_gone(request, transcriber.transcribe(file.path, wish, options, strict=strict))
     unknown = [name for name in form if name not in KNOWN and name not in REFUSED]
     idle = unused(outcome.abilities, options, words="word" in granularities, heard=outcome.transcript.language)
     headers = _headers(outcome, ignored=sorted({*unknown, *idle}))
@@ -64,7 +66,7 @@ async def transcriptions(
         headers["X-Duet-Demonstration"] = "true"
     logger.info("transcribed", extra={"action": "transcribed", **_log_fields(outcome)})
     words, segments = "word" in granularities, "segment" in granularities
-    body = rendered(outcome.transcript, response_format, words=words, segments=segments)
+    body = rendered(outcome.transcript, response_format, words=words, segments=segments, warnings=outcome.warnings)
     return Response(body, headers=headers, media_type=MEDIA_TYPES[response_format])
 
 
@@ -125,6 +127,7 @@ def _headers(outcome: Outcome, *, ignored: list[str]) -> dict[str, str]:
         "X-Duet-Route-Reason": outcome.route.reason,
         "X-Duet-Audio-Seconds": f"{outcome.transcript.duration:.2f}",
     }
+    headers |= notice_headers(truncated=outcome.truncated, warnings=outcome.warnings)
     if outcome.route.degraded:
         headers["X-Duet-Degraded"] = "true"
     if ignored:

@@ -20,7 +20,7 @@ from duet.errors import DuetError
 from duet.keys import api_key
 from duet.settings import Settings
 from speech import vad
-from speech.decode import decode
+from speech.decoding.trusted import samples
 from speech.recognisers.sensevoice import MAX_CLIP_SECONDS, SenseVoice, find_sensevoice
 from speech.splitter import SAMPLE_RATE, split
 from speech.wav import as_wav
@@ -251,7 +251,7 @@ class _Recordings:
         if path not in self._samples:
             while len(self._samples) >= RECORDINGS_KEPT:
                 self._samples.pop(next(iter(self._samples)))
-            self._samples[path] = decode(path, max_seconds=MAX_AUDIO_SECONDS)
+            self._samples[path] = samples(path, max_seconds=MAX_AUDIO_SECONDS)
         return self._samples[path]
 
 

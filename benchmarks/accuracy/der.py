@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.manifest import ManifestError, Meeting
 from duet.wire import SpeakerTurn
-from speech.decode import decode_to_pcm
+from speech.decoding.trusted import write_pcm
 from speech.diarizers.port import Diarizer
 from speech.metrics import DiarizationErrors, der
 
@@ -35,7 +35,7 @@ async def run(
     for meeting in meetings:
         with tempfile.TemporaryDirectory(prefix="duet-bench-") as folder:
             pcm = Path(folder) / "audio.pcm"
-            decode_to_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
+            write_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
             spoken = [SpeakerTurn(turn.start, turn.end, turn.speaker) for turn in meeting.turns]
             count = len({turn.speaker for turn in spoken})
             for known in (False, True):

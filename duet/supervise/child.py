@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from duet.channel import AsyncChannel
+from duet.supervise.limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Child(Generic[In]):
         *,
         name: str,
         environment: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
     ) -> Child[In]:
         """Run `python -m MODULE --fd N ARGUMENTS…`; `incoming` is the union of structs that it may send.
 
@@ -46,9 +48,10 @@ class Child(Generic[In]):
         """
         ours, theirs = socket.socketpair()
         try:
+            run = (module,) if limits is None else limits.arguments(module)
             # -P: a folder named like one of our packages in the working directory must not shadow it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", module, "--fd", str(theirs.fileno()), *arguments),
+                *(sys.executable, "-P", "-m", *run, "--fd", str(theirs.fileno()), *arguments),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},

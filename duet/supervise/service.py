@@ -14,10 +14,23 @@ from duet.channel import ChannelClosed
 from duet.errors import Unavailable, WorkerLost
 from duet.supervise.backoff import HEALTHY_SECONDS, restart_delay_seconds
 from duet.supervise.child import Child
+from duet.supervise.limits import Limits
 
 logger = logging.getLogger(__name__)
 
 In = TypeVar("In")
+
+
+class ChildLost(WorkerLost):
+    """`exit_code` is negative for a signal; None when it is not known."""
+
+    def __init__(self, message: str, exit_code: int | None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Unanswered(Unavailable):
+    """The child took too long and was ended."""
 
 
 class _Connection(Generic[In]):
@@ -58,7 +71,9 @@ class _Connection(Generic[In]):
             )
             for waiter in self.waiting.values():
                 if not waiter.done():
-                    waiter.set_exception(WorkerLost(f"{self.child.name} ended (exit code {code}) before it answered"))
+                    waiter.set_exception(
+                        ChildLost(f"{self.child.name} ended (exit code {code}) before it answered", code)
+                    )
             self.waiting.clear()
 
     async def close(self) -> None:
@@ -81,9 +96,13 @@ class Service(Generic[In]):
         *,
         name: str,
         environment: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        rests: bool = True,
     ) -> None:
+        """`rests`: wait before another start when the child keeps ending. False where its requests end it, so that one
+        caller's file delays no other caller."""
         self._module, self._arguments, self._incoming = module, tuple(arguments), incoming
-        self._name, self._environment = name, environment
+        self._name, self._environment, self._limits, self._rests = name, environment, limits, rests
         self._connection: _Connection[In] | None = None
         self._starting = asyncio.Lock()
         self._failures = 0
@@ -96,7 +115,7 @@ class Service(Generic[In]):
     async def call(self, message: Any, *, timeout_seconds: float) -> In:
         """Send `message`, return the answer with its id.
 
-        Raises `WorkerLost` when the child ends before it answers, and `Unavailable` after `timeout_seconds`. The child is
+        Raises `ChildLost` when the child ends before it answers, and `Unanswered` after `timeout_seconds`. The child is
         killed then, since its work may never end.
         """
         connection = await self._connected()
@@ -108,10 +127,10 @@ class Service(Generic[In]):
                 return await waiter
         except ChannelClosed as error:
             connection.give_up()  # its reader may not have seen the end yet
-            raise WorkerLost(f"{self._name} ended before it took the request") from error
+            raise ChildLost(f"{self._name} ended before it took the request", None) from error
         except TimeoutError as error:
             connection.give_up()
-            raise Unavailable(f"{self._name} did not answer in {timeout_seconds:.0f} s") from error
+            raise Unanswered(f"{self._name} did not answer in {timeout_seconds:.0f} s") from error
         finally:
             connection.waiting.pop(message.id, None)
             if waiter.done() and not waiter.cancelled():
@@ -126,12 +145,23 @@ class Service(Generic[In]):
                 self._failures = 1 if lived > HEALTHY_SECONDS else self._failures + 1
                 await self._connection.close()
                 self._connection = None
-                await asyncio.sleep(restart_delay_seconds(self._failures))
+                if self._rests:
+                    await asyncio.sleep(restart_delay_seconds(self._failures))
             child: Child[In] = await Child.start(
-                self._module, self._arguments, self._incoming, name=self._name, environment=self._environment
+                self._module,
+                self._arguments,
+                self._incoming,
+                name=self._name,
+                environment=self._environment,
+                limits=self._limits,
             )
             self._connection = _Connection(child)
             return self._connection
+
+    def abandon(self) -> None:
+        """End the child with what it is doing: nobody waits for it. The next call starts another."""
+        if self._connection is not None and self._connection.alive:
+            self._connection.give_up()
 
     async def close(self) -> None:
         async with self._starting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ class Artifacts:
     def write(self, key: str, value: Any) -> None:
         write_atomically(self.path(key), msgspec.json.encode(value))
 
-    def make_file(self, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+    async def make_file(self, key: str, suffix: str, make: Callable[[Path], Awaitable[None]]) -> Path:
         """The file under `key`. If it does not exist, `make` writes it under a temporary name first."""
         target = self.path(key, suffix)
         if not target.exists():
             temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
             try:
-                make(temporary)
+                await make(temporary)
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pipelines.meeting.context import Context
 from pipelines.meeting.review.stage import Review, ReviewedSegment
 from pipelines.meeting.summarize import Summary
 from speech import formats
-from speech.decode import open_pcm
+from speech.decoding.pcm import open_pcm
 from speech.splitter import SAMPLE_RATE
 from speech.words import mentions
 

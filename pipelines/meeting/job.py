@@ -52,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     language: str | None = None
     speakers: int | None = None
     quality: Literal["auto", "fast", "high"] = "auto"
+    strict: bool = False
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

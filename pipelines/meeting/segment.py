@@ -6,7 +6,7 @@ import asyncio
 
 from pipelines.meeting.context import Context
 from speech import vad
-from speech.decode import open_pcm
+from speech.decoding.pcm import open_pcm
 from speech.splitter import SAMPLE_RATE
 
 VERSION = 1

@@ -13,7 +13,7 @@ from duet.wire import Segment, SpeakerTurn
 from pipelines.clients import Engine
 from pipelines.glossary import parse
 from pipelines.meeting.context import Context
-from speech.decode import open_pcm
+from speech.decoding.pcm import open_pcm
 from speech.recognisers.sensevoice import BATCH_CLIPS, SenseVoice, find_sensevoice
 from speech.recognisers.stitching import shifted
 from speech.splitter import SAMPLE_RATE, Span, split

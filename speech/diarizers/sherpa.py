@@ -59,7 +59,7 @@ class SherpaDiarizer:
     async def diarize(
         self, pcm: Path, *, speakers: int | None = None, on_progress: Callable[[float], None] | None = None
     ) -> list[SpeakerTurn]:
-        """Turns of a file that `speech.decode.decode_to_pcm` wrote, by start. Speakers are S1, S2 … in order of appearance.
+        """Turns of a file that `speech.decoding.decoder.Decoder` wrote, by start. Speakers are S1, S2 … in order of appearance.
 
         `speakers` is their number if it is known. More are found only when voices are too short to compare, fewer only when
         voices cannot be told apart.

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import srt
 
-from speech.decode import decode
+from speech.decoding.trusted import samples as decode
 from tests import sounds
 from tests.fakes.router_service import DEMO, KEY, PATH, RouterService, clip, router_service
 

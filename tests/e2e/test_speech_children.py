@@ -16,7 +16,8 @@ import pytest
 import models
 from duet.errors import Unavailable, WorkerLost
 from duet.wire import Segment, SpeakerTurn
-from speech.decode import decode, decode_to_pcm
+from speech.decoding.trusted import samples as decode
+from speech.decoding.trusted import write_pcm
 from speech.diarizers.sherpa import SherpaDiarizer
 from speech.metrics import der
 from speech.recognisers.sensevoice import SenseVoice
@@ -155,7 +156,7 @@ async def test_an_empty_model_folder_is_an_error(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def meeting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("meeting") / "meeting.pcm"
-    decode_to_pcm(DEMO / "meeting.flac", target, max_seconds=600)
+    write_pcm(DEMO / "meeting.flac", target, max_seconds=600)
     return target
 
 

@@ -10,7 +10,9 @@ import pytest
 import models
 from duet.wire import SpeakerTurn
 from speech import vad
-from speech.decode import decode, decode_to_pcm, probe
+from speech.decoding.child.decode import probe
+from speech.decoding.trusted import samples as decode
+from speech.decoding.trusted import write_pcm
 from speech.diarizers.sherpa import SherpaDiarizer
 from speech.formats import to_srt
 from speech.metrics import der
@@ -58,7 +60,7 @@ def _rttm(path: Path) -> list[SpeakerTurn]:
 @pytest.mark.parametrize("path", [p for p in RECORDINGS if p.with_suffix(".rttm").exists()], ids=lambda path: path.name)
 async def test_a_conversation_is_diarized_near_its_reference(path: Path, tmp_path: Path) -> None:
     pcm = tmp_path / "a.pcm"
-    decode_to_pcm(path, pcm, max_seconds=3600)
+    write_pcm(path, pcm, max_seconds=3600)
     reference = _rttm(path.with_suffix(".rttm"))
     diarizer = SherpaDiarizer(models.EMBEDDED / "duet-tiny-speaker")
     try:

@@ -14,7 +14,7 @@ import models
 from asr_router.app import create_app, recognisers
 from asr_router.transcribing import Transcriber
 from duet.settings import RouterSettings, Settings
-from speech.decode import decode
+from speech.decoding.trusted import samples as decode
 from speech.recognisers.port import Recogniser
 from speech.recognisers.sensevoice import SenseVoiceRecogniser
 from tests import sounds

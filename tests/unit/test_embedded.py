@@ -56,7 +56,7 @@ def test_the_review_model_s_tokenizer_knows_the_pipeline_s_prompts() -> None:
 
 
 def test_the_demo_s_truth_fits_its_recording() -> None:
-    from speech.decode import decode
+    from speech.decoding.trusted import samples as decode
 
     truth = json.loads((models.CARDS / "demo" / "meeting.json").read_text(encoding="utf-8"))
     samples = decode(models.CARDS / "demo" / "meeting.flac", max_seconds=600)

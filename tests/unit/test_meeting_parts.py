@@ -158,7 +158,7 @@ def test_progress_grows_to_one() -> None:
     assert seen == [0.015, 0.03, 0.055, 0.08, 0.155, 0.23, 0.355, 0.48, 0.68, 0.88, 0.92, 0.96, 0.98, 1.0]
 
 
-def test_artifacts_are_found_by_their_inputs_alone(tmp_path: object) -> None:
+async def test_artifacts_are_found_by_their_inputs_alone(tmp_path: object) -> None:
     from pathlib import Path
 
     store = Artifacts(Path(str(tmp_path)))
@@ -170,10 +170,10 @@ def test_artifacts_are_found_by_their_inputs_alone(tmp_path: object) -> None:
     assert store.read(key, list[int]) == [1, 2]
     calls = []
 
-    def make(path: Path) -> None:
+    async def make(path: Path) -> None:
         calls.append(path)
         path.write_bytes(b"x")
 
-    assert store.make_file(key, ".bin", make) == store.make_file(key, ".bin", make)
+    assert await store.make_file(key, ".bin", make) == await store.make_file(key, ".bin", make)
     assert len(calls) == 1
     assert [path.name for path in Path(str(tmp_path)).iterdir() if path.name.startswith(".")] == []

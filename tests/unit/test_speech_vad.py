@@ -15,7 +15,7 @@ import pytest
 
 import models
 from speech import vad
-from speech.decode import decode
+from speech.decoding.trusted import samples as decode
 from speech.splitter import SAMPLE_RATE, Span
 from tests import sounds
 

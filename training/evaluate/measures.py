@@ -72,13 +72,13 @@ def heard(folder: Path, utterances: Sequence[Utterance]) -> dict[str, Any]:
     `speed` is CPU time, because the clock would count other work on the machine too. With one thread an idle core takes
     as long by the clock. `language` counts the sentences in one language whose mark names that language.
     """
-    from speech.decode import decode
+    from speech.decoding.trusted import samples
     from speech.recognisers.child import sensevoice
     from speech.recognisers.child.messages import Recognise, RecogniseFailed
     from speech.recognisers.sensevoice import MAX_CLIP_SECONDS
     from speech.splitter import SAMPLE_RATE
 
-    clips = [decode(utterance.audio, max_seconds=MAX_CLIP_SECONDS) for utterance in utterances]
+    clips = [samples(utterance.audio, max_seconds=MAX_CLIP_SECONDS) for utterance in utterances]
     recogniser = sensevoice.load(folder, 1)
     request = Recognise("speed", tuple(np.asarray(clip, dtype="<f4").tobytes() for clip in clips), True)
     began = time.process_time()

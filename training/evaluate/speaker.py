@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import models
 from duet.wire import SpeakerTurn
-from speech.decode import decode_to_pcm
+from speech.decoding.trusted import write_pcm
 from speech.diarizers.child.messages import Diarize, Diarized
 from speech.diarizers.child.sherpa import diarize
 from speech.diarizers.sherpa import Rules, SherpaDiarizer, joined
@@ -94,7 +94,7 @@ async def measure(model: Path, meetings: Sequence[Truth]) -> dict[str, Any]:
         for meeting in meetings:
             with tempfile.TemporaryDirectory(prefix="duet-speaker-") as folder:
                 pcm = Path(folder) / "audio.pcm"
-                decode_to_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
+                write_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
                 began = time.monotonic()
                 scores.append(score(meeting, await diarizer.diarize(pcm)))
                 spent += time.monotonic() - began
@@ -112,7 +112,7 @@ def listen(model: Path, threshold: float, meeting: Truth) -> Diarized:
     """A meeting's clusters, before they are joined into people."""
     with tempfile.TemporaryDirectory(prefix="duet-speaker-") as folder:
         pcm = Path(folder) / "audio.pcm"
-        decode_to_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
+        write_pcm(meeting.audio, pcm, max_seconds=MAX_AUDIO_SECONDS)
         return diarize(model, threshold, Diarize(meeting.name, str(pcm), 0, pcm.stat().st_size // 2, None))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Depends, File, Form, Request, Response
 
 from duet.errors import Busy, InvalidRequest
@@ -16,8 +18,9 @@ from engine.api.shared.caller import caller_of
 from engine.api.shared.headers import answer_headers
 from engine.api.shared.ports import ModelsDep, WorkDep
 from engine.types import Operators, Transcribed, TranscriptionRequest, only
-from speech.decode import decode
-from speech.formats import MEDIA_TYPES, ResponseFormat, rendered
+from speech.decoding.decoder import Decoded, Decoder
+from speech.decoding.pcm import open_pcm
+from speech.formats import MEDIA_TYPES, ResponseFormat, notice_headers, rendered
 from speech.keywords import parse_keywords
 from speech.text import read
 
@@ -25,7 +28,7 @@ router = APIRouter(route_class=FormRoute)
 
 KNOWN = frozenset(
     {"file", "model", "prompt", "language", "response_format", "temperature", "hotwords", "keywords", "keywords[]"}
-    | {"timestamp_granularities[]"}
+    | {"timestamp_granularities[]", "strict"}
 )
 REFUSED = ("stream", "include[]", "chunking_strategy", "known_speaker_names[]")
 MAX_PROMPT_CHARACTERS = 8000
@@ -38,20 +41,29 @@ class Uploads:
     decoded takes one of the engine's places for requests."""
 
     def __init__(self, operators: Operators, *, max_requests: int, max_seconds: float) -> None:
-        self._operators, self._max_requests, self._max_seconds = operators, max_requests, max_seconds
+        self._operators, self._max_requests = operators, max_requests
+        self._decoder = Decoder(max_seconds=max_seconds)
         self._decoding = 0
 
-    async def decoded(self, file: Upload) -> bytes:
-        """The samples as float32 mono at 16 kHz. Raises `Busy`, and `InvalidRequest` for what is no audio or too long."""
+    async def decoded(self, file: Upload, *, strict: bool) -> tuple[bytes, Decoded]:
+        """The samples as float32 mono at 16 kHz. Raises `Busy`, `DiskFull`, and `InvalidRequest` for what is no audio or too
+        long."""
         under_way = self._decoding + sum(model.running + model.waiting for model in self._operators.pool().models)
         if under_way >= self._max_requests:
             raise Busy(f"{under_way} requests are under way already")
         self._decoding += 1
         try:
-            samples = await asyncio.to_thread(decode, file.path, max_seconds=self._max_seconds)
+            decoded = await self._decoder.decode(file.path, file.path.with_name("decoded.pcm"), strict=strict)
+            return await asyncio.to_thread(_as_float, decoded.files[0]), decoded
         finally:
             self._decoding -= 1
-        return samples.astype("<f4").tobytes()
+
+    async def close(self) -> None:
+        await self._decoder.close()
+
+
+def _as_float(path: Path) -> bytes:
+    return (open_pcm(path).astype("<f4") / np.float32(32768.0)).tobytes()
 
 
 def _uploads(request: Request) -> Uploads:
@@ -77,6 +89,7 @@ async def transcriptions(
     hotwords: Annotated[list[str] | None, Form()] = None,
     keywords: Annotated[list[str] | None, Form()] = None,
     keyword_list: Annotated[list[str] | None, Form(alias="keywords[]")] = None,
+    strict: Annotated[bool, Form()] = False,
 ) -> Response:
     """The text of a recording (wav, mp3, m4a, flac, ogg, webm). Hotwords may be repeated, or one list with commas."""
     form = await request.form()
@@ -88,7 +101,7 @@ async def transcriptions(
             param="timestamp_granularities[]",
         )
     info, caller = models.resolve(model), caller_of(request)
-    audio = await unless_gone(request, uploads.decoded(file))
+    audio, decoded = await unless_gone(request, uploads.decoded(file, strict=strict))
     asked = TranscriptionRequest(
         id=secrets.token_hex(8),
         model=info.id,
@@ -104,4 +117,6 @@ async def transcriptions(
     result = await unless_gone(request, only(work.run(asked), Transcribed))
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
     headers = answer_headers(info, ignored)
-    return Response(rendered(result.transcript, response_format), headers=headers, media_type=MEDIA[response_format])
+    headers |= notice_headers(truncated=decoded.truncated is not None, warnings=decoded.warnings)
+    body = rendered(result.transcript, response_format, warnings=decoded.warnings)
+    return Response(body, headers=headers, media_type=MEDIA[response_format])

@@ -14,7 +14,7 @@ import numpy as np
 
 from duet.channel import BlockingChannel, ChannelClosed
 from speech import onnx_metadata
-from speech.decode import open_pcm
+from speech.decoding.pcm import open_pcm
 from speech.diarizers.child.messages import Diarize, Diarized, DiarizeFailed, LocalTurn
 from speech.splitter import SAMPLE_RATE
 

@@ -13,6 +13,7 @@ _FTYP_LIKE = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _STREAMED_FROM = 0x7FFF_0000
 """Programs that do not know the length write a value from here on: 0x7FFFF000 (espeak-ng, sox), 0xFFFFFFFF (ffmpeg)."""
 _MAX_CHUNKS = 1000
+_LARGEST_PAGE = 27 + 255 + 255 * 255
 
 
 def demuxers(path: Path) -> tuple[str, ...]:
@@ -55,6 +56,86 @@ def declared_seconds(path: Path, container: str, reported: float | None) -> floa
     if container in ("aac", "amr"):  # bare frames: FFmpeg guesses from the first one
         return None
     return reported
+
+
+def lacks_its_index(path: Path) -> bool:
+    """Whether an MP4 file ends before its `moov` box, which says where the audio is: a recorder that was interrupted wrote it
+    last, or would have."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for _ in range(_MAX_CHUNKS):
+            head = file.read(8)
+            length = int.from_bytes(head[:4])
+            if len(head) < 8 or head[4:] == b"moov":
+                return len(head) < 8 or file.tell() - 8 + length > size
+            if length == 1:
+                length = int.from_bytes(file.read(8)) - 8
+            if length < 8:
+                return False
+            file.seek(length - 8, 1)
+    return False
+
+
+def breaks_off(path: Path, container: str) -> bool:
+    """Whether the file ends before an element does that holds its audio: Matroska's Segment, an Ogg page, CAF's data. Other
+    containers declare how long their audio is."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if container == "matroska":
+            end = _segment_end(file)
+            return end is not None and end > size
+        if container == "caf":
+            return _data_end(file) > size
+        return container == "ogg" and _page_breaks_off(file, size)
+
+
+def _data_end(file: BinaryIO) -> int:
+    """Where CAF's data chunk ends; 0 when it is not found or does not say.
+    https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec/CAF_spec/CAF_spec.html"""
+    file.seek(8)
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(12)
+        length = int.from_bytes(head[4:], "big", signed=True)
+        if len(head) < 12 or length < 0:
+            return 0
+        if head[:4] == b"data":
+            return file.tell() + length
+        file.seek(length, 1)
+    return 0
+
+
+def _segment_end(file: BinaryIO) -> int | None:
+    """Where the Segment ends (RFC 9559); None when that is unknown, as in a stream."""
+    for wanted in (0x1A45DFA3, 0x18538067):
+        identifier, _ = _number(file, keep_marker=True)
+        length, bits = _number(file, keep_marker=False)
+        if identifier != wanted or length == (1 << bits) - 1:
+            return None
+        if wanted == 0x1A45DFA3:
+            file.seek(length, 1)
+    return file.tell() + length
+
+
+def _number(file: BinaryIO, *, keep_marker: bool) -> tuple[int, int]:
+    """A number of variable length (RFC 8794, 4), and how many bits it has; (-1, 0) where there is none."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return -1, 0
+    length = 9 - first[0].bit_length()
+    number = int.from_bytes(first + file.read(length - 1))
+    return (number if keep_marker else number & ((1 << 7 * length) - 1)), 7 * length
+
+
+def _page_breaks_off(file: BinaryIO, size: int) -> bool:
+    """Whether the last page (RFC 3533, 6) is longer than what is there of it."""
+    file.seek(max(0, size - _LARGEST_PAGE))
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    if at < 0:
+        return size > _LARGEST_PAGE
+    count = tail[at + 26] if len(tail) > at + 26 else 0
+    lengths = tail[at + 27 : at + 27 + count]
+    return len(tail) < at + 27 + count + sum(lengths) or len(tail) < at + 27
 
 
 def _truncated_wav_seconds(path: Path) -> float:

@@ -11,7 +11,11 @@ import av
 import numpy as np
 import pytest
 
-from speech.decode import InvalidAudio, decode, decode_to_pcm, open_pcm, probe
+from speech.decoding.child.decode import decode as decode_file
+from speech.decoding.child.decode import probe
+from speech.decoding.errors import InvalidAudio
+from speech.decoding.pcm import open_pcm
+from speech.decoding.trusted import samples as decode
 from speech.splitter import SAMPLE_RATE
 from tests import sounds
 
@@ -34,11 +38,8 @@ def test_every_format_gives_the_same_tone_at_16_khz(tmp_path: Path, kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["wav", "m4a", "flac", "opus", "webm"])
-def test_probe_reads_the_header(tmp_path: Path, kind: str) -> None:
-    found = probe(made(tmp_path, kind))
-    assert found.sample_rate == sounds.FORMATS[kind][2]
-    assert found.channels == 1
-    assert found.duration_seconds == pytest.approx(SECONDS, abs=0.1)
+def test_probe_reads_the_duration(tmp_path: Path, kind: str) -> None:
+    assert probe(made(tmp_path, kind)) == pytest.approx(SECONDS, abs=0.1)
 
 
 def test_stereo_of_equal_channels_is_as_loud_as_one_of_them(tmp_path: Path) -> None:
@@ -48,37 +49,20 @@ def test_stereo_of_equal_channels_is_as_loud_as_one_of_them(tmp_path: Path) -> N
     np.testing.assert_allclose(decode(path, max_seconds=10), one, atol=1e-4)
 
 
-def test_downmix_is_the_mean_of_the_channels(tmp_path: Path) -> None:
-    one = sounds.tone(1.0)
-    path = tmp_path / "opposite.wav"
-    path.write_bytes(sounds.wav(sounds.pcm(np.stack([one, -one])), channels=2))
-    assert np.abs(decode(path, max_seconds=10)).max() < 1e-4
-    path.write_bytes(sounds.wav(sounds.pcm(np.stack([one, np.zeros_like(one)])), channels=2))
-    assert sounds.root_mean_square(decode(path, max_seconds=10)) == pytest.approx(0.15 / 2**0.5, rel=0.01)
+def test_downmix_is_the_mean_of_the_channels_that_hold_sound(tmp_path: Path) -> None:
+    left, right = sounds.tone(1.0, hertz=300), sounds.tone(1.0, hertz=500)
+    path = tmp_path / "a.wav"
+    path.write_bytes(sounds.wav(sounds.pcm(np.stack([left, right])), channels=2))
+    np.testing.assert_allclose(decode(path, max_seconds=10), (left + right) / 2, atol=1e-4)
+    path.write_bytes(sounds.wav(sounds.pcm(np.stack([left, np.zeros_like(left)])), channels=2))
+    np.testing.assert_allclose(decode(path, max_seconds=10), left, atol=1e-4)
 
 
-def test_six_channels_are_averaged(tmp_path: Path) -> None:
+def test_a_channel_of_six_is_heard_in_full(tmp_path: Path) -> None:
     channels = np.zeros((6, 44_100), np.float32)
     channels[2] = sounds.tone(1.0, amplitude=0.6, rate=44_100)
     path = sounds.write(tmp_path / "a.flac", channels, kind="flac")
-    assert sounds.root_mean_square(decode(path, max_seconds=10)) == pytest.approx(0.1 / 2**0.5, rel=0.02)
-
-
-def test_streamed_pcm_equals_the_whole(tmp_path: Path) -> None:
-    path, target = made(tmp_path, "mp3"), tmp_path / "a.pcm"
-    seconds = decode_to_pcm(path, target, max_seconds=10)
-    whole = decode(path, max_seconds=10)
-    assert seconds == pytest.approx(len(whole) / SAMPLE_RATE)
-    np.testing.assert_array_equal(open_pcm(target), np.round(whole * 32767).astype(np.int16))
-
-
-def test_progress_reports_decoded_seconds(tmp_path: Path) -> None:
-    path = tmp_path / "a.wav"
-    path.write_bytes(sounds.wav(sounds.pcm(sounds.tone(25.0))))
-    seen: list[float] = []
-    decode_to_pcm(path, tmp_path / "a.pcm", max_seconds=60, on_progress=seen.append)
-    assert len(seen) == 2
-    assert seen == sorted(seen)
+    assert sounds.root_mean_square(decode(path, max_seconds=10)) == pytest.approx(0.6 / 2**0.5, rel=0.02)
 
 
 def test_an_empty_pcm_file_opens_as_no_samples(tmp_path: Path) -> None:
@@ -132,21 +116,31 @@ def test_video_alone_is_no_audio(tmp_path: Path) -> None:
         probe(path)
 
 
-@pytest.mark.parametrize("kind", ["wav", "mp3", "m4a", "flac", "webm"])
-def test_a_truncated_file_is_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["wav", "mp3", "m4a", "flac", "opus", "webm"])
+def test_a_truncated_file_is_read_as_far_as_it_goes_and_marked(tmp_path: Path, kind: str) -> None:
     path = made(tmp_path, kind, **({"movflags": "faststart"} if kind == "m4a" else {}))
+    assert decode_file(path, tmp_path / "a.pcm", max_seconds=10).truncated is None
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 6 // 10])
-    with pytest.raises(InvalidAudio, match="truncated"):
+    found = decode_file(path, tmp_path / "a.pcm", max_seconds=10)
+    assert found.truncated is not None
+    assert found.truncated.startswith("the file is truncated")
+    assert 0.8 < found.seconds < 2.2
+
+
+def test_an_mp4_that_was_cut_before_its_index_is_refused_and_told(tmp_path: Path) -> None:
+    path = made(tmp_path, "m4a")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InvalidAudio, match="index"):
         decode(path, max_seconds=10)
-    with pytest.raises(InvalidAudio, match="truncated"):
-        decode_to_pcm(path, tmp_path / "a.pcm", max_seconds=10)
 
 
-def test_a_file_that_lacks_its_last_bytes_is_taken(tmp_path: Path) -> None:
+def test_a_file_that_lacks_its_last_bytes_is_whole_enough(tmp_path: Path) -> None:
     path = made(tmp_path, "wav")
     path.write_bytes(path.read_bytes()[:-4000])
-    assert len(decode(path, max_seconds=10)) == pytest.approx(SECONDS * SAMPLE_RATE - 2000, abs=10)
+    found = decode_file(path, tmp_path / "a.pcm", max_seconds=10)
+    assert found.seconds == pytest.approx(SECONDS - 0.125)
+    assert found.truncated is None
 
 
 @pytest.mark.parametrize("length", [0, 0x7FFF_F000, 0xFFFF_FFFF])
@@ -158,7 +152,7 @@ def test_a_streamed_wav_does_not_know_its_length_and_is_whole(tmp_path: Path, le
 
 def test_an_mp3_without_frame_count_declares_nothing(tmp_path: Path) -> None:
     path = made(tmp_path, "mp3", write_xing="0")
-    assert probe(path).duration_seconds is None
+    assert probe(path) is None
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert len(decode(path, max_seconds=10)) / SAMPLE_RATE == pytest.approx(SECONDS / 2, abs=0.1)
 
@@ -168,7 +162,7 @@ def test_an_mp3_with_a_cover_before_its_frame_count(tmp_path: Path) -> None:
     cover = 70_000
     size = bytes(cover >> shift & 0x7F for shift in (21, 14, 7, 0))
     path.write_bytes(b"ID3\x04\0\0" + size + bytes(cover) + path.read_bytes())
-    assert probe(path).duration_seconds == pytest.approx(SECONDS, abs=0.1)
+    assert probe(path) == pytest.approx(SECONDS, abs=0.1)
 
 
 def test_too_long_is_refused_by_the_header_and_by_what_comes_out(tmp_path: Path) -> None:
@@ -189,7 +183,7 @@ def test_nan_and_infinity_become_silence_and_full_scale(tmp_path: Path) -> None:
     decoded = decode(path, max_seconds=10)
     assert np.isfinite(decoded).all()
     assert np.abs(decoded).max() <= 1.0
-    np.testing.assert_allclose(decoded[:4000], samples[:4000], atol=1e-6)
+    np.testing.assert_allclose(decoded[:4000], samples[:4000], atol=1e-4)
 
 
 def test_damaged_packets_are_left_out(tmp_path: Path) -> None:
@@ -222,9 +216,10 @@ def test_joined_recordings_are_read_to_their_end(tmp_path: Path, kind: str, chan
         assert sounds.root_mean_square(part) == pytest.approx(0.3 / 2**0.5, rel=0.08)
 
 
-def test_what_ffmpeg_cannot_read_on_is_refused_not_cut(tmp_path: Path) -> None:
-    with pytest.raises(InvalidAudio, match="damaged after"):
-        decode(_joined(tmp_path, "opus", (2, 1)), max_seconds=10)
+def test_what_ffmpeg_cannot_read_on_is_marked_as_cut(tmp_path: Path) -> None:
+    found = decode_file(_joined(tmp_path, "opus", (2, 1)), tmp_path / "a.pcm", max_seconds=10)
+    assert found.seconds == pytest.approx(1.0, abs=0.1)
+    assert found.truncated is not None
 
 
 # A file must not make us open another -----------------------------------------------------------------------------------
