@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from duet.wire import Usage
-from engine.types import Accepted, CacheNote, Event, Failed, Finished, FinishReason, Result, TextDelta, ThoughtDelta
+from engine.types import Accepted, Event, Failed, Finished, FinishReason, Result, TextDelta, ThoughtDelta
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Answer:
     reason: FinishReason | None = None
     repetition: bool = False
     usage: Usage = field(default_factory=Usage)
-    cache: CacheNote = field(default_factory=CacheNote)
+    accepted: Accepted | None = None
 
     @property
     def text(self) -> str:
@@ -38,7 +38,7 @@ class Answer:
             case ThoughtDelta():
                 pass  # no dialect shows thoughts yet
             case Accepted():
-                self.cache = event.cache
+                self.accepted = event
             case Failed():
                 raise event.as_error()
             case Result():

@@ -16,7 +16,7 @@ from duet.errors import DuetError, Internal
 from duet.http.disconnect import unless_gone
 from engine.api.answering import collect, fan_in
 from engine.api.assembly import Answer
-from engine.api.shared.headers import cache_header
+from engine.api.shared.headers import accepted_headers
 from engine.api.shared.sse import EventStream, Put
 from engine.types import Accepted, Event, Events, GenerationRequest, Work, raise_failure
 
@@ -66,13 +66,17 @@ async def respond(
     """
     if not stream:
         answers = await unless_gone(request, collect(work, asked))
-        found = {**headers, **cache_header(answers[0].cache)}
-        return Response(dialect.whole(answers), media_type="application/json", headers=found)
+        body = dialect.whole(answers)
+        return Response(body, media_type="application/json", headers=_with(headers, *(one.accepted for one in answers)))
     events = fan_in(work, asked)
     first = await _first_event(events)
     streamed = _Streamed(dialect, {one.id: i for i, one in enumerate(asked)}, first, events)
-    found = {**headers, **streamed.cache_header()}
+    found = _with(headers, streamed.accepted())
     return EventStream(streamed.write, waiting=waiting, error=dialect.error, close=streamed.close, headers=found)
+
+
+def _with(headers: Mapping[str, str], *choices: Accepted | None) -> dict[str, str]:
+    return {**headers, **accepted_headers([one for one in choices if one is not None], headers)}
 
 
 class _Streamed:
@@ -106,11 +110,10 @@ class _Streamed:
         raise_failure(event)
         return self._dialect.frames(self._indexes[event.id], event)
 
-    def cache_header(self) -> dict[str, str]:
-        """Empty while the first event is awaited: the headers go out before it."""
-        if self._first.done() and isinstance(event := self._first.result(), Accepted):
-            return cache_header(event.cache)
-        return {}
+    def accepted(self) -> Accepted | None:
+        """None while the first event is awaited: the headers go out before it."""
+        event = self._first.result() if self._first.done() else None
+        return event if isinstance(event, Accepted) else None
 
     async def close(self) -> None:
         """Cancels every choice that has not ended."""

@@ -34,12 +34,15 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     logprob: float
 
 
-class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
-    """The worker took the request; from here on the HTTP status is 200."""
+class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, tag="accepted"):
+    """The worker took the request; from here on the HTTP status is 200. `max_tokens` is the bound of the answer where the context
+    has less room than the request asked for. `ignored` are fields of the request that the model has no place for."""
 
     id: str
     prompt_tokens: int
     cache: CacheNote = CacheNote()
+    max_tokens: int | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class TextDelta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from duet.channel import BlockingChannel
 from duet.errors import DuetError, Internal, PayloadTooLarge, WorkerLost
 from engine.fleet.protocol import EventFrame, ToWorker
@@ -30,8 +32,8 @@ class Live:
     """One request that has not ended. `deadline` is infinite for a request without one.
 
     A request that has become a sequence also has its `output` and, if its KV can be looked up, `look_up`, which asks the KV cache
-    for tokens and says whether they are in memory already. `unaccepted_prompt_tokens` is the length of its prompt until the
-    gateway is told that the request is accepted.
+    for tokens and says whether they are in memory already. `unaccepted` is what the gateway is told when
+    the request is accepted, until it is told.
     """
 
     request: Request
@@ -39,7 +41,7 @@ class Live:
     place: Place | None = None
     output: Output | None = None
     look_up: Callable[[tuple[int, ...]], bool] | None = None
-    unaccepted_prompt_tokens: int | None = None
+    unaccepted: Accepted | None = None
 
 
 class LiveRequests:
@@ -71,7 +73,7 @@ class LiveRequests:
 
     def unaccepted(self) -> set[str]:
         """Requests that are sequences, and whose prompts are still being looked up."""
-        return {name for name, live in self._live.items() if live.unaccepted_prompt_tokens is not None}
+        return {name for name, live in self._live.items() if live.unaccepted is not None}
 
     def begin(self, request: Request) -> Live:
         live = Live(request, math.inf if request.deadline is None else request.deadline)
@@ -81,9 +83,9 @@ class LiveRequests:
     def accept(self, request_id: str, note: CacheNote) -> None:
         """Tell the gateway, once. An unknown id has ended."""
         live = self._live.get(request_id)
-        if live is not None and live.unaccepted_prompt_tokens is not None:
-            self._events.append(Accepted(request_id, live.unaccepted_prompt_tokens, note))
-            live.unaccepted_prompt_tokens = None
+        if live is not None and live.unaccepted is not None:
+            self._events.append(msgspec.structs.replace(live.unaccepted, cache=note))
+            live.unaccepted = None
 
     def answer(self, events: Iterable[Event]) -> None:
         """Say these about live requests. A last event ends its request."""

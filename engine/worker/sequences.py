@@ -45,7 +45,7 @@ class Sequences:
         if (live := self._live.get(sequence.id)) is None:
             raise RuntimeError(f"{sequence.id} has ended")
         live.place, live.output = self, prepared.output
-        live.unaccepted_prompt_tokens = sequence.prompt_tokens
+        live.unaccepted = prepared.accepted
         self._runner.add(prepared.row)
         live.look_up = lookup(self._loaded, prepared, self._kv)
         ready = live.look_up is None or live.look_up(prepared.row.prompt)

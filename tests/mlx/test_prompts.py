@@ -6,14 +6,19 @@ import copy
 import dataclasses
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from duet.errors import ContextTooLong, InvalidRequest
 from engine.types import GenerationRequest, Message, Part
 from engine.worker.model import Loaded
-from engine.worker.prompts.template import DEFAULT_CONTEXT_TOKENS, answer_budget, render
-from tests.mlx.conftest import ask, picture
+from engine.worker.prompts.template import DEFAULT_CONTEXT_TOKENS, answer_budget, ignored_fields, render
+from tests.mlx.conftest import ask, picture, words
+from tests.mlx.kv import KvDriver
 
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
 PARTS_ONLY = (
     "{% for message in messages %}{{ message['role'] }}:"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}\n"
@@ -64,7 +69,20 @@ def test_a_vision_model_without_a_template_gets_the_library_s_format(model: Call
 
 @pytest.mark.parametrize(
     ("template", "param"),
-    [(None, "model"), ("{{ raise_exception('roles must alternate') }}", "messages"), ("{% broken", "messages")],
+    [
+        (None, "model"),
+        ("{{ raise_exception('I take nothing') }}", "model"),
+        ("{% broken", "model"),
+        (
+            "{% for m in messages %}{% if 'hello' in m.content %}{{ 1 // 0 }}{% endif %}{{ m.content }}{% endfor %}",
+            "messages",
+        ),
+        (
+            "{% for m in messages %}{% if 'hello' in m.content %}{{ raise_exception('no hello') }}{% endif %}{{ m.content }}"
+            "{% endfor %}",
+            "messages",
+        ),
+    ],
 )
 def test_a_template_that_is_missing_or_refuses_is_a_clear_error(
     model: Callable[..., Loaded], template: str | None, param: str
@@ -89,6 +107,9 @@ def test_a_picture_for_a_text_model_is_refused_by_its_name(model: Callable[..., 
         (99, None, 100, 1),
         (1, 5, None, 5),
         (1, None, None, DEFAULT_CONTEXT_TOKENS - 1),
+        (10, 91, 100, 90),
+        (10, 32_000, 100, 90),
+        (99, 10**9, 100, 1),
     ],
 )
 def test_an_answer_may_fill_the_context_and_no_more(
@@ -97,11 +118,48 @@ def test_an_answer_may_fill_the_context_and_no_more(
     assert answer_budget(prompt, wanted, context) == expected
 
 
-@pytest.mark.parametrize(
-    ("prompt", "wanted", "param"), [(100, None, "messages"), (100, 1, "messages"), (10, 91, "max_tokens")]
-)
-def test_what_exceeds_the_context_is_refused_with_the_numbers(prompt: int, wanted: int | None, param: str) -> None:
+@pytest.mark.parametrize(("prompt", "wanted"), [(100, None), (100, 1), (321, 5)])
+def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(prompt: int, wanted: int | None) -> None:
     with pytest.raises(ContextTooLong, match="100") as caught:
         answer_budget(prompt, wanted, 100)
-    assert caught.value.param == param
+    assert caught.value.param == "messages"
     assert str(prompt) in caught.value.message
+
+
+def test_the_error_of_an_option_names_the_options(model: Callable[..., Loaded]) -> None:
+    template = "{% if mood == 'bad' %}{{ raise_exception('bad mood') }}{% endif %}" + PLAIN
+    loaded = with_template(model("plain"), template)
+    assert render(loaded, msgspec.structs.replace(ask("a", "hello"), template_options={"mood": "good"}))
+    with pytest.raises(InvalidRequest, match="bad mood") as caught:
+        render(loaded, msgspec.structs.replace(ask("a", "hello"), template_options={"mood": "bad"}))
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_a_name_that_the_template_shows_nowhere_is_said_to_be_ignored(model: Callable[..., Loaded]) -> None:
+    named = msgspec.structs.replace(
+        ask("a", "hello"), messages=(Message("user", (Part("text", text="hello"),), name="ann"),)
+    )
+    shows = with_template(model("plain"), "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}")
+    assert ignored_fields(model("plain"), named) == ("messages.name",)
+    assert ignored_fields(shows, named) == ()
+    assert ignored_fields(model("plain"), ask("a", "hello")) == ()
+
+
+def test_what_was_computed_of_a_conversation_is_found_again_after_a_later_system_message(
+    model: Callable[..., Loaded],
+) -> None:
+    """By a template that takes a system message only at the beginning."""
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
+        "{% endfor %}"
+    )
+    driver = KvDriver(with_template(model("plain"), strict + PLAIN), None)
+
+    def said(name: str, *turns: tuple[str, str]) -> GenerationRequest:
+        messages = tuple(Message(role, (Part("text", text=text),)) for role, text in turns)
+        return msgspec.structs.replace(ask(name, "", tokens=2), messages=messages)
+
+    first = (("system", words(400, 1)), ("user", words(400, 2)))
+    driver.run([said("first", *first)])
+    driver.run([said("second", *first, ("assistant", "yes"), ("system", "be brief"), ("user", "go on"))])
+    assert driver.cached("second") > 700

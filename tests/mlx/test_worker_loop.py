@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from duet.errors import PayloadTooLarge
 from engine.fleet.protocol import Cancel, Ping, Pong, Shutdown
-from engine.types import Embedded, EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
+from engine.types import Accepted, Embedded, EmbeddingRequest, Failed, Finished, MemoryReport, TextDelta
 from engine.worker.loop import Stop
 from engine.worker.model import Loaded
 from engine.worker.reports import Reporter
@@ -55,11 +56,20 @@ def test_an_answer_that_reaches_its_limit_says_length(model: Callable[..., Loade
         assert len(driver.of(name, TextDelta)) == count
 
 
+def test_a_limit_beyond_the_context_is_cut_to_what_is_left_and_said(model: Callable[..., Loaded]) -> None:
+    loaded = dataclasses.replace(model("plain"), context=64)
+    driver = Driver(loaded)
+    driver.run([ask("a", "hello", tokens=32_000), ask("b", "hello", tokens=3)])
+    (accepted,), (finished,) = driver.of("a", Accepted), driver.of("a", Finished)
+    assert finished.reason == "length"
+    assert accepted.max_tokens == finished.usage.completion_tokens == 64 - accepted.prompt_tokens
+    assert driver.of("b", Accepted)[0].max_tokens is None
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "param"),
     [
         (ask("a", "x" * 5000), "context_length_exceeded", "messages"),
-        (ask("a", "x", tokens=10**6), "context_length_exceeded", "max_tokens"),
         (ask("a", "x", logit_bias={99999: 1.0}), "invalid_value", "logit_bias"),
         (ask("a", "x", images=(picture(1),)), "invalid_value", "messages"),
         (EmbeddingRequest(id="a", model="m", inputs=("x",)), "invalid_value", "model"),

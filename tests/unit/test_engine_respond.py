@@ -93,6 +93,18 @@ async def answered(
     work: Script, *names: str, stream: bool, dialect: Dialect | None = None, metered: Work | None = None
 ) -> bytes:
     """The body as a server sends it."""
+    return (await sent(work, *names, stream=stream, dialect=dialect, metered=metered))[0]
+
+
+async def sent(
+    work: Script,
+    *names: str,
+    stream: bool,
+    dialect: Dialect | None = None,
+    metered: Work | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[bytes, dict[str, str]]:
+    """Body and headers."""
     body, never = b"", asyncio.Event()
 
     async def receive() -> Any:
@@ -110,10 +122,10 @@ async def answered(
         work=metered or Metered(work, Shelf()),
         waiting=lambda: "",
         stream=stream,
-        headers={},
+        headers=headers or {},
     )
     await response(scope, receive, send)
-    return body
+    return body, dict(response.headers)
 
 
 async def test_one_choice_and_several_whole_and_streamed() -> None:
@@ -124,6 +136,26 @@ async def test_one_choice_and_several_whole_and_streamed() -> None:
     streamed = await answered(work, "a", "b", stream=True)
     assert (streamed[:1], streamed[-1:], streamed.count(b"0"), streamed.count(b"1")) == (b"<", b">", 3, 2)
     assert work.cancelled == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_worker_says_of_a_request_is_in_the_headers(stream: bool) -> None:
+    """A bound that the context set, and fields that the model has no place for, beside those of the door."""
+    accepted = Accepted("a", 3, max_tokens=61, ignored=("messages.name",))
+    work = Script(a=[accepted, *says("a", "x")[1:]], b=says("b", "y"))
+    _, plain = await sent(work, "b", stream=stream, headers={"X-Duet-Ignored": "zz"})
+    assert ("x-duet-max-tokens" not in plain) and plain["x-duet-ignored"] == "zz"
+    _, bounded = await sent(work, "a", stream=stream, headers={"X-Duet-Ignored": "zz"})
+    assert (bounded["x-duet-max-tokens"], bounded["x-duet-ignored"]) == ("61", "zz, messages.name")
+
+
+async def test_the_least_bound_of_several_prompts_is_told() -> None:
+    work = Script(
+        a=[Accepted("a", 3, max_tokens=61), *says("a", "x")[1:]],
+        b=[Accepted("b", 9, max_tokens=55), *says("b", "y")[1:]],
+    )
+    _, headers = await sent(work, "a", "b", stream=False)
+    assert headers["x-duet-max-tokens"] == "55"
 
 
 @pytest.mark.parametrize("failure", [Busy("full"), Failed("a", "server_busy", "full")])

@@ -11,7 +11,7 @@ from typing import Any
 
 from duet.errors import InvalidRequest
 from engine.kvstore.index import Media
-from engine.types import GenerationRequest, Part
+from engine.types import Accepted, GenerationRequest, Part
 from engine.worker.answers.channels import Channel
 from engine.worker.answers.cursor import AnswerCursor
 from engine.worker.answers.detokenise import Detokeniser, TokenText
@@ -28,7 +28,7 @@ from engine.worker.model import Loaded
 from engine.worker.pictures import Picture, PictureDesk
 from engine.worker.prompts.boundaries import Cuts, cuts, role_at
 from engine.worker.prompts.raw import encoded, param_of, text_of
-from engine.worker.prompts.template import answer_budget
+from engine.worker.prompts.template import answer_budget, ignored_fields
 from engine.worker.runtime.batch import Row
 from engine.worker.runtime.vision import VisionInputs
 from engine.worker.scheduler.sequence import Sequence as ScheduledSequence
@@ -47,6 +47,8 @@ class Prepared:
     """The prompt's text."""
     encoded: Any
     """The tokens of `text` and their places in it (`tokenizers.Encoding`); images are not expanded."""
+    accepted: Accepted
+    """What the gateway is told of it, but for the KV cache."""
     digests: tuple[bytes, ...] = ()
     """Of the request's pictures, in their order."""
 
@@ -167,7 +169,14 @@ class _Draft:
             echo=self.text if request.echo else "",
         )
         row = Row(request.id, prompt, request.sampling, vision=vision, constraint=self.constraint)
-        return Prepared(request, sequence, row, output, self.text, encoding)
+        cut = request.max_tokens is not None and max_tokens < request.max_tokens
+        accepted = Accepted(
+            request.id,
+            len(prompt),
+            max_tokens=max_tokens if cut else None,
+            ignored=ignored_fields(loaded, request),
+        )
+        return Prepared(request, sequence, row, output, self.text, encoding, accepted)
 
 
 def images_of(request: GenerationRequest) -> list[Part]:

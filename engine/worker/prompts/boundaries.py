@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from duet.errors import InvalidRequest
@@ -39,7 +40,7 @@ def cuts(loaded: Loaded, request: GenerationRequest, text: str, encoded: Any, pr
         return Cuts(boundary=len(prompt) - 1)
     ends = [end for _, end in encoded.offsets]
     special = frozenset(loaded.tokenizer.added_tokens_decoder)
-    leading = [message for message in request.messages if message.role == "system"]
+    leading = tuple(takewhile(lambda message: message.role == "system", request.messages))
     system = 0
     if leading and len(leading) < len(request.messages):
         system = _common(text, _rendered(loaded, request, (*leading, _OTHER), answer=True))

@@ -63,7 +63,7 @@ class ChatMessage(Lenient):
         extra = self.model_extra or {}
         if extra.get("tool_calls") or extra.get("function_call") or self.role == "tool":
             raise ValueError("tool calls are not supported yet")
-        if not self.content and self.role != "assistant":
+        if not self.content and self.role not in ("assistant", "system"):
             raise ValueError(f"a {self.role} message needs content")
         return self
 
