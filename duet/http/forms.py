@@ -23,9 +23,6 @@ from duet.http.disconnect import ClientGone
 from duet.http.parts import HOW, MAX_PART_HEADER_BYTES, MAX_PART_HEADERS, Fields, Parts
 from duet.http.spool import Spool, disk_full
 
-WRITE_BYTES = 1 << 20
-"""An upload is written in pieces of this size: each costs a thread's turn."""
-
 
 class FormRoute(APIRoute):
     """A route whose form goes through the app's `state.spool`. Routes without a form are as they were."""
@@ -76,8 +73,8 @@ async def read_form(request: Request, fields: Fields, room: Path, files: AsyncEx
                 parser.write(chunk)
             except FormParserError as error:
                 raise reader.unreadable() from error
-            await reader.write(WRITE_BYTES)
-        await reader.write(1)
+            await reader.write()
+        await reader.write(last=True)
     except OSError as error:
         raise disk_full(error) from error
     return reader.form()

@@ -25,6 +25,8 @@ MAX_PARTS = 1000
 MAX_TEXT_BYTES, MAX_ALL_TEXT_BYTES = 1 << 20, 4 << 20
 """Of one field that is no upload, and of all such fields together. A route has smaller bounds for most of them."""
 MAX_PART_HEADERS, MAX_PART_HEADER_BYTES = 16, 4096
+WRITE_BYTES = 1 << 20
+"""An upload is written in pieces of this size."""
 HOW = "let your HTTP library write the form, as `curl -F file=@recording.wav` does"
 
 _LONG_NAME = re.compile(rb"filename\*\s*=\s*\"?[^;'\"]*'[^;'\"]*'([^;\"]*)", re.IGNORECASE)
@@ -133,12 +135,15 @@ class Parts:
 
     # What the parts become.
 
-    async def write(self, least: int) -> None:
-        """Write what waits to disk, if it is at least `least` bytes."""
-        if self._waiting_bytes < least:
+    async def write(self, *, last: bool = False) -> None:
+        """Write what waits to disk: long pieces in a thread, the rest of an upload at once, as the thread's turn costs more."""
+        if self._waiting_bytes < WRITE_BYTES and not last:
             return
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        await asyncio.to_thread(_write_all, waiting)
+        if last:
+            _write_all(waiting)
+        else:
+            await asyncio.to_thread(_write_all, waiting)
 
     def form(self) -> FormData:
         """The whole form. Raises `InvalidRequest` for one that was cut off or has no upload."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from duet.errors import DiskFull
 
 PRIVATE = 0o700
+SMALL_BYTES = 4 << 20
 
 
 class Spool:
@@ -42,13 +43,23 @@ class Spool:
                 raise disk_full(error) from error
             yield room
         finally:
-            # In a thread, because a large file takes long to remove. The thread of a cancelled request may still write
-            # there; its next file cannot be created.
-            await asyncio.to_thread(shutil.rmtree, room, ignore_errors=True)
+            # The thread of a cancelled request may still write there; its next file cannot be created.
+            if _is_small(room):
+                shutil.rmtree(room, ignore_errors=True)
+            else:
+                await asyncio.to_thread(shutil.rmtree, room, ignore_errors=True)
 
     def _make(self) -> None:
         for folder in (self._folder.parent.parent, self._folder.parent, self._folder):
             folder.mkdir(mode=PRIVATE, exist_ok=True)
+
+
+def _is_small(room: Path) -> bool:
+    """Whether it is removed faster than a thread has its turn. A folder in it may hold anything."""
+    try:
+        return all(path.is_file() and path.stat().st_size <= SMALL_BYTES for path in room.iterdir())
+    except OSError:
+        return False
 
 
 def disk_full(error: OSError) -> DiskFull:
