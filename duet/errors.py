@@ -16,6 +16,7 @@
     ├── Conflict (409)
     ├── Busy (429)                 a bounded queue is full; says when to come back
     ├── Unavailable (503)          a worker died or a model cannot be loaded now; says when to come back
+    │   ├── ModelUnusable (503)    something is wrong in the model's folder; names the file
     │   ├── WorkerLost (503)
     │   └── MemoryFull (503)       others hold the memory; says which, and when to come back
     ├── ModelTooLarge (507)        it never fits on this machine; says what would help
@@ -112,6 +113,13 @@ class Busy(DuetError):
 class Unavailable(DuetError):
     status, kind, code = 503, "server_error", "unavailable"
     usual_retry_seconds = 5
+
+
+class ModelUnusable(Unavailable):
+    """The model's folder must be mended first. It is no fault of who asks, and trying again does not help."""
+
+    code = "model_unusable"
+    usual_retry_seconds = None
 
 
 class WorkerLost(Unavailable):

@@ -12,7 +12,7 @@ from duet.http.server import run_server
 from duet.keys import api_key
 from duet.settings import Settings
 from engine.app import create_app
-from engine.cards import Catalogue
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.pool import Pool
 

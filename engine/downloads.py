@@ -7,7 +7,6 @@ folder without it for a model, so an unfinished download is never mistaken for o
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import shutil
@@ -21,6 +20,8 @@ from typing import Any
 import httpx
 
 from duet.errors import DuetError, ModelNotFound, Unavailable
+from engine.folders.reading import Problem, read_bytes, read_object
+from engine.naming import is_repo_id
 from engine.transfer import NO_ROOM, RemoteFile, Stopped, Transfer
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ AT_ONCE = 4
 _TIMEOUT = httpx.Timeout(30.0)
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME_OF_COMMIT = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
 def _free_bytes(folder: Path) -> int:
@@ -68,17 +70,19 @@ class Downloads:
     def snapshots(self) -> Iterator[tuple[str, Path]]:
         """(repo id, folder) of every complete model in the cache, whichever tool fetched it."""
         for folder in sorted(self._cache_dir.glob("models--*--*")):
-            repo = folder.name.removeprefix("models--").replace("--", "/")
-            if snapshot := self.local(repo):
+            repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+            if is_repo_id(repo) and (snapshot := self.local(repo)):
                 yield repo, snapshot
 
     def local(self, repo: str, revision: str | None = None) -> Path | None:
         """The folder of a repo's `revision` (default: main) if it is complete."""
         folder = self._repo_folder(repo)
-        reference = folder / "refs" / (revision or "main")
-        commit = reference.read_text().strip() if reference.is_file() else revision
-        snapshot = folder / "snapshots" / commit if commit else None
-        return snapshot if snapshot is not None and is_complete(snapshot) else None
+        commit = _commit(folder / "refs" / (revision or "main")) or revision
+        snapshot = folder / "snapshots" / commit if commit and "/" not in commit else None
+        try:
+            return snapshot if snapshot is not None and is_complete(snapshot) else None
+        except OSError:
+            return None  # what cannot be read is fetched again
 
     async def fetch(self, repo: str, revision: str | None = None, *, on_progress: Progress | None = None) -> Path:
         """Download what is missing of a repo, and return its folder. `on_progress` gets (bytes here, bytes in all).
@@ -227,6 +231,15 @@ class Downloads:
             ) from error
 
 
+def _commit(reference: Path) -> str | None:
+    """The commit that a branch's file names; None if there is no such file, or another program left something else there."""
+    try:
+        named = read_bytes(reference, 1024).decode("ascii").strip()
+    except (Problem, UnicodeDecodeError):
+        return None
+    return named if _NAME_OF_COMMIT.fullmatch(named) else None
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a snapshot has its config, its weights, and every shard that the index or another shard's name implies."""
     if not (folder / "config.json").is_file():
@@ -234,8 +247,8 @@ def is_complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            names = set(map(str, read_object(index)["weight_map"].values()))
+        except (Problem, KeyError, TypeError, AttributeError):
             return False
         return bool(names) and all((folder / name).is_file() for name in names)
     weights = {path.name for path in folder.glob("*.safetensors") if path.is_file()}

@@ -54,6 +54,8 @@ def table(models: list[dict[str, Any]]) -> list[str]:
 def described(model: dict[str, Any]) -> str:
     """A model's state in words."""
     parts = [f"{model['state']:11}"]
+    if model["problem"] and not model["charged_bytes"]:
+        return "  ".join([*parts, model["problem"]])
     if model["charged_bytes"]:
         held = f", holds {gigabytes(model['memory_bytes'])}" if model["memory_bytes"] is not None else ""
         parts.append(f"{gigabytes(model['charged_bytes'])} charged{held}")

@@ -15,7 +15,7 @@ from typing import Final, assert_never
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from duet.errors import DeadlineExceeded, DuetError, Internal, ModelNotFound
+from duet.errors import DeadlineExceeded, DuetError, Internal
 from duet.logs import request_id
 from duet.wire import Usage
 from engine.types import (
@@ -191,11 +191,8 @@ class Metered:
 
     def _label(self, model: str) -> str:
         try:
-            found = self._models.resolve(model)
-            return found.id if found.bytes_on_disk else UNKNOWN
-        except ModelNotFound:
-            return UNKNOWN
-        except Exception:  # to resolve reads the disk, and a measurement must not end an answer
+            return model if self._models.is_here(model) else UNKNOWN
+        except Exception:  # a measurement must not end an answer
             logger.exception("a model's label could not be read", extra={"action": "label_failed"})
             return UNKNOWN
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from duet.errors import MemoryFull, ModelTooLarge
 from duet.settings import EngineSettings
-from engine.cards import physical_memory_bytes
+from engine.catalogue import physical_memory_bytes
 from engine.pool import ledger
 from engine.pool.ledger import Admit, Entry, Evict, Limit, Refuse, Rules, Wanted
 from engine.presets import GIB, Preset

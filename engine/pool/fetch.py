@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from duet.errors import ModelNotFound
-from engine.cards import Card, classify, weights_size
+from duet.errors import ModelNotFound, ModelUnusable
+from engine.cards import Card
 from engine.downloads import Downloads
+from engine.folders.inspection import inspect
 from engine.pool.slot import Slot
 
 logger = logging.getLogger(__name__)
@@ -16,12 +18,15 @@ logger = logging.getLogger(__name__)
 
 async def fetch(card: Card, downloads: Downloads, slot: Slot, *, allowed: bool) -> Card:
     """The card with its folder, and with the roles and the size that the folder turns out to have. Raises `ModelNotFound` unless
-    it is `allowed`."""
+    it is `allowed`, and `ModelUnusable` if the folder cannot be used."""
     if card.repo is None or not allowed:
         raise ModelNotFound(f"{card.id} is not on this machine and downloads are off (engine.hub)", param="model")
     slot.state, slot.progress = "downloading", f"downloading {card.repo}"
     path = await downloads.fetch(card.repo, card.revision, on_progress=_reporter(card.repo, slot))
-    return replace(card, path=path, roles=classify(path), bytes_on_disk=weights_size(path))
+    found = await asyncio.to_thread(inspect, path, card.repo)
+    if found.problem:
+        raise ModelUnusable(f"{card.id} cannot be used: {found.problem}", param="model")
+    return replace(card, path=path, roles=found.roles, bytes_on_disk=found.weight_bytes)
 
 
 def _reporter(repo: str, slot: Slot) -> Callable[[int, int], None]:

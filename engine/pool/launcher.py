@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import secrets
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from engine.cards import Card
 from engine.fleet.handle import WorkerHandle
 from engine.fleet.spare import Spare
 from engine.fleet.starting import start_worker
+from engine.folders.reading import Problem
 from engine.kvstore.fingerprint import fingerprint
 from engine.kvstore.leases import FOLDER, Caps, Lease, Leases
 from engine.worker_config import BatchLimits, WorkerConfig
@@ -88,7 +88,7 @@ class Launcher:
         """What a worker of this folder may do with KV. Without a fingerprint it must not share KV with earlier workers."""
         try:
             return self.leases.grant(fingerprint(path))
-        except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+        except (OSError, Problem) as error:
             logger.warning(
                 "%s has no fingerprint, its KV stays in memory: %s", path.name, error, extra={"action": "kv_disk_off"}
             )

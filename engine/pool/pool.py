@@ -9,7 +9,8 @@ from typing import Final
 
 from duet.errors import WorkerLost
 from duet.settings import Settings
-from engine.cards import Card, Catalogue
+from engine.cards import Card
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.fleet.batch_pause import BatchPauseOrders
 from engine.fleet.handle import WorkerHandle
@@ -52,6 +53,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
+        await self._catalogue.refresh()
         await self._residency.open()
         residents = load_residents(self._settings.resident, self._catalogue, self._residency)
         self._tasks = {
@@ -92,11 +94,15 @@ class Pool:
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def list(self) -> Sequence[ModelInfo]:
+    async def list(self) -> Sequence[ModelInfo]:
+        await self._catalogue.refresh()
         return [self._info(card) for card in self._catalogue.known()]
 
-    def resolve(self, name: str) -> ModelInfo:
-        return self._info(self._catalogue.resolve(name))
+    async def resolve(self, name: str) -> ModelInfo:
+        return self._info(await self._catalogue.find(name))
+
+    def is_here(self, model: str) -> bool:
+        return any(card.id == model and card.path is not None for card in self._catalogue.known())
 
     def progress(self, model: str) -> str:
         """What a request for this model waits for, in words; "" when it waits for nothing."""
@@ -122,9 +128,13 @@ class Pool:
             ocr_prompt=card.ocr_prompt,
             stops=card.stop_strings,
             max_tokens=card.max_tokens,
+            problem=card.problem,
         )
 
     # Operators -------------------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        await self._catalogue.refresh()
 
     def pool(self) -> PoolStatus:
         """Memory, and every model that is here or was asked for."""
@@ -177,7 +187,7 @@ class Pool:
 
     async def clear_kv(self, model: str | None) -> int:
         """Forget the KV of one model or of all, loaded or not. Returns the number of entries that no worker held."""
-        wanted = None if model is None else self._catalogue.resolve(model).id
+        wanted = None if model is None else (await self._catalogue.find(model)).id
         for name, slot in [*self._residency.slots.items()]:
             if wanted not in (None, name):
                 continue

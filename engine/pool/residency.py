@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from duet.errors import Busy, Conflict, DuetError, MemoryFull, ModelTooLarge, Unavailable
+from duet.errors import Busy, Conflict, DuetError, MemoryFull, ModelTooLarge, ModelUnusable, Unavailable
 from duet.settings import Settings
-from engine.cards import Card, Catalogue
+from engine.cards import Card
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.fleet.handle import WorkerHandle
 from engine.fleet.starting import EndedWhileLoading
@@ -82,6 +83,8 @@ class Residency:
                 retry_after_seconds=CRITICAL_RETRY_SECONDS,
             )
         card = self._catalogue.resolve(model)
+        if card.problem:
+            raise ModelUnusable(f"{card.id} cannot be used: {card.problem}", param="model")
         slot = self.slot(card)
         self._under_way += 1
         slot.users += 1
@@ -119,6 +122,7 @@ class Residency:
         self.admission.refuse_too_large(wanted(card, self._kv_bytes(card)))
         if card.path is None:
             card = await fetch(card, self._downloads, slot, allowed=self._settings.engine.hub)
+            await self._catalogue.refresh(at_once=True)
         assert card.path is not None
         kv_bytes = self._kv_bytes(card)
         wish = wanted(card, kv_bytes)
@@ -204,13 +208,13 @@ class Residency:
 
     async def load(self, name: str) -> Slot:
         """Load a model as a request would. Raises as `acquire`."""
-        card = self._catalogue.resolve(name)
+        card = await self._catalogue.find(name)
         async with self.acquire(card.id):
             return self.slots[card.id]
 
     async def unload(self, name: str, *, force: bool) -> Slot:
         """Unload a model; returns when its memory is back. Raises `Conflict` while it has requests, unless `force`."""
-        card = self._catalogue.resolve(name)
+        card = await self._catalogue.find(name)
         slot = self.slots.get(card.id) or Slot(card)
         if slot.users and not force:
             raise Conflict(f"{slot.model} has {slot.users} requests: force=true ends them", param="force")
@@ -265,6 +269,8 @@ class Residency:
     def state(self, card: Card) -> ModelState:
         """Where the card's model is now, as clients see it."""
         slot = self.slots.get(card.id)
+        if card.problem and (slot is None or slot.worker is None):
+            return "unusable"
         state = slot.shown_state if slot is not None else "unloaded"
         return "absent" if state == "unloaded" and card.path is None else state
 
@@ -294,4 +300,5 @@ class Residency:
             rests_seconds=round(slot.rests_seconds, 1),
             unloads=dict(slot.unloads),
             pid=worker.pid if worker is not None else None,
+            problem=card.problem,
         )

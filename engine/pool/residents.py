@@ -7,7 +7,7 @@ import logging
 from typing import Final
 
 from duet.errors import Busy, DuetError, Unavailable
-from engine.cards import Catalogue
+from engine.catalogue import Catalogue
 from engine.pool.residency import Residency
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ async def load_residents(wished: tuple[str, ...] | None, catalogue: Catalogue, r
 async def _load(name: str, catalogue: Catalogue, residency: Residency, *, by_preset: bool, again: bool) -> bool:
     """Whether this model is done with: it is loaded, or another try is of no use."""
     try:
-        card = catalogue.resolve(name)
+        card = await catalogue.find(name)
         if by_preset and (card.path is None or card.demonstration):
             return True
         slot = residency.slot(card)

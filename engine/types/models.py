@@ -9,8 +9,9 @@ import msgspec
 from duet.wire import ReviewLimits
 from engine.types.reports import BatchReport, MemoryReport
 
-Role = Literal["chat", "vision", "ocr", "embedding", "asr"]
-ModelState = Literal["absent", "unloaded", "downloading", "loading", "loaded", "failed"]
+Role = Literal["chat", "completions", "vision", "ocr", "embedding", "asr"]
+"""A model without a chat template has the role `completions` only; every chat model completes texts too."""
+ModelState = Literal["absent", "unusable", "unloaded", "downloading", "loading", "loaded", "failed"]
 Unloading = Literal["idle", "evicted", "pressure", "surplus", "asked", "stopping"]
 """Why a model was unloaded: its time to live passed; another model needed its memory; the machine was short of memory; models had
 grown beyond their limit; an operator asked for it; the engine stops."""
@@ -19,7 +20,8 @@ grown beyond their limit; an operator asked for it; the engine stops."""
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model as `/v1/models` shows it. `bytes_on_disk` 0 means that it is not downloaded. `defaults` are sampling
     parameters, and `max_tokens` bounds an answer, for requests that name none. `stops` are added to those of a request.
-    `ocr_prompt` goes with an image that comes without words."""
+    `ocr_prompt` goes with an image that comes without words. `problem` is why a folder cannot be used; its state is then
+    `unusable`."""
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -34,6 +36,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     ocr_prompt: str | None = None
     stops: tuple[str, ...] = ()
     max_tokens: int | None = None
+    problem: str | None = None
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +46,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     according to its own report, `memory`. `running` requests are in its worker, which says more in `batch`; `waiting` requests
     are not there yet. `pinned` models are unloaded only when an operator asks; `resident` models are loaded at start.
     `ttl_seconds` None: it stays. `rests_seconds` is how long requests for it are refused, because it failed several times in a
-    row. Counts begin when the engine starts.
+    row. Counts begin when the engine starts. `problem` is why the model's folder cannot be used.
     """
 
     id: str
@@ -65,6 +68,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     rests_seconds: float
     unloads: dict[Unloading, int]
     pid: int | None
+    problem: str | None = None
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,12 +25,17 @@ class Work(Protocol):
 class Models(Protocol):
     """Knows which models there are."""
 
-    def list(self) -> Sequence[ModelInfo]:
+    async def list(self) -> Sequence[ModelInfo]:
         """Models on this machine, then those that can be fetched."""
         ...
 
-    def resolve(self, name: str) -> ModelInfo:
-        """The model that `name` (id, alias or role) means. Raises `ModelNotFound` with the ids there are."""
+    async def resolve(self, name: str) -> ModelInfo:
+        """The model that `name` (id, alias or role) means. Raises `ModelNotFound` with the ids there are, and `Conflict` for a
+        name that several have."""
+        ...
+
+    def is_here(self, model: str) -> bool:
+        """Whether the model of that id is on this machine. Does not look at the disk."""
         ...
 
     def progress(self, model: str) -> str:
@@ -40,6 +45,10 @@ class Models(Protocol):
 
 class Operators(Protocol):
     """Shows an operator the machine, and does what the operator decides."""
+
+    async def refresh(self) -> None:
+        """Look at the models on the disk, unless that was done a moment ago."""
+        ...
 
     def pool(self) -> PoolStatus:
         """Memory, and every model that is here or was asked for."""

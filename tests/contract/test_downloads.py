@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from duet.errors import ModelNotFound, Unavailable
-from engine.cards import classify
 from engine.downloads import AT_ONCE, SPARE_BYTES, Downloads, is_complete
+from engine.folders.inspection import inspect
 from engine.transfer import TRIES_WITHOUT_A_BYTE
 from tests.fakes.hub import COMMIT, FakeHub, running
+from tests.folders import TOKENIZER, safetensors
 
 REPO = "maker/model"
 WEIGHTS = "model-00002-of-00002.safetensors"
@@ -32,10 +33,10 @@ def model_files() -> dict[str, bytes]:
     index = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}
     return {
         "config.json": b'{"model_type": "qwen3"}',
-        "tokenizer.json": b"{}",
+        "tokenizer.json": TOKENIZER.encode(),
         "model.safetensors.index.json": json.dumps(index).encode(),
-        SHARDS[0]: bytes(range(256)) * 100,
-        SHARDS[1]: hashlib.shake_256(b"weights").digest(3 << 20),
+        SHARDS[0]: safetensors("a", bytes(range(256)) * 100),
+        SHARDS[1]: safetensors("b", hashlib.shake_256(b"weights").digest((3 << 20) - 80)),  # with its header 3 MB
         "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
         "pytorch_model.bin": b"pickle",
         "onnx/model.safetensors": b"for another program",
@@ -103,8 +104,8 @@ async def test_the_hub_s_library_finds_what_was_fetched(downloads: Downloads, tm
 async def test_what_a_fetched_model_can_do_is_told_by_its_repo_s_name_too(hub: FakeHub, downloads: Downloads) -> None:
     hub.repos = {"maker/Model-Embedding": model_files(), "maker/model": model_files()}
     del hub.repos["maker/Model-Embedding"]["1_Pooling/config.json"], hub.repos["maker/model"]["1_Pooling/config.json"]
-    assert classify(await downloads.fetch("maker/Model-Embedding")) == ("embedding",)
-    assert classify(await downloads.fetch("maker/model")) == ("chat",)
+    roles = {repo: inspect(await downloads.fetch(repo), repo).roles for repo in hub.repos}
+    assert roles == {"maker/Model-Embedding": ("embedding",), "maker/model": ("completions",)}
 
 
 async def test_a_model_that_is_here_asks_the_hub_nothing(hub: FakeHub, downloads: Downloads) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from duet.settings import EngineSettings, Settings
 from duet.supervise.child import Child
-from engine.cards import Catalogue
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.fleet import spare as spare_module
 from engine.fleet.spare import Spare

@@ -39,6 +39,7 @@ from tests.fakes.engine_service import (
     model_folder,
     starts,
 )
+from tests.folders import write_weights
 
 GB = 10**9
 MODEL_BYTES = WORKER_BYTES
@@ -118,7 +119,7 @@ async def test_a_waiting_stream_says_what_it_waits_for(tmp_path: Path) -> None:
 async def test_a_model_that_never_fits_is_refused_at_once_and_unloads_nothing(tmp_path: Path) -> None:
     async with engine_for(tmp_path, "a", memory_wait_seconds=60.0) as engine:
         folder = model_folder(tmp_path / "models", "giant")
-        os.truncate(folder / "model.safetensors", 2 * TWO)
+        write_weights(folder / "model.safetensors", 2 * TWO)
         await engine.chat("hello", "a")
         started_at = time.monotonic()
         refused = await engine.chat("hello", "giant")

@@ -255,7 +255,8 @@ async def test_models_say_what_they_are(engine: EngineService, client: openai.As
     assert shown["object"] == "model"
     assert shown["duet"]["roles"] == ["asr"]
     assert shown["duet"]["demonstration"] is False
-    assert shown["duet"]["bytes_on_disk"] == 16
+    assert shown["duet"]["bytes_on_disk"] == 512
+    assert shown["duet"]["problem"] is None
 
 
 async def test_health_and_readiness_need_no_key(engine: EngineService) -> None:

@@ -16,10 +16,11 @@ import uvicorn
 from duet.errors import ModelNotFound
 from duet.settings import EngineSettings, Settings
 from engine.app import create_app
-from engine.cards import Catalogue
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.pool import Pool
 from engine.pressure import Reading
+from tests.folders import write_folder
 
 KEY = "test-key"
 WORKER = "tests.fakes.engine_worker"
@@ -50,10 +51,7 @@ def chat_body(said: str, model: str = "talker", **options: Any) -> dict[str, Any
 
 def model_folder(root: Path, name: str, *, model_type: str = "qwen3", **plan: Any) -> Path:
     """A folder that the engine finds as a model, and that the fake worker loads as `plan` says."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    (folder / "model.safetensors").write_bytes(b"\0" * 16)
+    folder = write_folder(root / name, {"model_type": model_type})
     (folder / "fake.json").write_text(json.dumps(plan))
     return folder
 

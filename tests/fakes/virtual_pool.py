@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from duet.errors import DuetError
-from engine.cards import Catalogue
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.pool.pool import Pool
 from engine.types import Failed, GenerationRequest, Message, Part, Placement, PoolStatus

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from duet.errors import InvalidRequest
 from engine.types import EmbeddingRequest
 from engine.worker.families.embedding import start_embedding
-from engine.worker.runtime.loader import LoadError, check_weights, load
+from engine.worker.runtime.loader import LoadError, load
 from tests import checkpoints
 from tests.mlx.test_embeddings import embed
 
@@ -34,7 +34,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_folder_without_a_config_is_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
-    with pytest.raises(LoadError, match=r"broken has no config\.json"):
+    with pytest.raises(LoadError, match=r"broken: config\.json is missing"):
         load(folder, "chat")
 
 
@@ -86,8 +86,8 @@ def test_a_shard_that_the_index_lists_and_is_not_there_is_named(folder: Path) ->
 @pytest.mark.parametrize("weight_map", [{"a": "../model.safetensors"}, [], "x", None])
 def test_an_index_that_leads_elsewhere_is_refused(folder: Path, weight_map: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(LoadError, match=r"outside|has no \*\.safetensors"):
-        check_weights(folder)
+    with pytest.raises(LoadError, match=r"outside|index\.json lists no files"):
+        load(folder, "chat")
 
 
 def test_a_missing_tensor_is_refused_and_never_random(folder: Path) -> None:
@@ -111,11 +111,16 @@ def test_code_in_a_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-def test_a_speech_model_s_tokenizer_in_code_is_not_run(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_speech_model_s_tokenizer_in_code_is_not_run_and_not_needed(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     folder, proof = Path(shutil.copytree(checkpoint("qwen3_asr"), tmp_path / "speech")), tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass")
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
-    with pytest.raises(LoadError, match="auto_map"):
+    assert load(folder, "asr").capabilities == ("asr",)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").unlink(missing_ok=True)
+    with pytest.raises(LoadError, match=r"tokenizer_config\.json: .*auto_map"):
         load(folder, "asr")
     assert not proof.exists()
 

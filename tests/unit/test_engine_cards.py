@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ import pytest
 import models
 from duet.errors import ModelNotFound
 from duet.settings import EngineSettings, Settings
-from engine.cards import CardError, Catalogue, classify, is_repo_id, preset_for, read_card
+from engine.cards import CardError, read_card
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
+from engine.folders.inspection import inspect
+from engine.naming import is_repo_id
+from engine.presets import preset_for
 from engine.types import SamplingParams
+from tests.folders import write_folder
 
 GIB = 1 << 30
 
 
 def put(folder: Path, config: dict[str, Any] | None = None, *extra: str) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3"} if config is None else config))
-    (folder / "model.safetensors").write_bytes(b"\0" * 10)
+    write_folder(folder, config)
     for name in extra:
         (folder / name).write_text("{}")
     return folder
@@ -80,7 +83,7 @@ def test_a_wrong_card_is_an_error_that_names_its_file(tmp_path: Path, text: str)
     [
         ("plain", {"model_type": "qwen3"}, (), ("chat",)),
         ("seeing", {"model_type": "qwen3_vl", "vision_config": {"depth": 1}}, (), ("chat", "vision")),
-        ("My-OCR", {"model_type": "x", "vision_config": {}}, (), ("ocr", "vision")),
+        ("My-OCR", {"model_type": "glm_ocr", "vision_config": {}}, (), ("ocr", "vision")),
         ("bert", {"model_type": "bert"}, (), ("embedding",)),
         ("Qwen3-Embedding-0.6B", {"model_type": "qwen3"}, (), ("embedding",)),
         ("sentences", {"model_type": "qwen3"}, ("modules.json",), ("embedding",)),
@@ -91,14 +94,18 @@ def test_a_wrong_card_is_an_error_that_names_its_file(tmp_path: Path, text: str)
 def test_what_a_folder_can_do(
     tmp_path: Path, name: str, config: Any, extra: tuple[str, ...], roles: tuple[str, ...]
 ) -> None:
-    assert classify(put(tmp_path / name, config, *extra)) == roles
+    assert inspect(put(tmp_path / name, config, *extra)).roles == roles
 
 
-def test_a_folder_without_weights_or_with_a_broken_config_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_listed_with_its_problem_and_has_no_role(tmp_path: Path) -> None:
     empty = put(tmp_path / "models" / "empty")
     (empty / "model.safetensors").unlink()
     (put(tmp_path / "models" / "broken") / "config.json").write_text("{")
-    assert [card for card in catalogue(tmp_path, hub=False).known() if card.path] == []
+    found = {card.id: card for card in catalogue(tmp_path, hub=False).known()}
+    assert found.keys() == {"empty", "broken"}
+    assert not any(card.roles for card in found.values())
+    assert "has no *.safetensors" in str(found["empty"].problem)
+    assert "config.json is no JSON" in str(found["broken"].problem)
 
 
 def test_folders_are_found_one_and_two_levels_deep(tmp_path: Path) -> None:
@@ -108,15 +115,15 @@ def test_folders_are_found_one_and_two_levels_deep(tmp_path: Path) -> None:
     assert {card.id for card in catalogue(tmp_path, hub=False).known()} == {"near", "far"}
 
 
-def test_a_new_folder_is_found_at_once_and_a_removed_one_is_forgotten(tmp_path: Path) -> None:
+async def test_a_new_folder_is_found_at_once_and_a_removed_one_is_forgotten(tmp_path: Path) -> None:
     found = catalogue(tmp_path, hub=False)
     with pytest.raises(ModelNotFound):
-        found.resolve("fresh")
+        await found.find("fresh")
     folder = put(tmp_path / "models" / "fresh")
-    assert found.resolve("fresh").path == folder
-    (folder / "config.json").unlink()
+    assert (await found.find("fresh")).path == folder
+    shutil.rmtree(folder)
     with pytest.raises(ModelNotFound):  # asking for another name looks again
-        found.resolve("other")
+        await found.find("other")
     with pytest.raises(ModelNotFound):
         found.resolve("fresh")
 

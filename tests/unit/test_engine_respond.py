@@ -75,11 +75,14 @@ class Script:
 
 
 class Shelf:
-    def list(self) -> Sequence[ModelInfo]:
+    async def list(self) -> Sequence[ModelInfo]:
         return []
 
-    def resolve(self, name: str) -> ModelInfo:
+    async def resolve(self, name: str) -> ModelInfo:
         return ModelInfo(id=name)
+
+    def is_here(self, model: str) -> bool:
+        return True
 
     def progress(self, model: str) -> str:
         return ""
@@ -230,7 +233,7 @@ async def test_a_fault_of_ours_ends_every_call_and_hangs_none(names: tuple[str, 
 class LostShelf(Shelf):
     """A catalogue whose disk cannot be read."""
 
-    def resolve(self, name: str) -> ModelInfo:
+    def is_here(self, model: str) -> bool:
         raise OSError(24, "Too many open files")
 
 

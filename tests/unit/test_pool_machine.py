@@ -20,6 +20,7 @@ from duet.settings import EngineSettings, Settings
 from duet.wire import Usage
 from engine.cards import Card
 from engine.fleet.protocol import EventFrame
+from engine.folders.inspection import Inspection
 from engine.pool.ledger import estimate
 from engine.pool.pool import Pool
 from engine.pressure import Pressure, Reading
@@ -64,6 +65,12 @@ class Shelf:
 
     def known(self) -> list[Card]:
         return [*self.cards.values()]
+
+    async def refresh(self, *, at_once: bool = False) -> None:
+        """What is here does not change."""
+
+    async def find(self, name: str) -> Card:
+        return self.resolve(name)
 
     def resolve(self, name: str) -> Card:
         return self.cards.get(name) or Card(name, roles=("embedding",), repo=name)
@@ -118,8 +125,7 @@ class Machine(RuleBasedStateMachine):
         hub: Any = Hub()
         self.patches = [
             mock.patch("engine.fleet.starting.Child", self.children),
-            mock.patch("engine.pool.fetch.classify", lambda folder: ("embedding",)),
-            mock.patch("engine.pool.fetch.weights_size", lambda folder: 2 * GB),
+            mock.patch("engine.pool.fetch.inspect", lambda folder, name: Inspection(("embedding",), 2 * GB)),
         ]
         for patch in self.patches:
             patch.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from engine.pressure import Reading
 from tests.fakes.engine_service import FakeMachine, model_folder
 from tests.fakes.virtual_pool import VirtualPool, virtual_pool
 from tests.fakes.worker_children import FakeChildren
+from tests.folders import write_weights
 
 GB = 10**9
 MODEL_BYTES = WORKER_BYTES
@@ -292,7 +292,7 @@ def test_a_resident_model_whose_process_cannot_be_started_is_tried_again(
 def test_on_16_gb_an_idle_resident_recogniser_leaves_before_a_large_model_loads(tmp_path: Path) -> None:
     model_folder(tmp_path / "models", "listener", model_type="qwen3_asr")
     large = model_folder(tmp_path / "models", "large")
-    os.truncate(large / "model.safetensors", 5 << 30)
+    write_weights(large / "model.safetensors", 5 << 30)
     options: dict[str, Any] = {"preset": "16gb", "resident": ("listener",), "memory_limit_bytes": 40 * GB}
     with pool_for(tmp_path, "small", **options) as house:
         house.until(lambda: house.loaded == {"listener"})

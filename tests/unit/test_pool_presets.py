@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from duet.settings import EngineSettings, Settings
-from engine.cards import CardError, Catalogue, read_card
+from engine.cards import CardError, read_card
+from engine.catalogue import Catalogue
 from engine.downloads import Downloads
 from engine.pool.launcher import LEAST_ACTIVE_KV_BYTES, active_kv_bytes, wired_limit_bytes
 from engine.pool.ledger import Admit, Entry, Limit, Refuse, Rules, decide

@@ -11,14 +11,14 @@ PLACEMENT = Placement(
     memory=MemoryReport(active_bytes=4, cache_bytes=5, peak_bytes=6, footprint_bytes=7, working_set_bytes=8), ttl_seconds=9.0,
     idle_seconds=None, loaded_seconds=10.0, running=11, waiting=12,
     batch=BatchReport(rows=13, waiting=14, kv_tokens=15, kv_tokens_bound=16, preemptions=17), loads=18, crashes=19,
-    rests_seconds=20.0, unloads={"idle": 21}, pid=22,
+    rests_seconds=20.0, unloads={"idle": 21}, pid=22, problem="why",
 )  # fmt: skip
 PLACEMENT_JSON = (
     '{"id":"m","state":"loaded","pinned":true,"resident":false,"estimate_bytes":1,"charged_bytes":2,"memory_bytes":3,'
     '"memory":{"type":"memory","active_bytes":4,"cache_bytes":5,"peak_bytes":6,"footprint_bytes":7,"working_set_bytes":8},'
     '"ttl_seconds":9.0,"idle_seconds":null,"loaded_seconds":10.0,"running":11,"waiting":12,'
     '"batch":{"type":"batch","rows":13,"waiting":14,"kv_tokens":15,"kv_tokens_bound":16,"preemptions":17},'
-    '"loads":18,"crashes":19,"rests_seconds":20.0,"unloads":{"idle":21},"pid":22}'
+    '"loads":18,"crashes":19,"rests_seconds":20.0,"unloads":{"idle":21},"pid":22,"problem":"why"}'
 )
 
 

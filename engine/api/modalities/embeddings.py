@@ -40,7 +40,7 @@ class EmbeddingsBody(Lenient):
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsBody, request: Request, work: WorkDep, models: ModelsDep) -> Response:
     """One normalised vector for each input, in order."""
-    model, caller = models.resolve(body.model), caller_of(request)
+    model, caller = await models.resolve(body.model), caller_of(request)
     asked = EmbeddingRequest(
         id=secrets.token_hex(8),
         model=model.id,

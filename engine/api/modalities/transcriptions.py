@@ -100,7 +100,7 @@ async def transcriptions(
             "segments have times, single words have none: timestamp_granularities[] can only be segment",
             param="timestamp_granularities[]",
         )
-    info, caller = models.resolve(model), caller_of(request)
+    info, caller = await models.resolve(model), caller_of(request)
     audio, decoded = await unless_gone(request, uploads.decoded(file, strict=strict))
     asked = TranscriptionRequest(
         id=secrets.token_hex(8),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from engine.api.shared.ports import OperatorsDep
+from engine.api.shared.ports import OperatorsDep, refreshed
 from engine.types import Placement
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refreshed)])
 
 
 @router.get("/v1/admin/models")

@@ -16,14 +16,14 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(models: ModelsDep) -> dict[str, Any]:
-    """Models on this machine, then those that can be fetched (state absent)."""
-    return {"object": "list", "data": [_shown(model) for model in models.list()]}
+    """Models on this machine, folders that cannot be used (state unusable), then models that can be fetched (state absent)."""
+    return {"object": "list", "data": [_shown(model) for model in await models.list()]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, models: ModelsDep) -> dict[str, Any]:
     """One model by id, alias, role or repo id."""
-    return _shown(models.resolve(model_id))
+    return _shown(await models.resolve(model_id))
 
 
 @router.get("/health")
@@ -35,7 +35,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(models: ModelsDep) -> dict[str, Any]:
     """The engine can serve at least one model, which is here or is fetched when first asked for. Else 503 and what to do."""
-    known = models.list()
+    known = [model for model in await models.list() if not model.problem]
     if not known:
         raise Unavailable("no model is on this machine and downloads are off: set engine.model_dirs or engine.hub")
     return {"status": "ready", "models": sum(model.state != "absent" for model in known)}
@@ -52,6 +52,7 @@ def _shown(model: ModelInfo) -> dict[str, Any]:
             "aliases": sorted(model.aliases),
             "roles": list(model.roles),
             "state": model.state,
+            "problem": model.problem,
             "demonstration": model.demonstration,
             "description": model.description,
             "context": model.context,

@@ -27,3 +27,8 @@ def _operators(request: Request) -> Operators:
 WorkDep = Annotated[Work, Depends(_work)]
 ModelsDep = Annotated[Models, Depends(_models)]
 OperatorsDep = Annotated[Operators, Depends(_operators)]
+
+
+async def refreshed(operators: OperatorsDep) -> None:
+    """The models are those that lie on the disk now."""
+    await operators.refresh()

@@ -23,7 +23,7 @@ async def chat_completions(
     body: ChatCompletionRequest, request: Request, work: WorkDep, models: ModelsDep, pictures: PicturesDep
 ) -> Response:
     """Chat with text and images, whole or streamed. Fields without effect are named in the header X-Duet-Ignored."""
-    model = models.resolve(body.model)
+    model = await models.resolve(body.model)
     asked = await unless_gone(request, to_requests(body, model, caller_of(request), pictures))
     return await respond(
         ChatReply(model.id, choices=len(asked), include_usage=body.include_usage),

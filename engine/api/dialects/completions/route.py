@@ -20,7 +20,7 @@ router = APIRouter(route_class=JsonRoute)
 async def completions(body: CompletionRequest, request: Request, work: WorkDep, models: ModelsDep) -> Response:
     """Continue raw prompts, whole or streamed: texts or token ids, without a chat template. Fields without effect are named in
     the header X-Duet-Ignored."""
-    model = models.resolve(body.model)
+    model = await models.resolve(body.model)
     return await respond(
         CompletionReply(model.id, n=body.n or 1, include_usage=body.include_usage),
         to_requests(body, model, caller_of(request)),
