@@ -112,7 +112,7 @@ class Busy(DuetError):
 
 class Unavailable(DuetError):
     status, kind, code = 503, "server_error", "unavailable"
-    usual_retry_seconds = 5
+    usual_retry_seconds: int | None = 5
 
 
 class ModelUnusable(Unavailable):

@@ -13,6 +13,7 @@ from duet.errors import (
     Internal,
     InvalidRequest,
     ModelNotFound,
+    ModelUnusable,
     WorkerLost,
     from_code,
 )
@@ -35,7 +36,8 @@ def test_an_error_survives_the_way_through_a_worker(kind: type[DuetError]) -> No
 @pytest.mark.parametrize("kind", [kind for kind in every(DuetError) if kind.__module__ == "duet.errors"])
 def test_who_may_come_back_is_told_when(kind: type[DuetError]) -> None:
     error = kind("said")
-    assert (error.retry_after_seconds is not None) == (error.status in (429, 503))
+    mends_itself = error.status in (429, 503) and kind is not ModelUnusable
+    assert (error.retry_after_seconds is not None) == mends_itself
     assert json.loads(envelope(error))["error"].get("retry_after") == error.retry_after_seconds
     assert json.loads(envelope(kind("said", retry_after_seconds=9)))["error"]["retry_after"] == 9
 
