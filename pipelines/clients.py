@@ -20,6 +20,10 @@ from speech.recognisers.port import Options, Pcm
 logger = logging.getLogger(__name__)
 
 
+_BOUNDS = {"stop_on_repetition": True}
+"""An answer of a given form that repeats one piece stays within the form, and would take all of its tokens."""
+
+
 class Reviewer(ReviewLimits, frozen=True):
     """The review model, and how much it can take at once as its card says."""
 
@@ -81,9 +85,9 @@ class Engine:
         # Not strict: OpenAI's strict schemas cannot have optional properties.
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         try:
-            return await self._answer({**body, "response_format": form})
+            return await self._answer({**body, **_BOUNDS, "response_format": form})
         except _BadRequest as error:
-            if error.param is not None and not error.param.startswith("response_format"):
+            if error.param is not None and not error.param.startswith(("response_format", *_BOUNDS)):
                 raise
         answer = await self._answer(body)
         # Only now: a refusal that names no parameter may have had another cause.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import wave
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +45,8 @@ class FakeEngine:
     most_at_once: int = 0
     left_early: int = 0
     chats: list[dict[str, Any]] = field(default_factory=list)
-    """Bodies of chat requests as they came. They are answered like pieces, then with "{}"."""
+    """Bodies of chat requests as they came. They are answered like pieces, then by `reply`."""
+    reply: Callable[[dict[str, Any]], str] = field(default=lambda body: "{}")
 
     async def model(self, _: Request) -> Response:
         self.asked_for_model += 1
@@ -72,8 +73,13 @@ class FakeEngine:
         return transcription(f"piece{number}", piece.seconds)
 
     async def chat(self, request: Request) -> Response:
-        self.chats.append(await request.json())
-        return self.answers.pop(0) if self.answers else said("{}")
+        body = await request.json()
+        self.chats.append(body)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.005)
+        self.at_once -= 1
+        return self.answers.pop(0) if self.answers else said(self.reply(body))
 
     async def _left_before(self, request: Request, event: asyncio.Event) -> bool:
         waiting = asyncio.create_task(event.wait())

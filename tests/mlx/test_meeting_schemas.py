@@ -14,12 +14,12 @@ from engine.types import Finished, Structure
 from engine.worker.forms.grammar import compile_structure
 from engine.worker.forms.vocabulary import wrapped_tokenizer
 from engine.worker.model import Loaded
-from pipelines.meeting.prompts import json_object
+from pipelines.meeting.prompts import json_answer
 from pipelines.meeting.review.prompts import read_review, review_schema
-from pipelines.meeting.summarize import _RawSummary, summary_schema
+from pipelines.meeting.summarize import MAX_ITEMS, MAX_TEXT, RawItem, summary_schema
 from tests.mlx.conftest import Driver, ask
 
-WINDOW = [(f"s{i:04d}", "text") for i in range(1, 21)]
+WINDOW = [(f"s{i:04d}", "some text") for i in range(1, 21)]
 EDIT = {"from": "知识争流", "to": '知识"蒸馏"'}
 REVIEWS = [
     {"segments": []},
@@ -48,6 +48,13 @@ WRONG = [
     (summary_schema(["s0001"]), {"overview": "x"}),
     (summary_schema(["s0001"]), {"overview": "x", "items": [SHORT]}),
     (summary_schema(["s0020"]), {"overview": "x", "items": [{**SHORT, "kind": "idea"}]}),
+    (summary_schema(["s0020"]), {"overview": "x", "items": [SHORT] * 3}),
+    (summary_schema([name for name, _ in WINDOW]), {"overview": "x", "items": [SHORT] * (MAX_ITEMS + 1)}),
+    (summary_schema(["s0020"]), {"overview": "x", "items": [{**SHORT, "segment_ids": ["s0020"] * 2}]}),
+    (summary_schema(["s0020"], said=20), {"overview": "x", "items": [{**SHORT, "quote": "x" * 21}]}),
+    (summary_schema(["s0001", "s0002"]), {"overview": "x", "items": [{**POINT, "text": "x" * (MAX_TEXT + 1)}]}),
+    (review_schema([("s0001", "text")]), {"segments": [{"id": "s0001", "edits": [{"from": "longer", "to": ""}]}]}),
+    (review_schema([("s0001", "text")]), {"segments": [{"id": "s0001", "edits": [{"from": "t", "to": "x"}] * 17}]}),
 ]
 
 
@@ -89,6 +96,6 @@ def test_whatever_a_model_says_in_the_form_can_be_read(model: Callable[..., Load
         assert driver.of(f"{i}", Finished)[0].reason == "stop"
         answer = driver.text(f"{i}")
         if i % 2:
-            msgspec.convert(json_object(answer), _RawSummary)
+            msgspec.convert(json_answer(answer).whole("items"), list[RawItem])
         else:
             read_review(answer, WINDOW)

@@ -34,7 +34,7 @@ from duet.errors import DuetError
 from duet.settings import Settings, load_settings
 from duet.testing.stack import running
 from pipelines.clients import Engine
-from pipelines.meeting.prompts import json_object
+from pipelines.meeting.prompts import json_answer
 from pipelines.meeting.summarize import SUMMARY_TOKENS, RawItem, ask_summary, summary_schema, windows
 from training.evaluate import document
 from training.review.examples import DEVELOPMENT_PAIRS, Bank, Pair, read_bank
@@ -154,10 +154,11 @@ async def summarised(settings: Settings, rng: random.Random, parts: int = 20) ->
             items = list[RawItem]()
             for window in windows(part, reviewer.summary_characters):
                 asked = ask_summary([(line.name, f"S{1 + i % 2}", line.text) for i, line in enumerate(window)])
-                schema = summary_schema([line.name for line in window])
+                said = sum(len(line.text) for line in window)
+                schema = summary_schema([line.name for line in window], said=said)
                 try:
-                    answer = json_object(await engine.chat(MODEL, asked, max_tokens=SUMMARY_TOKENS, schema=schema))
-                    items += msgspec.convert(answer.get("items", []), list[RawItem])
+                    answer = json_answer(await engine.chat(MODEL, asked, max_tokens=SUMMARY_TOKENS, schema=schema))
+                    items += msgspec.convert(answer.whole("items"), list[RawItem])
                 except (DuetError, ValueError, msgspec.ValidationError):
                     unreadable += 1
             texts = {line.name: line.text for line in part}

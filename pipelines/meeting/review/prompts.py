@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from pipelines.glossary import Term, relevant
-from pipelines.meeting.prompts import Line, Messages, as_data, closed_object, json_object
+from pipelines.glossary import MAX_CHARACTERS, Term, relevant
+from pipelines.meeting.prompts import Line, Messages, as_data, closed_object, json_answer
 from pipelines.meeting.review.edits import Proposal
 
 REVIEW_SYSTEM: Final = """\
@@ -19,6 +19,10 @@ Answer with one JSON object and nothing else:
 {"segments": [{"id": "s0001", "edits": [{"from": "text as it stands", "to": "corrected text"}]}]}
 "from" is copied exactly from that segment and is as short as possible. List only segments that need an edit. If none does,
 answer {"segments": []}."""
+
+
+MAX_EDITS: Final = 16
+"""In one segment, which is at most half a minute of speech."""
 
 
 def ask_review(
@@ -38,21 +42,38 @@ def ask_review(
 
 
 def read_review(answer: str, window: Sequence[Line]) -> dict[str, list[Proposal]]:
-    """Proposals by segment id. Raises ValueError or `msgspec.ValidationError` for an answer of another form."""
-    parsed = json_object(answer)
+    """Proposals by segment id; of an answer that was cut, those before the cut.
+
+    Raises ValueError or `msgspec.ValidationError` for an answer of another form."""
+    parsed = json_answer(answer)
+    segments = parsed.all("segments")
+    if parsed.cut and segments:
+        segments = [*segments[:-1], *_before_cut(segments[-1])]
     found: dict[str, list[Proposal]] = {}
     known = {name for name, _ in window}
-    for item in parsed.get("segments", []):
+    for item in segments:
         if not isinstance(item, dict) or item.get("id") not in known:
             raise ValueError("an id is not in the window")
         found.setdefault(item["id"], []).extend(msgspec.convert(item.get("edits", []), list[Proposal]))
     return found
 
 
+def _before_cut(segment: Any) -> list[dict[str, Any]]:
+    """The last segment of a cut answer with its complete edits; nothing if it has none."""
+    match segment:
+        case {"id": name, "edits": [*edits]}:
+            whole = [edit for edit in edits if isinstance(edit, dict) and {"from", "to"} <= edit.keys()]
+            return [{"id": name, "edits": whole}] if whole else []
+        case _:
+            return []
+
+
 def review_schema(window: Sequence[Line]) -> dict[str, Any]:
-    """The form of a review's answer: segments of the window only, each at most once."""
-    text = {"type": "string"}
-    edits = {"type": "array", "items": closed_object({"from": text, "to": text})}
+    """The form of a review's answer: segments of the window only, each at most once, with edits that fit into one."""
+    longest = max((len(text) for _, text in window), default=0)
+    source = {"type": "string", "maxLength": longest}
+    target = {"type": "string", "maxLength": longest + MAX_CHARACTERS}
+    edits = {"type": "array", "items": closed_object({"from": source, "to": target}), "maxItems": MAX_EDITS}
     segment = closed_object({"id": {"enum": [name for name, _ in window]}, "edits": edits})
     return closed_object({"segments": {"type": "array", "items": segment, "maxItems": len(window)}})
 
