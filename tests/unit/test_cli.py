@@ -114,7 +114,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(capsys: pytest.CaptureFixture[
         "estimate_bytes": 0,
         "crashes": 0,
     }
-    placed |= dict.fromkeys(("running", "waiting", "pinned", "rests_seconds", "idle_seconds", "ttl_seconds"))
+    placed |= dict.fromkeys(("problem", "running", "waiting", "pinned", "rests_seconds", "idle_seconds", "ttl_seconds"))
     (row,) = table([placed])
     failed("no model 'a\x1b]0;x\x07\nduet: all is well'")
     assert row.startswith("a\\x1b[2J\\u202eb")
