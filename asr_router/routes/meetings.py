@@ -22,6 +22,7 @@ from pipelines.jobs.client import ENDED, Job, MeetingClient
 from pipelines.meeting.job import OUTPUTS, Options
 from pipelines.meeting.job import Request as JobRequest
 from speech.decoding.decoder import Decoder
+from speech.languages import language_of
 from speech.text import read
 
 router = APIRouter(route_class=FormRoute)
@@ -43,7 +44,7 @@ async def submit(
     file: Annotated[Upload, File()],
     title: Annotated[str, Form(max_length=MAX_TITLE)] = "",
     glossary: Annotated[str, Form(max_length=MAX_GLOSSARY_CHARACTERS)] = "",
-    language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3})?$")] = None,
+    language: Annotated[str | None, Form()] = None,
     speakers: Annotated[int | None, Form(ge=1, le=MAX_SPEAKERS)] = None,
     quality: Annotated[Literal["auto", "fast", "high"], Form()] = "auto",
     strict: Annotated[bool, Form()] = False,
@@ -56,7 +57,7 @@ async def submit(
     options = Options(
         title=read(title, name="title").strip(),
         glossary=glossary,
-        language=language or None,
+        language=language_of(language),
         speakers=speakers,
         quality=quality,
         strict=strict,

@@ -8,15 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, Request, Response
 from starlette.datastructures import FormData
 
-from asr_router.languages import LANGUAGES
 from asr_router.routing import Quality, Wish, unused
 from asr_router.transcribing import Outcome, Transcriber
 from duet.errors import InvalidRequest, ModelNotFound
 from duet.http.disconnect import unless_gone
 from duet.http.forms import FormRoute
 from duet.http.parts import Upload
-from speech.formats import MEDIA_TYPES, ResponseFormat, notice_headers, rendered
+from speech.formats import MEDIA_TYPES, ResponseFormat, Shown, notice_headers, rendered
 from speech.keywords import parse_keywords
+from speech.languages import language_of
 from speech.recognisers.port import Options
 from speech.text import read
 
@@ -40,7 +40,7 @@ async def transcriptions(
     request: Request,
     file: Annotated[Upload, File()],
     model: Annotated[str, Form(max_length=128)] = "auto",
-    language: Annotated[str | None, Form(pattern=r"^([A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)?$")] = None,
+    language: Annotated[str | None, Form()] = None,
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
     response_format: Annotated[ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
@@ -54,7 +54,7 @@ async def transcriptions(
     granularities = _granularities(form, response_format)
     keywords = parse_keywords(_texts(form, "keywords[]", "keywords", "hotwords"))
     prompt = read(prompt or "", name="prompt").strip()
-    code = _language(language)
+    code = language_of(language)
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)
     transcriber: Transcriber = request.app.state.transcriber
@@ -65,8 +65,8 @@ async def transcriptions(
     if outcome.route.recogniser in request.app.state.demonstrations.values():
         headers["X-Duet-Demonstration"] = "true"
     logger.info("transcribed", extra={"action": "transcribed", **_log_fields(outcome)})
-    words, segments = "word" in granularities, "segment" in granularities
-    body = rendered(outcome.transcript, response_format, words=words, segments=segments, warnings=outcome.warnings)
+    shown = Shown("word" in granularities, "segment" in granularities, code, temperature, outcome.warnings)
+    body = rendered(outcome.transcript, response_format, shown)
     return Response(body, headers=headers, media_type=MEDIA_TYPES[response_format])
 
 
@@ -97,14 +97,6 @@ def _granularities(form: FormData, response_format: str) -> frozenset[str]:
     if bad := given - {"word", "segment"}:
         raise InvalidRequest(f"{min(bad)[:32]!r} is neither word nor segment", param="timestamp_granularities")
     return given or frozenset({"segment"})
-
-
-def _language(given: str | None) -> str | None:
-    """The primary code of a language tag (zh of zh-CN). Raises `InvalidRequest` for what is no language."""
-    code = (given or "").lower().partition("-")[0]
-    if code and code not in LANGUAGES:
-        raise InvalidRequest(f"language {code!r} is no ISO 639-1 code", param="language")
-    return code or None
 
 
 def model_names(request: Request) -> dict[str, str | None]:

@@ -34,7 +34,7 @@ async def export(context: Context, done: dict[str, str]) -> str:
     texts = {
         "transcript": transcript(title, seconds, reviewed),
         "reviewed": reviewed_markdown(title, seconds, reviewed),
-        "srt": srt_text(reviewed),
+        "srt": srt_text(reviewed, seconds),
         "summary": summary_markdown(context, title, seconds, reviewed, summary),
     }
     for name, text in texts.items():
@@ -72,9 +72,10 @@ def reviewed_markdown(title: str, seconds: float, reviewed: Review) -> str:
     return "\n".join(lines) + "\n"
 
 
-def srt_text(reviewed: Review) -> str:
+def srt_text(reviewed: Review, seconds: float) -> str:
     segments = [msgspec.structs.replace(item.segment, text=item.text) for item in reviewed.segments]
-    return formats.to_srt(segments, speakers=any(item.segment.speaker for item in reviewed.segments))
+    speakers = any(item.segment.speaker for item in reviewed.segments)
+    return formats.to_srt(segments, seconds=seconds, speakers=speakers)
 
 
 def timeline(

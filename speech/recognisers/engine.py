@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from duet.client import Client, Refused, Unreachable
 from duet.errors import InvalidRequest, Unavailable, first_error
 from duet.wire import Segment, Transcript
 from speech import vad
+from speech.languages import heard
 from speech.recognisers.port import Abilities, Options, Pcm
 from speech.recognisers.stitching import stitched
 from speech.splitter import SAMPLE_RATE, Span, split
@@ -131,17 +133,30 @@ def _parsed(answer: Any, span: Span) -> list[Segment]:
 
     Raises ValueError, KeyError or TypeError for an answer of another shape.
     """
+    if not isinstance(answer, dict):
+        raise TypeError("no object")
     segments = []
-    for item in answer["segments"]:
-        start = min(max(span.start + float(item["start"]), span.start), span.end)
-        end = min(max(span.start + float(item["end"]), start), span.end)
-        if text := str(item["text"]).strip():
-            segments.append(
-                Segment(start, end, text, language=item.get("language"), low_confidence=item.get("low_confidence"))
-            )
-    if not segments and (text := str(answer["text"]).strip()):  # an engine without segments: the piece is one
-        segments.append(Segment(span.start, span.end, text, language=answer.get("language")))
+    language = heard(answer.get("language"))
+    for item in answer.get("segments") or ():
+        start = min(max(span.start + _seconds(item["start"]), span.start), span.end)
+        end = min(max(span.start + _seconds(item["end"]), start), span.end)
+        if text := _text(item["text"]):
+            said = heard(item.get("language")) or language
+            segments.append(Segment(start, end, text, language=said, low_confidence=item.get("low_confidence")))
+    if not segments and (text := _text(answer["text"])):  # an engine without segments: the piece is one
+        segments.append(Segment(span.start, span.end, text, language=language))
     return segments
+
+
+def _seconds(said: Any) -> float:
+    seconds = float(said)
+    if not math.isfinite(seconds):
+        raise ValueError("a time that is no number")
+    return seconds
+
+
+def _text(said: Any) -> str:
+    return str(said).encode("utf-8", "replace").decode().strip()  # half a surrogate pair cannot be sent on
 
 
 def _pieces(pcm: Pcm) -> list[Span]:

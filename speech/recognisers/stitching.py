@@ -18,11 +18,21 @@ def shifted(segment: Segment, seconds: float) -> Segment:
 
 def stitched(segments: Iterable[Segment], seconds: float) -> Transcript:
     """A transcript of segments in order; its language is the one spoken for most of the time. `seconds`: the recording's
-    length."""
-    segments = tuple(segments)
+    length, beyond which nothing is said."""
+    segments = tuple(_within(segment, seconds) for segment in segments)
     spoken: dict[str, float] = {}
     for segment in segments:
         if segment.language:
             spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
     language = max(spoken, key=lambda code: spoken[code], default=None)
     return Transcript(join(segment.text for segment in segments), seconds, language, segments)
+
+
+def _within(segment: Segment, seconds: float) -> Segment:
+    if segment.end <= seconds:
+        return segment
+    words = tuple(
+        Word(word.text, min(word.start, seconds), None if word.end is None else min(word.end, seconds))
+        for word in segment.words
+    )
+    return msgspec.structs.replace(segment, start=min(segment.start, seconds), end=seconds, words=words)

@@ -13,6 +13,7 @@ import numpy as np
 import openai
 import pytest
 import pytest_asyncio
+from openai.types.audio import TranscriptionVerbose
 
 from tests.fakes.engine_service import KEY, EngineService, chat_body, engine_service, model_folder
 from tests.sounds import pcm, tone, wav
@@ -218,6 +219,30 @@ async def test_a_transcription_hands_prompt_and_hotwords_on(client: openai.Async
         model="asr", file=clip, prompt="a talk", language="en", extra_body={"hotwords": "Duet, MLX"}
     )
     assert answer.text == "prompt=a talk hotwords=Duet/MLX language=en"
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [("zh-CN", "zh"), ("english", "en"), ("中文", "zh"), ("fre", "fr"), ("auto", None), ("", None)],
+)
+async def test_a_language_is_taken_in_every_form(
+    engine: EngineService, clip: Path, language: str, code: str | None
+) -> None:
+    files = {"file": ("clip.wav", clip.read_bytes())}
+    data = {"model": "asr", "language": language, "response_format": "verbose_json"}
+    answer = (await engine.client.post("/v1/audio/transcriptions", data=data, files=files)).json()
+    assert f"language={code}" in answer["text"]
+    TranscriptionVerbose.model_validate(answer, strict=True)
+
+
+@pytest.mark.parametrize("language", ["qq", "klingonish", "zh-"])
+async def test_what_is_no_language_is_refused(engine: EngineService, clip: Path, language: str) -> None:
+    files = {"file": ("clip.wav", clip.read_bytes())}
+    answer = await engine.client.post(
+        "/v1/audio/transcriptions", data={"model": "asr", "language": language}, files=files
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "language")
+    assert "the nearest is" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import openai
 import pytest
 import pytest_asyncio
 import srt
+from openai.types.audio import TranscriptionVerbose
 
 from speech.decoding.trusted import samples as decode
 from tests import sounds
@@ -121,6 +122,15 @@ async def test_silence_gives_no_text(router: RouterService) -> None:
         answer = await router.send(silence, response_format=name)
         assert answer.json()["text"] == ""
     assert (await router.send(silence, response_format="srt")).text == ""
+    typed = TranscriptionVerbose.model_validate((await router.send(silence, response_format="verbose_json")).json())
+    assert (typed.language, typed.segments) == ("und", [])
+
+
+async def test_cues_end_with_the_recording(router: RouterService) -> None:
+    """A clip that is cut within a word has text that no cue of 0.7 s may show for longer than the clip."""
+    samples = decode(DEMO / "clip_en.flac", max_seconds=60)[: int(0.62 * 16_000)]
+    answer = await router.send(sounds.wav(sounds.pcm(samples)), response_format="srt")
+    assert all(cue.end.total_seconds() <= 0.62 for cue in srt.parse(answer.text))
 
 
 async def test_unknown_fields_are_reported_and_the_rest_is_done(router: RouterService, text: str) -> None:
@@ -151,6 +161,14 @@ async def test_without_an_engine_sensevoice_answers_and_says_so(
     assert answer.headers.get("x-duet-ignored") == ignored
 
 
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_Hans", "cmn", "Chinese", "中文", "auto", ""])
+async def test_a_language_is_taken_in_every_form(router: RouterService, text: str, language: str) -> None:
+    answer = await router.send(clip("zh"), language=language, response_format="verbose_json")
+    assert (answer.json()["text"], answer.json()["language"]) == (text, "zh")
+    assert answer.headers["x-duet-route"] == "sensevoice"
+    assert "x-duet-ignored" not in answer.headers
+
+
 SPEECH = sounds.wav(sounds.pcm(sounds.tone(1.0)))
 
 
@@ -170,6 +188,7 @@ SPEECH = sounds.wav(sounds.pcm(sounds.tone(1.0)))
         (SPEECH, {"response_format": "diarized_json"}, 400, "response_format"),
         (SPEECH, {"language": "klingon"}, 400, "language"),
         (SPEECH, {"language": "xx"}, 400, "language"),
+        (SPEECH, {"language": "qq"}, 400, "language"),
         (SPEECH, {"model": "gpt-99"}, 404, "model"),
         (SPEECH, {"temperature": "-1"}, 400, "temperature"),
         (SPEECH, {"temperature": "hot"}, 400, "temperature"),

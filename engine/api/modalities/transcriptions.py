@@ -20,8 +20,9 @@ from engine.api.shared.ports import ModelsDep, WorkDep
 from engine.types import Operators, Transcribed, TranscriptionRequest, only
 from speech.decoding.decoder import Decoded, Decoder
 from speech.decoding.pcm import open_pcm
-from speech.formats import MEDIA_TYPES, ResponseFormat, notice_headers, rendered
+from speech.formats import MEDIA_TYPES, ResponseFormat, Shown, notice_headers, rendered
 from speech.keywords import parse_keywords
+from speech.languages import language_of
 from speech.text import read
 
 router = APIRouter(route_class=FormRoute)
@@ -83,7 +84,7 @@ async def transcriptions(
     file: Annotated[Upload, File()],
     model: Annotated[str, Form(min_length=1, max_length=512)],
     prompt: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,
-    language: Annotated[str | None, Form(max_length=32)] = None,
+    language: Annotated[str | None, Form()] = None,
     response_format: Annotated[ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     hotwords: Annotated[list[str] | None, Form()] = None,
@@ -100,6 +101,7 @@ async def transcriptions(
             "segments have times, single words have none: timestamp_granularities[] can only be segment",
             param="timestamp_granularities[]",
         )
+    language = language_of(language)
     info, caller = await models.resolve(model), caller_of(request)
     audio, decoded = await unless_gone(request, uploads.decoded(file, strict=strict))
     asked = TranscriptionRequest(
@@ -108,7 +110,7 @@ async def transcriptions(
         audio=audio,
         prompt=read(prompt or "", name="prompt").strip() or None,
         hotwords=parse_keywords([*(hotwords or []), *(keywords or []), *(keyword_list or [])], name="hotwords"),
-        language=language or None,
+        language=language,
         temperature=temperature,
         tenant=caller.tenant,
         priority=caller.priority,
@@ -118,5 +120,6 @@ async def transcriptions(
     ignored = sorted(name for name in form if name not in KNOWN and name not in REFUSED)
     headers = answer_headers(info, ignored)
     headers |= notice_headers(truncated=decoded.truncated is not None, warnings=decoded.warnings)
-    body = rendered(result.transcript, response_format, warnings=decoded.warnings)
+    shown = Shown(language=asked.language, temperature=temperature, warnings=decoded.warnings)
+    body = rendered(result.transcript, response_format, shown)
     return Response(body, headers=headers, media_type=MEDIA[response_format])

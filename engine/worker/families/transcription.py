@@ -19,6 +19,7 @@ from duet.wire import Segment, Transcript, Usage
 from engine.types import Transcribed, TranscriptionRequest
 from engine.worker.model import Loaded
 from engine.worker.scheduler.jobs import Job
+from speech.languages import heard
 from speech.splitter import SAMPLE_RATE, Span, cut
 
 CHUNK_SECONDS = 30.0
@@ -37,15 +38,12 @@ SPARSE_SECONDS, SPARSE_CHARACTERS_PER_SECOND = 10.0, 0.5
 """An audible chunk that is this long or longer and has fewer characters a second has probably lost words."""
 _TOKENS_PER_STEP = 8
 
-# The model's own names (its `support_languages`) of ISO 639-1 codes.
-LANGUAGES = {
-    "zh": "Chinese", "en": "English", "yue": "Cantonese", "ar": "Arabic", "de": "German", "fr": "French",
-    "es": "Spanish", "pt": "Portuguese", "id": "Indonesian", "it": "Italian", "ko": "Korean", "ru": "Russian",
-    "th": "Thai", "vi": "Vietnamese", "ja": "Japanese", "tr": "Turkish", "hi": "Hindi", "ms": "Malay", "nl": "Dutch",
-    "sv": "Swedish", "da": "Danish", "fi": "Finnish", "pl": "Polish", "cs": "Czech", "tl": "Filipino", "fa": "Persian",
-    "el": "Greek", "ro": "Romanian", "hu": "Hungarian", "mk": "Macedonian",
-}  # fmt: skip
-_CODES = {name: code for code, name in LANGUAGES.items()}
+LANGUAGES = (
+    "Chinese", "English", "Cantonese", "Arabic", "German", "French", "Spanish", "Portuguese", "Indonesian", "Italian",
+    "Korean", "Russian", "Thai", "Vietnamese", "Japanese", "Turkish", "Hindi", "Malay", "Dutch", "Swedish", "Danish",
+    "Finnish", "Polish", "Czech", "Filipino", "Persian", "Greek", "Romanian", "Hungarian", "Macedonian",
+)  # fmt: skip
+"""The model's own names, for a model that lists no `support_languages`."""
 _MARKS = re.compile(r"<\|[^|<>]*\|>|<asr_text>")
 _HAN_GAP = re.compile(r"(?<=[\u3400-\u9fff，。？！]) (?=[\u3400-\u9fff])")
 
@@ -108,13 +106,13 @@ def _loops(text: str) -> bool:
 
 
 def _language_name(loaded: Loaded, code: str | None) -> str | None:
+    """The model's own name of a language."""
     if code is None:
         return None
-    name = LANGUAGES.get(code.lower(), code)
-    supported = {item.lower(): item for item in loaded.config.get("support_languages") or LANGUAGES.values()}
-    if name.lower() not in supported:
+    names = {heard(name): name for name in loaded.config.get("support_languages") or LANGUAGES}
+    if code not in names:
         raise InvalidRequest(f"this model does not know the language {code!r}", param="language")
-    return supported[name.lower()]
+    return names[code]
 
 
 class _TranscriptionJob:
@@ -187,7 +185,7 @@ class _TranscriptionJob:
                 chunk.span.start,
                 chunk.span.end,
                 text,
-                language=_CODES.get(language, language) if language else None,
+                language=heard(language),
                 low_confidence=reason,
             )
         )
