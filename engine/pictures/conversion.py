@@ -151,4 +151,4 @@ def _reduced(image: Image.Image) -> Image.Image:
         return image
     scale = math.sqrt(MAX_SEEN_PIXELS / (image.width * image.height))
     size = (max(1, math.floor(image.width * scale)), max(1, math.floor(image.height * scale)))
-    return image.resize(size, Image.Resampling.BOX if image.mode == "LAB" else Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.BOX if image.mode == "LAB" else Image.Resampling.HAMMING)
