@@ -7,12 +7,18 @@ import itertools
 import logging
 from typing import Final
 
-from duet.errors import InvalidRequest, Unavailable, WorkerLost
-from duet.supervise.service import Service
+from duet.errors import InvalidRequest
+from duet.supervise.limits import MEMORY_EXIT, Limits
+from duet.supervise.service import ChildLost, Service, Unanswered
 from engine.pictures.messages import Answer, Decode, Measure, Measured, Pixels, Question, Refused
 
 logger = logging.getLogger(__name__)
 
+CHILD: Final = "engine.pictures.child"
+MEMORY_BYTES: Final = 1536 << 20
+"""Resident memory of one child. The largest WebP takes 1,260 MB, the largest picture of another format 970."""
+_FILE_BYTES: Final = 1 << 30
+"""It writes no file, but the log may be one."""
 MEASURE_SECONDS: Final = 10.0
 DECODE_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 60.0
@@ -23,7 +29,11 @@ class PictureDecoder:
     """Asks children, of which there are at most `children`. Each has one picture at a time. Owned by one event loop."""
 
     def __init__(self, *, children: int) -> None:
-        self._idle = [Service[Answer]("engine.pictures.child", (), Answer, name="pictures") for _ in range(children)]
+        limits = Limits(MEMORY_BYTES, _FILE_BYTES)
+        self._idle = [
+            Service[Answer](CHILD, (), Answer, name=f"picture decoder {number + 1}", limits=limits, rests=False)
+            for number in range(children)
+        ]
         """The one that was used last is at the end: it is warm."""
         self._free = asyncio.Semaphore(children)
         self._names = itertools.count()
@@ -49,14 +59,14 @@ class PictureDecoder:
         async with self._free:
             child = self._idle.pop()
             try:
-                answer = await child.call(question, timeout_seconds=seconds)
-            except WorkerLost as error:
-                message = (
-                    "reading the picture ended the process that read it: the file is broken or takes too much memory"
-                )
-                raise InvalidRequest(message, param=param) from error
-            except Unavailable as error:
+                answer = await _answer(child, question, seconds)
+            except ChildLost as error:
+                raise InvalidRequest(_lost(error.exit_code), param=param) from error
+            except Unanswered as error:
                 raise InvalidRequest(f"the picture could not be read within {seconds:g} s", param=param) from error
+            except asyncio.CancelledError:
+                child.abandon()
+                raise
             finally:
                 self._idle.append(child)
                 self._end_later()
@@ -84,4 +94,20 @@ class PictureDecoder:
     async def close(self) -> None:
         if self._ending is not None:
             self._ending.cancel()
-        await self._close_all()
+        await asyncio.gather(self._close_all(), *self._ends)
+
+
+async def _answer(child: Service[Answer], question: Question, seconds: float) -> Answer:
+    """A child that ends is asked once more: it may have been killed from outside."""
+    try:
+        return await child.call(question, timeout_seconds=seconds)
+    except ChildLost as error:
+        if error.exit_code == MEMORY_EXIT:
+            raise
+    return await child.call(question, timeout_seconds=seconds)
+
+
+def _lost(exit_code: int | None) -> str:
+    if exit_code == MEMORY_EXIT:
+        return f"the picture takes more than {MEMORY_BYTES >> 20} MB of memory to decode: scale it down"
+    return "reading the picture ended the process that read it: the file is damaged, or of a kind that cannot be read safely"

@@ -17,6 +17,9 @@ from engine.pictures.messages import Pixels
 from engine.types import Part, Priority
 from engine.worker.scheduler.order import rank
 
+_LOOK_SECONDS = 0.2
+"""How often a request is looked after while its pictures are decoded."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -95,13 +98,22 @@ class PictureDesk:
             if self._decoder is None:
                 self._decoder = PictureDecoder(children=1)
             for part in parts:
-                if not self._wanted(viewer.id):
-                    break
-                found.append(_picture(await self._decoder.decode(part.image, part.param)))
+                found.append(await self._picture(viewer, self._decoder, part))
             result = tuple(found)
+        except asyncio.CancelledError:
+            result = ()  # nobody waits for it
         except Exception as error:  # noqa: BLE001 - the loop fails the request with it
             result = error
         self._post(Decoded(viewer, result))
+
+    async def _picture(self, viewer: Viewer, decoder: PictureDecoder, part: Part) -> Picture:
+        """Raises `CancelledError` when the request ends meanwhile, and `InvalidRequest`."""
+        decoding = asyncio.ensure_future(decoder.decode(part.image, part.param))
+        while not decoding.done():
+            await asyncio.wait([decoding], timeout=_LOOK_SECONDS)
+            if not self._wanted(viewer.id):
+                decoding.cancel()
+        return _picture(await decoding)
 
 
 def _picture(pixels: Pixels) -> Picture:

@@ -18,6 +18,7 @@ from PIL import Image
 from duet.errors import Busy, DeadlineExceeded, InvalidRequest
 from engine.api.shared import pictures
 from engine.api.shared.pictures import Pictures, load_image
+from engine.pictures.decoder import PictureDecoder
 from engine.types import Events, GenerationRequest, Message, Request
 
 # Fetching ------------------------------------------------------------------------------------------------------------
@@ -154,9 +155,9 @@ async def test_ports_of_other_services_are_refused(resolved: list[str], port: st
 # All images of a request, and of all requests ------------------------------------------------------------------------
 
 
-def encoded(size: tuple[int, int], form: str = "PNG") -> bytes:
+def encoded(size: tuple[int, int], mode: str = "1") -> bytes:
     buffer = io.BytesIO()
-    Image.new("1", size).save(buffer, form)
+    Image.new(mode, size).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -258,7 +259,7 @@ async def test_images_are_given_up_at_the_request_s_deadline(resolved: list[str]
 # A child that a picture ends -----------------------------------------------------------------------------------------
 
 
-async def test_a_picture_that_ends_its_child_fails_alone(gathered: Pictures) -> None:
+async def test_a_child_that_is_killed_from_outside_costs_no_request(gathered: Pictures) -> None:
     decoder = gathered._decoder
     await asyncio.gather(*(decoder.measure(encoded((20, 10)), "i") for _ in range(2)))
     children = {child.pid for child in decoder._idle}
@@ -268,9 +269,7 @@ async def test_a_picture_that_ends_its_child_fails_alone(gathered: Pictures) -> 
     [busy] = children - {child.pid for child in decoder._idle}
     assert busy is not None
     os.kill(busy, signal.SIGKILL)
-    with pytest.raises(InvalidRequest, match="ended the process that read it") as refused:
-        await slow
-    assert refused.value.param == "i[0]"
+    assert (await slow).width == 4096
     assert await decoder.measure(encoded((20, 10)), "i") == (20, 10)
 
 
@@ -280,3 +279,50 @@ async def test_a_picture_that_takes_too_long_is_given_up(gathered: Pictures, mon
         await gathered._decoder.decode(encoded((8000, 8000)), "i")
     monkeypatch.undo()
     assert (await gathered._decoder.decode(encoded((8, 4)), "i")).width == 8
+
+
+async def test_a_picture_that_ends_its_child_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.pictures.decoder.CHILD", "tests.fakes.picture_child")
+    decoder = PictureDecoder(children=2)
+    deaths = {b"abort": "ended the process", b"memory": "1536 MB of memory"}
+    try:
+        bad = [
+            (asyncio.create_task(decoder.decode(data, f"i[{i}]")), i, words)
+            for i, (data, words) in enumerate(deaths.items())
+        ]
+        good = [asyncio.create_task(decoder.decode(b"fine", "i")) for _ in range(6)]
+        assert [(await one).rgb for one in good] == [b"rgb"] * 6
+        for task, i, words in bad:
+            with pytest.raises(InvalidRequest, match=words) as refused:
+                await task
+            assert refused.value.param == f"i[{i}]"
+        began = time.monotonic()
+        assert (await decoder.decode(b"fine", "i")).rgb == b"rgb"
+        assert time.monotonic() - began < 5, "files that end children are no reason to wait"
+    finally:
+        await decoder.close()
+
+
+async def test_a_picture_may_take_only_so_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.pictures.decoder.MEMORY_BYTES", 150 << 20)
+    decoder = PictureDecoder(children=1)
+    try:
+        with pytest.raises(InvalidRequest, match="memory") as refused:
+            await decoder.decode(encoded((8000, 8000), "RGB"), "i")
+        assert refused.value.param == "i"
+        assert (await decoder.decode(encoded((8, 4)), "i")).width == 8
+    finally:
+        await decoder.close()
+
+
+async def test_idle_children_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.pictures.decoder.IDLE_SECONDS", 0.2)
+    decoder = PictureDecoder(children=2)
+    await decoder.measure(encoded((8, 4)), "i")
+    [pid] = [child.pid for child in decoder._idle if child.pid is not None]
+    while any(child.pid is not None for child in decoder._idle):
+        await asyncio.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert await decoder.measure(encoded((8, 4)), "i") == (8, 4)
+    await decoder.close()
