@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from duet.channel import BlockingChannel, ChannelClosed
@@ -19,11 +20,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="engine.pictures.child", description="Pictures through Pillow.")
     parser.add_argument("--fd", type=int, required=True)
     channel: BlockingChannel[Question] = BlockingChannel.from_fd(parser.parse_args().fd, Question)
+    _hush()
     try:
         while True:
             channel.send(answered(channel.receive()))
     except ChannelClosed:
         return 0
+
+
+def _hush() -> None:
+    """libtiff writes a line for each wrong bit of a file to descriptor 2, which is the log. Errors of Python still get there."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def answered(question: Question) -> Answer:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import os
+import random
 import signal
 import time
 import zlib
@@ -326,3 +327,55 @@ async def test_idle_children_end(monkeypatch: pytest.MonkeyPatch) -> None:
         os.kill(pid, 0)
     assert await decoder.measure(encoded((8, 4)), "i") == (8, 4)
     await decoder.close()
+
+
+def mutated(seeds: list[bytes], count: int) -> list[bytes]:
+    """Pictures with changed, missing and repeated bytes, most of them in their heads."""
+    rng, found = random.Random(7), []
+    for i in range(count):
+        data = bytearray(seeds[i % len(seeds)])
+        for _ in range(rng.choice([1, 1, 2, 4, 16])):
+            at = rng.randrange(min(len(data), rng.choice([64, 256, len(data)])))
+            match rng.randrange(5):
+                case 0:
+                    data[at] = rng.randrange(256)
+                case 1:
+                    data[at : at + 4] = rng.choice(
+                        [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"]
+                    )
+                case 2:
+                    del data[at : at + rng.randrange(1, 9)]
+                case 3:
+                    data[at:at] = rng.randbytes(rng.randrange(1, 9))
+                case 4 if len(data) > 8:
+                    del data[rng.randrange(8, len(data)) :]
+        found.append(bytes(data))
+    return found
+
+
+async def test_damaged_pictures_are_pixels_or_refused_and_the_log_stays_quiet(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    image = Image.effect_noise((48, 32), 90)
+    seeds = []
+    for mode, form, more in [
+        ("RGB", "PNG", {}), ("RGB", "JPEG", {}), ("CMYK", "JPEG", {"progressive": True}), ("RGBA", "WEBP", {}), ("P", "GIF", {}),
+        ("RGB", "WEBP", {"lossless": True}), ("L", "BMP", {}), ("RGB", "TIFF", {"compression": "tiff_lzw"}), ("RGBA", "AVIF", {}),
+        ("1", "TIFF", {"compression": "group4"}), ("RGB", "TIFF", {"compression": "jpeg"}), ("RGB", "TIFF", {}),
+    ]:  # fmt: skip
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, form, **more)
+        seeds.append(buffer.getvalue())
+    decoder, ends = PictureDecoder(children=1), {"pixels": 0, "refused": 0}
+    try:
+        for data in mutated(seeds, 600):
+            try:
+                assert (await decoder.decode(data, "i")).rgb
+                ends["pixels"] += 1
+            except InvalidRequest as refused:
+                assert refused.param == "i"
+                ends["refused"] += 1
+    finally:
+        await decoder.close()
+    assert min(ends.values()) > 100
+    assert not capfd.readouterr().err

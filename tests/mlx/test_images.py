@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -24,6 +25,20 @@ def encoded(size: tuple[int, int], mode: str = "RGB", form: str = "PNG", **optio
     return buffer.getvalue()
 
 
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by a prompt with every run of the vision encoder."""
+    found: list[str] = []
+    prepare = text.prepare_images
+
+    def noted(loaded: Loaded, prompt: str, images: list[Image.Image]) -> object:
+        found.append(prompt)
+        return prepare(loaded, prompt, images)
+
+    monkeypatch.setattr(text, "prepare_images", noted)
+    return found
+
+
 @pytest.mark.parametrize("kind", ["vision", "hybrid"])
 def test_an_image_that_the_processor_refuses_fails_its_request_by_name(model: Callable[..., Loaded], kind: str) -> None:
     driver = Driver(model(kind))
@@ -34,6 +49,17 @@ def test_an_image_that_the_processor_refuses_fails_its_request_by_name(model: Ca
     assert (failed.code, failed.param) == ("invalid_value", "messages")
     assert "aspect ratio" in failed.message
     assert driver.of("fine", Finished)
+
+
+def test_images_beyond_the_context_are_refused_before_they_are_encoded(
+    model: Callable[..., Loaded], encodings: list[str]
+) -> None:
+    loaded = replace(model("vision"), context=64)
+    driver = Driver(loaded)
+    driver.run_all([ask("many", "x", images=(picture(1, (320, 256)),) * 8)])
+    [failed] = driver.of("many", Failed)
+    assert failed.code == "context_length_exceeded"
+    assert not encodings
 
 
 @pytest.mark.parametrize("kind", ["vision", "hybrid"])
@@ -49,20 +75,6 @@ def test_an_image_s_prefill_in_chunks_equals_it_whole(model: Callable[..., Loade
 
 def seen(name: str, *, tokens: int = 5, priority: Priority = "normal") -> GenerationRequest:
     return msgspec.structs.replace(ask(name, name, images=(picture(1),), tokens=tokens), priority=priority)
-
-
-@pytest.fixture
-def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by a prompt with every run of the vision encoder."""
-    found: list[str] = []
-    prepare = text.prepare_images
-
-    def noted(loaded: Loaded, prompt: str, images: list[Image.Image]) -> object:
-        found.append(prompt)
-        return prepare(loaded, prompt, images)
-
-    monkeypatch.setattr(text, "prepare_images", noted)
-    return found
 
 
 @pytest.fixture

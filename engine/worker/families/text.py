@@ -18,7 +18,7 @@ from engine.worker.answers.detokenise import Detokeniser, TokenText
 from engine.worker.answers.formats.derive import answer_format
 from engine.worker.answers.formats.spec import AnswerFormat
 from engine.worker.answers.output import Output
-from engine.worker.families.vision import prepare_images
+from engine.worker.families.vision import image_tokens, prepare_images
 from engine.worker.forms.compiling import FormQueue
 from engine.worker.forms.form import Form, FormConstraint
 from engine.worker.kvcache.absent import AbsentCache
@@ -77,6 +77,8 @@ class EncodeJob:
         self._desk.taken()
         encoding = encoded(draft.loaded, draft.request, draft.text)
         images = [picture.image for picture in self.pictures]
+        # Before the work, which takes minutes and gigabytes for a prompt that does not fit.
+        answer_budget(image_tokens(draft.loaded, images), None, draft.loaded.context, param=param_of(draft.request))
         prompt, vision = prepare_images(draft.loaded, draft.text, images)
         digests = tuple(picture.digest for picture in self.pictures)
         return replace(draft.prepared(encoding, prompt, vision), digests=digests)

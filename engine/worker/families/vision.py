@@ -33,6 +33,22 @@ def _first_item(array: Any) -> int:
     return int(array.reshape(-1)[0].item())
 
 
+def image_tokens(loaded: Loaded, images: list[Image.Image]) -> int:
+    """How many tokens the images become, where the model's processor can tell before its work; else 0."""
+    from mlx_vlm.utils import estimate_num_image_tokens
+
+    try:
+        return sum(estimate_num_image_tokens(loaded.processor, image.height, image.width) for image in images)
+    except NotImplementedError:
+        return 0
+    except ValueError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> InvalidRequest:
+    return InvalidRequest(f"the model's processor refused an image: {error}", param="messages")
+
+
 def prepare_images(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tuple[tuple[int, ...], VisionInputs]:
     """Token ids of `prompt` with every image expanded to its tokens, and the inputs that go with them. Runs the vision encoder.
 
@@ -44,8 +60,8 @@ def prepare_images(loaded: Loaded, prompt: str, images: list[Image.Image]) -> tu
         expanded = prepare_inputs(
             loaded.processor, images=images, prompts=prompt, image_token_index=loaded.image_token_id
         )
-    except ValueError as error:
-        raise InvalidRequest(f"the model's processor refused an image: {error}", param="messages") from error
+    except (ValueError, ArithmeticError) as error:
+        raise _refused(error) from error
     inputs = dict(expanded)
     ids = inputs.pop("input_ids")
     mask, pixels = inputs.pop("attention_mask", None), inputs.pop("pixel_values", None)
