@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import re
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +25,8 @@ from engine.worker.answers.formats import derive
 from engine.worker.answers.formats.spec import AnswerFormat, Marks
 from engine.worker.forms import compiling
 from engine.worker.forms.form import Mask
-from engine.worker.forms.grammar import compile_structure
+from engine.worker.forms.grammar import compile_structure, compiled
+from engine.worker.forms.judging import COMPILE_MEMORY_BYTES, COMPILE_SECONDS, QUICK_SECONDS
 from engine.worker.forms.vocabulary import wrapped_tokenizer
 from engine.worker.model import Loaded
 from tests import checkpoints
@@ -240,6 +243,46 @@ REFUSED: list[tuple[str, Structure]] = [
 ]  # fmt: skip
 
 
+PATTERNS = {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{n}}}"} for n in range(5, 25)]}
+COSTLY = {
+    "twenty patterns at once": schema(PATTERNS),
+    "the same deep inside": schema({"type": "object", "properties": {"a": {"type": "array", "items": PATTERNS}}}),
+    "the same in a grammar": grammar("start: %json " + json.dumps(PATTERNS)),
+    "multiples of a large prime": schema({"type": "integer", "multipleOf": 999_983}),
+}
+
+
+@pytest.mark.parametrize("costly", COSTLY.values(), ids=COSTLY)
+def test_what_costs_too_much_to_compile_is_refused_in_time_and_holds_up_no_other(
+    model: Callable[..., Loaded], costly: Structure
+) -> None:
+    driver = Driver(model("plain"))
+    driver.run([ask("warm", "x", structure=choice("warm"))])
+    begun = time.monotonic()
+    driver.post(ask("costly", "x", structure=costly))
+    for i in range(3):
+        driver.post(ask(f"cheap{i}", "x", structure=choice(f"cheap {i}")))
+    while not all(driver.of(f"cheap{i}", Finished) for i in range(3)):
+        driver.tick()
+    assert not driver.of("costly", Failed)
+    driver.drain()
+    failed = refusal(driver, "costly")
+    assert (failed.code, failed.param) == ("invalid_value", costly.param)
+    assert (
+        time.monotonic() - begun < QUICK_SECONDS + COMPILE_SECONDS + 20
+    )  # a machine under load starts children slowly
+    driver.run([ask("again", "x", structure=choice("again"))])
+
+
+def test_only_the_child_takes_the_memory(model: Callable[..., Loaded]) -> None:
+    """20 patterns take 10 GB of a process without bounds."""
+    driver, before = Driver(model("plain")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    driver.run_all([ask("a", "x", structure=schema(PATTERNS))])
+    assert driver.of("a", Failed)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < COMPILE_MEMORY_BYTES / 2
+
+
 @pytest.mark.parametrize("structure", [case[1] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_what_cannot_be_followed_is_refused_by_name(model: Callable[..., Loaded], structure: Structure) -> None:
     driver = Driver(model("plain"))
@@ -284,15 +327,15 @@ class Compiler:
     """In place of the library's compiler: it notes what it is asked for, and compiles nothing until `may` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[Structure] = []
+        self.asked: list[str] = []
         self.begun, self.may = threading.Semaphore(0), threading.Event()
-        monkeypatch.setattr("engine.worker.forms.compiling.compile_structure", self)
+        monkeypatch.setattr("engine.worker.forms.compiling.compiled", self)
 
-    def __call__(self, tokenizer: Any, structure: Structure) -> Any:
-        self.asked.append(structure)
+    def __call__(self, tokenizer: Any, grammar: str) -> Any:
+        self.asked.append(grammar)
         self.begun.release()
         assert self.may.wait(60)
-        return compile_structure(tokenizer, structure)
+        return compiled(tokenizer, grammar)
 
 
 def test_a_form_that_nobody_waits_for_any_more_is_not_compiled(
@@ -306,7 +349,10 @@ def test_a_form_that_nobody_waits_for_any_more_is_not_compiled(
     assert compiler.begun.acquire(timeout=60)
     compiler.may.set()
     driver.run_all([ask("third", "x", structure=choice("three"))])
-    assert [structure.text for structure in compiler.asked] == ['["one"]', '["three"]']
+    assert [text for text in ("one", "two", "three") if any(text in grammar for grammar in compiler.asked)] == [
+        "one",
+        "three",
+    ]
     assert (ended(driver, "first"), ended(driver, "third")) == ("one", "three")
     assert not [event for event in driver.recorder.sent if event.id == "second"]
 
@@ -330,12 +376,12 @@ def test_an_answer_that_is_late_while_its_form_is_compiled_fails_then(
 def test_a_form_is_tried_again_after_a_fault_of_ours(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def panic(tokenizer: Any, structure: Structure) -> Any:
+    def panic(tokenizer: Any, grammar: str) -> Any:
         raise BaseException("as a panic of the library is raised")  # noqa: TRY002
 
     driver = Driver(model("plain"))
     with monkeypatch.context() as patched:
-        patched.setattr("engine.worker.forms.compiling.compile_structure", panic)
+        patched.setattr("engine.worker.forms.compiling.compiled", panic)
         driver.run_all([ask("a", "x", structure=choice("one")), ask("b", "x", structure=choice("one"))])
     assert [refusal(driver, name).code for name in "ab"] == ["internal_error"] * 2
     driver.run_all([ask("again", "x", structure=choice("one"))])
@@ -356,21 +402,20 @@ def test_an_unexpected_end_fails_what_waits_for_its_form(
 
 
 def test_forms_are_compiled_once(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Structure] = []
+    asked: list[str] = []
     monkeypatch.setattr(compiling, "KEPT_FORMS", 2)
 
-    def compiled(tokenizer: Any, structure: Structure) -> Any:
-        asked.append(structure)
-        return compile_structure(tokenizer, structure)
+    def noted(tokenizer: Any, grammar: str) -> Any:
+        asked.extend(text for text in ("one", "two", "three") if text in grammar)
+        return compiled(tokenizer, grammar)
 
-    monkeypatch.setattr(compiling, "compile_structure", compiled)
+    monkeypatch.setattr(compiling, "compiled", noted)
     driver = Driver(model("plain"))
     one, two, three = choice("one"), choice("two"), choice("three")
     for i, form in enumerate([one, two, one, three, one, two]):
         driver.run([ask(f"r{i}", "x", tokens=20, structure=form)])
         assert ended(driver, f"r{i}") == json.loads(form.text)[0]
-    # The thread of an earlier driver may still compile other forms.
-    assert [form for form in asked if form in (one, two, three)] == [one, two, three, two]
+    assert asked == ["one", "two", "three", "two"]
     assert len(driver.loop._forms._forms) == 2
 
 

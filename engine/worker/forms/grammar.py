@@ -37,13 +37,24 @@ JSON_OPTIONS: Final[Any] = {
 
 def compile_structure(tokenizer: LLTokenizer, structure: Structure) -> tuple[LLMatcher | None, str]:
     """A matcher before its first token, to be copied for each row; or None and why the structure cannot be followed."""
+    grammar, refusal = translated(tokenizer, structure)
+    return (None, refusal) if refusal else compiled(tokenizer, grammar)
+
+
+def translated(tokenizer: LLTokenizer, structure: Structure) -> tuple[str, str]:
+    """The structure in llguidance's own notation; or "" and why it cannot be followed."""
     try:
         grammar = _grammar(structure)
         endless = _is_endless(structure, tokenizer)
     except (ValueError, RecursionError, GbnfToLarkError) as error:
-        return None, f"cannot be understood: {one_line(str(error))}"
+        return "", f"cannot be understood: {one_line(str(error))}"
     if endless:
-        return None, "has no answer that could ever be complete: it needs itself inside itself, without end"
+        return "", "has no answer that could ever be complete: it needs itself inside itself, without end"
+    return grammar, ""
+
+
+def compiled(tokenizer: LLTokenizer, grammar: str) -> tuple[LLMatcher | None, str]:
+    """A matcher of a `translated` structure, before its first token; or None and why it cannot be followed."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if matcher.is_error():
         return None, f"cannot be followed: {one_line(matcher.get_error())}"
