@@ -210,3 +210,71 @@ def test_a_pooling_that_the_library_lacks_is_refused_at_loading(tmp_path: Path) 
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
     with pytest.raises(LoadError, match="weightedmean"):
         load(folder, "embedding")
+
+
+def template_alone(folder: Path) -> None:
+    """The chat template only in chat_template.json, as processors have it."""
+    edit(folder / "tokenizer_config.json", chat_template=None)
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+
+
+def templates_by_name(folder: Path) -> None:
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    edit(folder / "tokenizer_config.json", chat_template=[{"name": "plain", "template": text}])
+
+
+def marked(folder: Path) -> None:
+    """A byte order mark before every text."""
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+
+
+def with_strays(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    for name in ("._model.safetensors", "consolidated.safetensors", "model 2.safetensors", "adapters.safetensors"):
+        (folder / name).write_bytes(weights[:100])
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00003.safetensors"}}')
+    (folder / "original").mkdir()
+    (folder / "original" / "x.safetensors").write_bytes(b"half")
+    (folder / "notes.json").write_text("{not json")
+
+
+@pytest.mark.parametrize("name", ["broken", "a [1]* b?", "50% ..x", "模型 é", 'we"ird\n', "n" * 255])
+@pytest.mark.parametrize("change", [lambda _: None, template_alone, templates_by_name, marked, with_strays])
+def test_what_people_s_disks_do_to_a_folder_changes_no_answer(
+    checkpoint: Callable[..., Path], tmp_path: Path, name: str, change: Callable[[Path], None]
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("plain"), tmp_path / name))
+    change(folder)
+    loaded, whole = load(folder, "chat"), load(checkpoint("plain"), "chat")
+    asked = [{"role": "user", "content": "hello"}]
+    ids, expected = (
+        model.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        for model in (loaded, whole)
+    )
+    assert ids == expected
+    logits, right = (model.model.language_model(mx.array([ids])).logits for model in (loaded, whole))
+    assert mx.array_equal(logits, right)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {"type": "Unheard"}}')
+    with pytest.raises(LoadError, match=r"tokenizer\.json cannot be read"):
+        load(folder, "chat")
+
+
+@pytest.mark.parametrize("kind", ["vision", "qwen3_asr"])
+def test_a_folder_is_as_it_was_after_it_was_loaded(
+    checkpoint: Callable[..., Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary" / "duet-model-999999999-left").mkdir(parents=True)  # of a worker that was killed
+    folder = Path(shutil.copytree(checkpoint(kind), tmp_path / "folder"))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    load(folder, "asr" if kind == "qwen3_asr" else "chat")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert not list((tmp_path / "temporary").iterdir())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,6 @@ from engine.folders.reading import Problem
 READABLE: Final = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """The endings of files that a model needs."""
 _forbidden: tuple[str, ...] = ()
-_thread: int | None = None
 _installed = False
 
 
@@ -29,21 +27,19 @@ class ForbiddenCode(Problem):
 
 @contextmanager
 def no_code_of(*folders: Path) -> Iterator[None]:
-    """This thread runs, imports, links and unpickles nothing of the folders. `ForbiddenCode` is raised at the place that tries.
+    """Nothing of the folders is run, imported or linked, and nothing unpickled: `ForbiddenCode` is raised where it is tried.
 
     Audit hooks cannot be removed, so one is installed once and does nothing outside of this context.
     """
-    global _forbidden, _thread, _installed  # noqa: PLW0603 - a process has one list of audit hooks
+    global _forbidden, _installed  # noqa: PLW0603 - a process has one list of audit hooks
     if not _installed:
         sys.addaudithook(_watch)
         _installed = True
-    _forbidden = tuple({f"{name}{os.sep}" for folder in (*folders, _transformers_cache())
-                        for name in (os.path.realpath(folder), str(folder.absolute()))})  # fmt: skip
-    _thread = threading.get_ident()
+    _forbidden = tuple(f"{os.path.realpath(folder)}{os.sep}" for folder in (*folders, _transformers_cache()))
     try:
         yield
     finally:
-        _forbidden, _thread = (), None
+        _forbidden = ()
 
 
 def _transformers_cache() -> Path:
@@ -54,7 +50,7 @@ def _transformers_cache() -> Path:
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _forbidden or threading.get_ident() != _thread:
+    if not _forbidden:
         return
     match event:
         case "exec":
@@ -69,7 +65,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
             return
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    if not isinstance(name, str) or not os.path.abspath(name).startswith(_forbidden):  # noqa: PTH100 - no imports in a hook
+    if not isinstance(name, str) or not os.path.realpath(name).startswith(_forbidden):
         return
     if not (readable and name.endswith(READABLE)):
         raise ForbiddenCode(f"{os.path.basename(name)} is code of the model's folder, which is never run")  # noqa: PTH119
