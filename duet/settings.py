@@ -1,7 +1,8 @@
 """Settings: read once at start, frozen, loud, passed in.
 
-Precedence: environment (`DUET_ENGINE__PORT`), then `$DUET_HOME/config.toml`, then the defaults below. An unknown key or a value
-of the wrong type is an error that names the key, in the file and in the environment alike.
+Precedence: environment (`DUET_ENGINE__PORT`), then `$DUET_HOME/config.toml`, then the defaults below. A value of the wrong type
+is an error that names the key, in the file and in the environment alike. So is an unknown key of the file. An unknown variable
+has no effect, and `unknown_variables` tells it: it may be another program's, as `DUET_KEY` is a client's.
 """
 
 from __future__ import annotations
@@ -9,17 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from duet.sources import PREFIX, SettingsError, from_environment, from_file, home_folder, place, unknown
+
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits(3)
-PREFIX = "DUET_"
-# Our environment variables that are not settings of the services.
-NOT_SETTINGS = frozenset({"DUET_HOME", "DUET_LIFELINE", "DUET_TEST_AUDIO", "DUET_TEST_EVAL"})
 # Where the hub's library keeps its files, and whether it may fetch any. That library reads them, we do not.
 HUB_NAMES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 
@@ -39,10 +38,6 @@ def _origin(text: str) -> str:
 
 Origin = Annotated[str, AfterValidator(_origin)]
 """Where a web page comes from, as browsers write it in the header Origin."""
-
-
-class SettingsError(Exception):
-    """The message names the key, where it was set, and what is wrong with it."""
 
 
 class _Section(BaseModel):
@@ -203,8 +198,8 @@ def _url(host: str, port: int) -> str:
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Read file and environment once. `overrides` (from the command line) win. Raises `SettingsError`."""
     environ = os.environ if environ is None else environ
-    home = _home(environ)
-    values = _merge(_merge(_from_file(home / "config.toml"), _from_environment(environ)), overrides)
+    home = home_folder(environ)
+    values = _merge(_merge(from_file(home / "config.toml"), from_environment(environ, _VARIABLES)), overrides)
     try:
         return Settings.model_validate({**values, "home": home})
     except ValidationError as error:
@@ -214,12 +209,27 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 def origins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Where each setting without its default value was set: dotted name -> variable or file. Reads file and environment again."""
     environ = os.environ if environ is None else environ
-    path = _home(environ) / "config.toml"
-    found = dict.fromkeys(_dotted(_from_file(path)), str(path))
-    for name in environ:
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
-            found[name[len(PREFIX) :].lower().replace("__", ".")] = name
+    path = home_folder(environ) / "config.toml"
+    found = dict.fromkeys(_dotted(from_file(path)), str(path))
+    found.update({".".join(place(name)): name for name in environ if name.upper() in _VARIABLES})
     return found
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """A sentence for each variable that looks like a setting of ours and is none."""
+    return unknown(os.environ if environ is None else environ, _VARIABLES)
+
+
+def _variables(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _variables(inner, f"{prefix}{name.upper()}__")
+        elif name != "home":
+            yield f"{prefix}{name.upper()}"
+
+
+_VARIABLES = frozenset(_variables(Settings, PREFIX))
 
 
 def hub_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -251,43 +261,11 @@ def to_environment(settings: Settings) -> dict[str, str]:
     return found
 
 
-def _home(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("DUET_HOME") or Path.home() / ".duet").expanduser().absolute()
-
-
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     names = []
     for name, value in values.items():
         names += _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
     return names
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: {error}") from error
-    if "home" in values:
-        raise SettingsError(f"{path}: home is set by DUET_HOME, not in the file inside it")
-    return values
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in environ.items():
-        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
-            continue
-        *sections, key = name[len(PREFIX) :].lower().split("__")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise SettingsError(f"{name}: {section} is a value, not a section")
-        place[key] = value
-    return values
 
 
 def _merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -13,6 +14,7 @@ from duet.http.docs import install_docs
 from duet.http.edge import install_edge
 from duet.http.spool import Spool
 from duet.settings import Settings
+from duet.supervise.board import resting_programs
 from engine.api import dialects, modalities, operators
 from engine.api.metered import Metered
 from engine.api.modalities.transcriptions import Uploads
@@ -48,6 +50,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    app.state.resting = partial(resting_programs, settings.home)
     app.state.models = app.state.operators = backend
     app.state.pictures = pictures
     app.state.work = Metered(pictures.counting(backend), backend)

@@ -61,22 +61,20 @@ def plist(service: Service) -> bytes:
 
 
 def systemd_unit(service: Service) -> str:
-    """systemd.service(5). Exit codes 2 and 78 are usage and configuration errors: another start would fail the same way."""
+    """systemd.service(5). It is started again for ever, as by launchd: what was wrong, even a setting, may be mended."""
     environment = "\n".join(f"Environment={_quoted(f'{name}={value}')}" for name, value in service.environment.items())
     after = "".join(f"\nAfter={unit_name(name)}" for name in service.after)
     return f"""\
 [Unit]
 Description={service.description}{after}
-StartLimitIntervalSec=300
-StartLimitBurst=10
+StartLimitIntervalSec=0
 
 [Service]
 Type=exec
 ExecStart={" ".join(_quoted(argument).replace("$", "$$") for argument in service.argv)}
 {environment}
 Restart=on-failure
-RestartSec=2
-RestartPreventExitStatus=2 78
+RestartSec=10
 TimeoutStopSec=25
 UMask=0077
 StandardOutput=append:{_path(service.log)}

@@ -18,12 +18,14 @@ def main() -> int:
     return service.run("meetings", work)
 
 
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits(3): whoever started this program shall start it again
+
+
 def work(settings: Settings) -> int:
-    asyncio.run(_run(settings))
-    return 0
+    return asyncio.run(_run(settings))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings) -> int:
     # A second of imports: after the settings are known to be good.
     from pipelines.jobs.kinds import Kind
     from pipelines.jobs.store import WORKFLOW
@@ -39,6 +41,8 @@ async def _run(settings: Settings) -> None:
         await MeetingWorker(settings, meeting).run()
     except asyncio.CancelledError:
         logger.info("stopped", extra={"action": "stopped"})
+        return 0
+    return EXIT_AGAIN
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fastapi import APIRouter, File, Form, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from sse_starlette import EventSourceResponse
 
-from duet.errors import Conflict, NotFound, Unavailable
+from duet.errors import Conflict, DuetError, NotFound
 from duet.http.forms import FormRoute
 from duet.http.parts import Upload
 from pipelines.glossary import parse
@@ -32,10 +32,11 @@ KNOWN = frozenset({"file", "title", "glossary", "language", "speakers", "quality
 
 
 def _client(request: Request) -> MeetingClient:
-    client: MeetingClient | None = request.app.state.meetings
-    if client is None:
-        raise Unavailable("the meetings' store is being opened", retry_after_seconds=2)
-    return client
+    """Raises the error that says why there is none."""
+    found: MeetingClient | DuetError = request.app.state.meetings
+    if isinstance(found, DuetError):
+        raise type(found)(found.message, retry_after_seconds=found.retry_after_seconds)
+    return found
 
 
 @router.post("/v1/meetings", status_code=202)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from asr_router.routes.transcriptions import model_names
 from asr_router.transcribing import NO_MODEL
-from duet.errors import ModelNotFound, Unavailable
+from duet.errors import DuetError, ModelNotFound, Unavailable
 
 router = APIRouter()
 
@@ -50,8 +50,13 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, Any]:
-    """A recogniser can be used; 503 with the cause and the fix when none can. `meetings`: their store is open."""
+    """A recogniser can be used; 503 with the cause and the fix when none can. `meetings`: their store is open, and else
+    `meetings_problem` says why not. `resting`: programs beside it that crashed again and again."""
     health = await request.app.state.transcriber.health()
     if not any(health.values()):
         raise Unavailable(NO_MODEL, retry_after_seconds=60)
-    return {"status": "ready", **health, "meetings": request.app.state.meetings is not None}
+    found, rests = request.app.state.meetings, request.app.state.resting()
+    said: dict[str, Any] = {"status": "ready", **health, "meetings": not isinstance(found, DuetError)}
+    if isinstance(found, DuetError):
+        said["meetings_problem"] = found.message
+    return said | ({"resting": rests} if rests else {})

@@ -15,7 +15,7 @@ app = typer.Typer(
 )
 
 for verb in (
-    stack.up, stack.status, stack.key, stack.config, speech.transcribe, speech.meeting, stack.version,
+    stack.up, stack.status, stack.key, stack.config, speech.transcribe, speech.meeting, stack.repair, stack.version,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(service.app, name="service")

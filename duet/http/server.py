@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import socket
 from collections.abc import Iterator
 
@@ -17,8 +16,6 @@ from duet.http.protocol import BoundedProtocol
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
-FILES_BESIDE_CONNECTIONS = 1000
-"""Uploads, workers' pipes, databases."""
 
 
 def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
@@ -39,19 +36,8 @@ def run_server(app: FastAPI, host: str, port: int, *, log_level: str) -> int:
         )
         return 1
     logger.info("listening", extra={"action": "listening", "host": host, "port": listener.getsockname()[1]})
-    _allow_files(BoundedProtocol.limits.connections)
     Server(app, log_level=log_level).run(sockets=[listener])
     return 0
-
-
-def _allow_files(connections: int) -> None:
-    """macOS starts programs with 256 open files, which is fewer than the connections that are taken."""
-    wanted = FILES_BESIDE_CONNECTIONS + connections
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 class Server(uvicorn.Server):

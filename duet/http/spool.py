@@ -6,6 +6,7 @@ The system's temporary folder is none: it is small where it lies in memory, and 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -13,6 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from duet.errors import DiskFull
+from duet.home import own_folder, remove_tree
+
+logger = logging.getLogger(__name__)
 
 PRIVATE = 0o700
 SMALL_BYTES = 4 << 20
@@ -25,11 +29,18 @@ class Spool:
         self._folder, self.max_bytes = folder, max_bytes
 
     def open(self) -> None:
-        """Make the folder, and remove what a killed process left. A link in its place is removed, not what it leads to."""
-        if self._folder.is_symlink() or self._folder.is_file():
-            self._folder.unlink()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._make()
+        """Make the folder, and remove what a killed process left. A link in its place is removed, not what it leads to.
+
+        If it cannot be made, the log says so and the service goes on: only uploads need it, and each of them tries again.
+        """
+        try:
+            own_folder(self._folder.parent.parent, self._folder.parent.name)  # before anything is deleted below it
+            remove_tree(self._folder)
+            self._make()
+        except OSError as error:
+            logger.error(  # noqa: TRY400 - the cause is in the line
+                "no upload can be taken: %s", error, extra={"action": "spool_unusable"}
+            )
 
     @asynccontextmanager
     async def room(self) -> AsyncIterator[Path]:
@@ -50,8 +61,7 @@ class Spool:
                 await asyncio.to_thread(shutil.rmtree, room, ignore_errors=True)
 
     def _make(self) -> None:
-        for folder in (self._folder.parent.parent, self._folder.parent, self._folder):
-            folder.mkdir(mode=PRIVATE, exist_ok=True)
+        own_folder(self._folder.parent.parent, self._folder.parent.name, self._folder.name)
 
 
 def _is_small(room: Path) -> bool:

@@ -11,6 +11,11 @@ LIFELINE = "DUET_LIFELINE"
 """The environment variable of a program whose standard input stays open while `duet up` lives."""
 
 
+def is_supervised() -> bool:
+    """Whether a `duet up` started this program."""
+    return LIFELINE in os.environ
+
+
 def end_with_parent(grace_seconds: float = 25.0) -> None:
     """Called once by a program at its start. When the `duet up` that started it has gone, the program gets SIGTERM, and is
     ended after `grace_seconds`.
@@ -18,7 +23,7 @@ def end_with_parent(grace_seconds: float = 25.0) -> None:
     Normally `duet up` ends its programs itself. This is for a `duet up` that was killed, or whose terminal closed. A
     program that something else started is left alone.
     """
-    if LIFELINE in os.environ:
+    if is_supervised():
         threading.Thread(target=_end_after_input, args=(grace_seconds,), name="lifeline", daemon=True).start()
 
 

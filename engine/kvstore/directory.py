@@ -185,9 +185,11 @@ class Directory:
         if self._swept:
             return 0
         self._swept = True
+        _unlink_link(self.path / "files")
         removed = 0
         for number in range(256):
             folder = self.path / "files" / f"{number:02x}"
+            _unlink_link(folder)
             keys = self._index.between(bytes([number]) + b"\0" * 31, bytes([number]) + b"\xff" * 31)
             names = {key.hex() + SUFFIX for key in keys}
             there = set(_names(folder))
@@ -243,12 +245,20 @@ class Directory:
     def _erase(self) -> None:
         """Erase everything but the lock and the count of today's writes. What a crash leaves of it, rows or files, is swept."""
         self._swept = False
+        _unlink_link(self.path / "files")
         shutil.rmtree(self.path / "files", ignore_errors=True)
         with contextlib.suppress(OSError):
             forget_about(self.path)
         for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm"):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
+
+
+def _unlink_link(folder: Path) -> None:
+    """A link in the place of a folder of ours goes, and what it leads to stays: nothing there is ours to delete."""
+    with contextlib.suppress(OSError):
+        if folder.is_symlink():
+            folder.unlink()
 
 
 def _names(folder: Path) -> list[str]:

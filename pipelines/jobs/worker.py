@@ -7,33 +7,35 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from duet.errors import DuetError, InvalidRequest, NotFound, first_error
 from duet.settings import Settings
 from pipelines.jobs import executors
 from pipelines.jobs.kinds import Kind, RunStage
-from pipelines.jobs.store import APPLICATION_VERSION, QUEUE, database_url, jobs_folder, open_database, root_folder
+from pipelines.jobs.store import APPLICATION_VERSION, QUEUE, identity, jobs_folder, open_database, root_folder
 from pipelines.meeting.job import JobFolder
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.3
 REAP_SECONDS = 3.0
+LONGEST_PAUSE_SECONDS = 30.0
 
 
 class MeetingWorker:
-    """Runs queued jobs of one kind in this process until cancelled. It has one executor id."""
+    """Runs queued jobs of one kind in this process until cancelled, or until the store was replaced. It has one executor id."""
 
     def __init__(self, settings: Settings, kind: Kind) -> None:
         self._settings, self._kind = settings, kind
 
     async def run(self) -> None:
-        engine = await asyncio.to_thread(open_database, self._settings)
+        engine = await self._open()
+        opened = identity(self._settings)
         executor, lock = executors.claim(root_folder(self._settings))
         config: DBOSConfig = {
             "name": "duet",
-            "system_database_url": database_url(self._settings),
             "system_database_engine": engine,
             "application_version": APPLICATION_VERSION,
             "executor_id": executor,
@@ -52,17 +54,36 @@ class MeetingWorker:
                 on_conflict="always_update",
             )
             logger.info("meeting worker ready", extra={"action": "worker_ready", "executor": executor})
-            await self._reap(executor)
+            await self._reap(executor, opened)
         finally:
             await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
             engine.dispose()
             lock.close()
 
-    async def _reap(self, own: str) -> None:
-        """Take over the jobs of workers that have died and were not started again."""
+    async def _open(self) -> sa.Engine:
+        """The store, as soon as it can be used: it may be damaged, locked, or on a full disk. What is wrong is said once."""
+        said, pause = "", REAP_SECONDS
+        while True:
+            try:
+                return await asyncio.to_thread(open_database, self._settings)
+            except DuetError as error:
+                if error.message != said:
+                    logger.error(  # noqa: TRY400 - the message is the whole cause
+                        "no meeting can run: %s", error, extra={"action": "store_unusable"}
+                    )
+                said = error.message
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
+
+    async def _reap(self, own: str, opened: tuple[int, int] | None) -> None:
+        """Take over the jobs of workers that have died and were not started again. Returns when the store is another file
+        than the one that was opened."""
         root = root_folder(self._settings)
         while True:
             await asyncio.sleep(REAP_SECONDS)
+            if identity(self._settings) != opened:
+                logger.warning("the store was replaced: this worker ends", extra={"action": "store_replaced"})
+                return
             running = await DBOS.list_workflows_async(status="PENDING", load_input=False, load_output=False)
             for executor in {workflow.executor_id for workflow in running} - {own, None}:
                 with executors.if_dead(root, executor) as dead:

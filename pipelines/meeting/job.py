@@ -23,6 +23,7 @@ from typing import Literal
 import msgspec
 
 from duet.errors import Conflict, InvalidRequest
+from duet.home import remove_tree
 from pipelines.meeting.artifacts import write_atomically
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -36,8 +37,8 @@ OUTPUTS = {
 
 
 MAX_DEATHS = 3
-"""How often a worker may die in one stage of one job. It is less than the number of crashes after which `duet up` stops starting
-the worker."""
+"""How often a worker may die in one stage of one job. It is less than the number of crashes after which `duet up` lets the
+worker rest."""
 
 
 class GaveUp(InvalidRequest):
@@ -105,7 +106,8 @@ DOOMED = ".removed-"
 def sweep(root: Path) -> None:
     """Remove what is left of a removal whose process was killed."""
     for path in root.glob(f"{DOOMED}*"):
-        shutil.rmtree(path, ignore_errors=True)  # the process that began it may still be at work
+        with contextlib.suppress(OSError):  # the process that began it may still be at work
+            remove_tree(path)
 
 
 class JobFolder:
@@ -196,4 +198,4 @@ class JobFolder:
             self.path.rename(doomed)
         except FileNotFoundError:
             return  # another process removes it
-        shutil.rmtree(doomed)
+        remove_tree(doomed)

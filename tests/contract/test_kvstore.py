@@ -318,3 +318,22 @@ def test_clear_and_reports_work_with_nothing_running(tmp_path: Path) -> None:
     assert survey.clear(tmp_path, "x") == 1
     reports = {report.model: report.contents.entries for report in map(survey.report, survey.directories(tmp_path))}
     assert reports == {"x": 0, "y": 1}
+
+
+@pytest.mark.parametrize("place", ["files", "files/ab"])
+@pytest.mark.parametrize("act", ["sweep", "clear"])
+def test_a_link_among_its_folders_is_removed_and_not_followed(tmp_path: Path, place: str, act: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "ab").mkdir(parents=True)
+    for name in ("precious", "ab/precious"):
+        (elsewhere / name).write_text("x")
+    with contextlib.closing(Directory(tmp_path / "kv", ROOMY, ABOUT)) as found:
+        link = tmp_path / "kv" / place
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(elsewhere)
+        getattr(found, act)()
+        add(found, 1)
+        assert holds(found, 1)
+        assert not link.is_symlink()
+    assert (elsewhere / "precious").exists()
+    assert (elsewhere / "ab" / "precious").exists()

@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from duet.errors import Unavailable, WorkerLost
+from duet.supervise.board import ProgramState, read_board, resting_programs
 from duet.supervise.child import Child
 from duet.supervise.service import Service
 from tests.fakes.answering_child import Answer, Ask
@@ -114,12 +116,16 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start `duet up` with programs of a test; what a failed test leaves is ended. `hangup` is what SIGHUP does in it, which
-    under `nohup` is nothing: the test itself may run under `nohup`, so both are set."""
+    under `nohup` is nothing: the test itself may run under `nohup`, so both are set. `home` gets the programs' states; a first
+    rest lasts `rest` seconds."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*programs: str, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen[str]:
+    def begin(
+        *programs: str, hangup: signal.Handlers = signal.SIG_DFL, home: Path | None = None, rest: float | None = None
+    ) -> subprocess.Popen[str]:
+        options = [*(["--home", str(home)] if home else []), *(["--rest", str(rest)] if rest else [])]
         up = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.fakes.up", *programs],
+            [sys.executable, "-P", "-m", "tests.fakes.up", *options, *programs],
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
@@ -135,6 +141,14 @@ def start() -> Iterator[Start]:
         except subprocess.TimeoutExpired:
             up.kill()
             up.communicate()
+
+
+RUNNING = ProgramState("running")
+
+
+def board(home: Path) -> dict[str, ProgramState]:
+    """Without the count of runs that ended."""
+    return {name: msgspec.structs.replace(state, ended=0) for name, state in read_board(home).items()}
 
 
 def note_and(file: Path, then: str) -> str:
@@ -170,21 +184,66 @@ def test_a_program_that_is_killed_is_started_again_and_the_others_go_on(tmp_path
     up.communicate(timeout=20)
 
 
-@pytest.mark.parametrize("code", [1, 2, 78])
-def test_a_program_that_cannot_start_ends_all_with_its_code(tmp_path: Path, start: Start, code: int) -> None:
-    other = tmp_path / "other"
-    up = start(f"other={note_and(other, 'time.sleep(600)')}", f"bad=import sys; sys.exit({code})")
-    up.communicate(timeout=30)
-    assert up.returncode == code
+@pytest.mark.parametrize("code", [1, 2, 5, 78, "abort"])
+def test_a_program_that_cannot_run_rests_and_the_others_go_on(tmp_path: Path, start: Start, code: int | str) -> None:
+    other, bad = tmp_path / "other", tmp_path / "bad"
+    ends = "os.abort()" if code == "abort" else f"sys.exit({code})"
+    up = start(f"other={note_and(other, 'time.sleep(600)')}", f"bad={note_and(bad, ends)}", home=tmp_path / "home")
+    wait_until(lambda: board(tmp_path / "home").get("bad", RUNNING).state == "resting", 30)
+    seen = board(tmp_path / "home")
+    assert seen["other"] == RUNNING
+    assert ("SIGABRT" if code == "abort" else f"exit code {code}") in seen["bad"].why
+    assert ("configuration error" in seen["bad"].why) == (code in (2, 78))
+    assert 20 <= seen["bad"].again_in_seconds <= 30
+    assert len(pids(bad)) == (1 if code in (1, 2, 78) else 5)
+    assert "'bad' rests: it " in resting_programs(tmp_path / "home")["bad"]
+    assert len(pids(other)) == 1
+    assert lives(pids(other)[0])
+    assert up.poll() is None
+    up.terminate()
+    _, log = up.communicate(timeout=30)
+    assert up.returncode == 0
+    assert "action=program_rests" in log
+    assert "'bad' rests: it " in log
     assert not any(lives(pid) for pid in pids(other))
+    assert board(tmp_path / "home") == {}, "who has gone says nothing any more"
 
 
-def test_five_crashes_in_a_row_are_enough(tmp_path: Path, start: Start) -> None:
-    file = tmp_path / "crashes"
-    up = start(f"bad={note_and(file, 'sys.exit(5)')}")
+def test_a_program_that_rests_is_tried_again_and_may_run(tmp_path: Path, start: Start) -> None:
+    other, bad, mended = tmp_path / "other", tmp_path / "bad", tmp_path / "mended"
+    then = f"time.sleep(600) if Path({str(mended)!r}).exists() else sys.exit(78)"
+    up = start(
+        f"other={note_and(other, 'time.sleep(600)')}", f"bad={note_and(bad, then)}", home=tmp_path / "home", rest=0.3
+    )
+    wait_until(lambda: len(pids(bad)) >= 3)
+    mended.touch()
+    wait_until(lambda: board(tmp_path / "home").get("bad", RUNNING) == RUNNING and lives(pids(bad)[-1]))
+    assert len(pids(other)) == 1
+    up.terminate()
+    up.communicate(timeout=20)
+    assert up.returncode == 0
+
+
+@pytest.mark.parametrize("codes", [(5,), (78, 78), (1, 5), (2, 1)])
+def test_when_nothing_can_run_it_ends_with_a_code_of_theirs(
+    tmp_path: Path, start: Start, codes: tuple[int, ...]
+) -> None:
+    files = [tmp_path / f"crashes{number}" for number in range(len(codes))]
+    pairs = zip(files, codes, strict=True)
+    up = start(*(f"{file.name}={note_and(file, f'sys.exit({code})')}" for file, code in pairs))
     up.communicate(timeout=30)
-    assert up.returncode == 5
-    assert len(pids(file)) == 5
+    assert up.returncode == codes[0]
+    assert [len(pids(file)) for file in files] == [5 if code == 5 else 1 for code in codes]
+
+
+def test_a_program_that_cannot_be_started_at_all_rests_too(tmp_path: Path, start: Start) -> None:
+    other = tmp_path / "other"
+    up = start(f"other={note_and(other, 'time.sleep(600)')}", "gone=NO SUCH PROGRAM", home=tmp_path / "home")
+    wait_until(lambda: board(tmp_path / "home").get("gone", RUNNING).state == "resting", 30)
+    assert "could not be started (No such file or directory)" in board(tmp_path / "home")["gone"].why
+    assert lives(pids(other)[0])
+    up.terminate()
+    up.communicate(timeout=20)
 
 
 WATCHING = "from duet.supervise.lifeline import end_with_parent; end_with_parent(); time.sleep(600)"

@@ -17,7 +17,8 @@ from duet.cli.up import greeting, programs
 from tests.conftest import HomeSettings
 
 COMMANDS = (
-    ("up",), ("status",), ("key",), ("config",), ("transcribe",), ("meeting",), ("service", "install"), ("service", "uninstall"),
+    ("up",), ("status",), ("key",), ("config",), ("repair",), ("transcribe",), ("meeting",),
+    ("service", "install"), ("service", "uninstall"),
     ("models", "list"), ("models", "load"), ("models", "unload"), ("models", "pin"), ("models", "unpin"),
 )  # fmt: skip
 
@@ -39,10 +40,19 @@ def test_every_command_explains_itself_with_an_example(command: tuple[str, ...])
 
 
 def test_a_wrong_setting_ends_with_its_name_and_78(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DUET_ENGINE__PROT", "1")
+    monkeypatch.setenv("DUET_ENGINE__PORT", "x")
     result = CliRunner().invoke(app, ["config"])
     assert result.exit_code == 78
-    assert "engine.prot" in result.output
+    assert "engine.port" in result.output
+
+
+def test_a_variable_that_is_no_setting_is_told_beside_the_output(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUET_KEY", "secret")
+    result = CliRunner().invoke(app, ["key"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("duet-")
+    assert "DUET_KEY is set and has no effect" in result.stderr
+    assert "secret" not in result.output
 
 
 def test_the_key_is_made_once_and_printed(home: Path) -> None:

@@ -250,10 +250,12 @@ async def test_a_disk_that_takes_no_more_is_said_and_nothing_is_left(client: htt
 
 
 async def test_a_home_where_no_folder_can_be_made_is_said_too(client: httpx.AsyncClient, folder: Path) -> None:
-    folder.parent.write_text("a file in the way")
+    folder.parent.parent.rmdir()
+    folder.parent.parent.write_text("a file in the way")
     answer = await client.post("/send", files={"file": ("a", b"x")})
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
-    folder.parent.unlink()
+    folder.parent.parent.unlink()
+    folder.parent.parent.mkdir()
 
 
 async def test_a_client_that_leaves_leaves_nothing(folder: Path) -> None:

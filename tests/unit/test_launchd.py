@@ -40,7 +40,9 @@ def test_a_unit_escapes_what_systemd_would_expand() -> None:
     assert 'ExecStart="/opt/my python/bin/python3" "-m" "engine"' in text
     assert r'Environment="DUET_HOME=/home/a b/100%% \"du$et\\"' in text
     assert "Restart=on-failure" in text
-    assert "RestartPreventExitStatus=2 78" in text
+    assert "StartLimitIntervalSec=0\n" in text  # never given up, whatever its exit code
+    assert "Prevent" not in text
+    assert "RestartSec=10\n" in text
     with pytest.raises(ValueError):
         systemd_unit(Service("x", "x", ("a\nb",), {}, Path("/x")))
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from duet.cli.config import lines
-from duet.settings import SettingsError, hub_environment, load_settings, origins, to_environment
+from duet.settings import (
+    hub_environment,
+    load_settings,
+    origins,
+    to_environment,
+    unknown_variables,
+)  # fmt: skip
+from duet.sources import SettingsError
 
 
 def written(home: Path, text: str) -> dict[str, str]:
@@ -41,8 +49,6 @@ def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("DUET_ENGINE__PROT", "1", "engine.prot (DUET_ENGINE__PROT): there is no such setting"),
-        ("DUET_ENGNIE__PORT", "1", "engnie"),
         ("DUET_ENGINE__PORT", "lots", "engine.port (DUET_ENGINE__PORT)"),
         ("DUET_ENGINE__PORT", "65536", "engine.port"),
         ("DUET_ENGINE__MAX_ROWS", "0", "engine.max_rows"),
@@ -54,8 +60,6 @@ def test_command_line_wins_over_environment_over_file(tmp_path: Path) -> None:
         ("DUET_ENGINE__PRESET", "8gb", "engine.preset"),
         ("DUET_LOG_LEVEL", "loud", "log_level"),
         ("DUET_EMBEDDED", "perhaps", "embedded"),
-        ("DUET_ENGINE", "x", "engine"),
-        ("DUET_LOG_LEVEL__DEEPER", "x", "log_level"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, said: str) -> None:
@@ -88,6 +92,78 @@ def test_every_wrong_key_is_named_at_once(tmp_path: Path) -> None:
 
 def test_variables_that_are_not_settings_are_left_alone(tmp_path: Path) -> None:
     load_settings({"DUET_HOME": str(tmp_path), "DUET_LIFELINE": "1", "DUET_TEST_AUDIO": "/x", "PATH": "/bin"})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("DUET_KEY", "DUET_KEY is set and has no effect: there is no such setting; `duet config` shows all"),
+        ("DUET_ENGINE__PROT", "the nearest one is DUET_ENGINE__PORT"),
+        ("DUET_ENGNIE__PORT", "the nearest one is DUET_ENGINE__PORT"),
+        ("DUET_ENGINE_PORT", "the nearest one is DUET_ENGINE__PORT"),
+        ("DUET_ROUTER__ASR_MODLE", "the nearest one is DUET_ROUTER__ASR_MODEL"),
+        ("DUET_ENGINE", "has no effect"),
+        ("DUET_LOG_LEVEL__DEEPER", "the nearest one is DUET_LOG_LEVEL"),
+        ("DUET_", "has no effect"),
+        ("DUET_ENGINE__TTL_SECONDS__A", "the nearest one is DUET_ENGINE__TTL_SECONDS"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told_and_changes_nothing(tmp_path: Path, name: str, said: str) -> None:
+    environ = {"DUET_HOME": str(tmp_path), name: "1"}
+    assert load_settings(environ) == load_settings({"DUET_HOME": str(tmp_path)})
+    (sentence,) = unknown_variables(environ)
+    assert said in sentence
+    assert "1" not in sentence.replace(name, ""), "a value may be a secret"
+    assert origins(environ) == {}
+
+
+def test_no_variable_of_ours_is_called_unknown(tmp_path: Path) -> None:
+    environ = to_environment(load_settings({"DUET_HOME": str(tmp_path)})) | {"DUET_engine__port": "9"}
+    assert unknown_variables(environ | {"DUET_LIFELINE": "1", "PATH": "/bin", "MY_DUET_KEY": "x"}) == []
+    assert load_settings({"DUET_HOME": str(tmp_path), "DUET_engine__port": "9"}).engine.port == 9
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf[engine]\nport = 7\n",
+        b"[engine]\r\nport = 7\r\n",
+        b"\xef\xbb\xbf# \xe7\xab\xaf\xe5\x8f\xa3\r\n[engine]\r\nport = '7'",
+    ],
+)
+def test_a_file_of_any_editor_is_read(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "config.toml").write_bytes(data)
+    assert load_settings({"DUET_HOME": str(tmp_path)}).engine.port == 7
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\xff\xfel\0o\0g\0", "it is UTF-16"),
+        (b"# one\n# caf\xe9\n", "line 2 is not"),
+        (b"a = " + b"[" * 100_000, "config.toml"),
+        (b"#" * (2 << 20), "longer than"),
+        (b"a = \0", "config.toml"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "config.toml").write_bytes(data)
+    with pytest.raises(SettingsError, match=r"config\.toml") as caught:
+        load_settings({"DUET_HOME": str(tmp_path)})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_what_is_no_file_is_named_and_does_not_hang(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "config.toml"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to nothing": lambda: path.symlink_to("gone")}[kind]()
+    with pytest.raises(SettingsError, match=r"config\.toml is (no file|a link)"):
+        load_settings({"DUET_HOME": str(tmp_path)})
+
+
+def test_a_home_that_cannot_be_named_is_told() -> None:
+    with pytest.raises(SettingsError, match="DUET_HOME"):
+        load_settings({"DUET_HOME": "~nobody-of-this-name/x"})
 
 
 def test_folders_are_separated_as_path_is_and_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

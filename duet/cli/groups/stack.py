@@ -1,4 +1,4 @@
-"""`duet up`, `status`, `key`, `config` and `version`: the stack as a whole."""
+"""`duet up`, `status`, `repair`, `key`, `config` and `version`: the stack as a whole."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     from duet.cli.status import run
 
     raise typer.Exit(run(settings_or_exit(), as_json=as_json))
+
+
+def repair() -> None:
+    """Set a damaged store of meetings aside. The meetings are kept: they are found in their folders and queued again.
+
+    Example: duet repair
+    """
+    from duet.cli.repair import run
+
+    run(settings_or_exit())
 
 
 def key(path: Annotated[bool, typer.Option("--path", help="Print the file, not the key.")] = False) -> None:

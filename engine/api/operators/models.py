@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from duet.errors import Unavailable
 from engine.api.shared.ports import ModelsDep
@@ -33,12 +33,18 @@ async def health() -> dict[str, str]:
 
 
 @router.get("/ready")
-async def ready(models: ModelsDep) -> dict[str, Any]:
-    """The engine can serve at least one model, which is here or is fetched when first asked for. Else 503 and what to do."""
+async def ready(request: Request, models: ModelsDep) -> dict[str, Any]:
+    """The engine can serve at least one model, which is here or is fetched when first asked for. Else 503 and what to do.
+    `resting`: programs beside it that crashed again and again."""
     known = [model for model in await models.list() if not model.problem]
     if not known:
         raise Unavailable("no model is on this machine and downloads are off: set engine.model_dirs or engine.hub")
-    return {"status": "ready", "models": sum(model.state != "absent" for model in known)}
+    rests = request.app.state.resting()
+    return {
+        "status": "ready",
+        "models": sum(model.state != "absent" for model in known),
+        **({"resting": rests} if rests else {}),
+    }
 
 
 def _shown(model: ModelInfo) -> dict[str, Any]:
