@@ -33,6 +33,7 @@ _KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f]")
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _HAN_RUN = re.compile(f"[{HAN}]+")
 _CLITIC = re.compile(r"['’](?:s|d|m|ll|re|ve)(?![^\W_])", re.IGNORECASE)
+_ELISION = re.compile(r"(?<![^\W_])(?:[ldjmnstc]|qu|un|all|dell|dall|nell|sull)['’]$", re.IGNORECASE)
 _PARTICLE = re.compile(
     "(?:으로|에서|에게|부터|까지|이나|라는|처럼|보다|[을를이가은는에의로와과도만])(?![\uac00-\ud7af])"
 )
@@ -40,11 +41,11 @@ _ENDINGS = ("ness", "ing", "ers", "est", "ed", "er", "es", "ly", "s", "d")
 
 
 def occurrences(text: str, words: str, *, any_case: bool = False) -> Iterator[tuple[int, int]]:
-    """Where `words` stand in `text` as whole words, apart from each other. Spaces match any spaces."""
+    """Where `words` stand in `text` as whole words, apart from each other. A space matches any spaces, or a hyphen."""
     parts = words.split()
     if not parts or parts[0].lower() not in text.lower():  # most terms are nowhere near
         return
-    pattern = r"\s+".join(re.escape(part) for part in parts)
+    pattern = r"(?:\s+|[-‐‑])".join(re.escape(part) for part in parts)
     for match in re.finditer(pattern, text, re.IGNORECASE if any_case else 0):
         if not inside(text, *match.span()):
             yield match.span()
@@ -59,13 +60,13 @@ def inside(text: str, start: int, end: int) -> bool:
     """Whether text[start:end] begins or ends inside a word.
 
     A word holds its letters, digits and underscores, in any case ("conKatenate"), the apostrophe of don't, and the dot of
-    node.js. Clitics (Kafka's, Kafka'll) and Korean particles are no part of it. A hyphen joins ordinary words to one
+    node.js. Clitics (Kafka's, Kafka'll, l'Kafka) and Korean particles are no part of it. A hyphen joins ordinary words to one
     ("state-of-the-art"), but not a name with its neighbour ("Kubernetes-based"). Han characters stand alone here:
     `cuts_word` knows more about them.
     """
     if start >= end:
         return True
-    if (start and _one_word(text[start - 1], text[start])) or _connected(text, start):
+    if start and (_one_word(text[start - 1], text[start]) or (_connected(text, start) and not _elided(text, start))):
         return True
     if end == len(text):
         hyphen = False
@@ -106,6 +107,11 @@ def _connected(text: str, at: int) -> bool:
         0 < i < len(text) - 1 and text[i] in "'’.@" and _spaced_letter(text, i - 1) and _spaced_letter(text, i + 1)
         for i in (at - 1, at)
     )
+
+
+def _elided(text: str, at: int) -> bool:
+    """Whether what stands before is a short word of French or Italian without its vowel: l'hôtel, dell'arte."""
+    return bool(_ELISION.search(text[max(0, at - 6) : at]))
 
 
 def _hyphen(text: str, at: int) -> bool:

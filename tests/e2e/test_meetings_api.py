@@ -184,6 +184,33 @@ def test_delete_removes_everything_derived(client: httpx.Client, stack: Stack) -
     assert follow(client, submit(client, wav(3), title="Deleted").json()["id"])[-1][0] == "succeeded"
 
 
+def kept(stack: Stack) -> dict[str, int]:
+    """Entries of each model's KV cache, in memory and on SSD."""
+    with stack.client(stack.engine_url) as engine:
+        workers = engine.get("/v1/admin/kv").json()["workers"]
+    return {
+        name: shown.get("memory_entries", 0) + shown.get("disk_entries", 0) for name, shown in workers.items() if shown
+    }
+
+
+def test_no_word_of_a_deleted_meeting_is_left_in_the_home(client: httpx.Client, stack: Stack) -> None:
+    with stack.client(stack.engine_url) as engine:
+        engine.delete("/v1/admin/kv").raise_for_status()
+    # A word that nothing else holds: the glossary puts it into the reviewed text, and so before the model.
+    mark = "Zorbigon"
+    glossary = f"{mark} | 我们 | 大家 | 今天 | we | the | is | a"
+    job_id = submit(client, (DEMO / "meeting.flac").read_bytes(), title=f"{mark} weekly", glossary=glossary).json()[
+        "id"
+    ]
+    assert follow(client, job_id)[-1][0] == "succeeded"
+    assert mark in client.get(f"/v1/meetings/{job_id}/outputs/reviewed").text
+    assert any(mark.encode() in path.read_bytes() for path in stack.home.rglob("*") if path.is_file())
+    assert client.delete(f"/v1/meetings/{job_id}").status_code == 204
+    left = [path for path in stack.home.rglob("*") if path.is_file() and mark.encode() in path.read_bytes()]
+    assert left == []
+    assert set(kept(stack).values()) <= {0}, "the review's and the summary's prompts are in no KV cache"
+
+
 def test_short_clips_are_answered_while_a_meeting_runs(client: httpx.Client, stack: Stack) -> None:
     job_id = submit(client, wav(90, 0.05), title="Beside").json()["id"]
     ended: list[str] = []

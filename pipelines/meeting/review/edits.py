@@ -97,7 +97,7 @@ def apply(draft: Draft, proposals: Sequence[Proposal], words: Words) -> list[Dec
     """Makes the model's harmless edits in `draft`; at least one decision on every proposal, in order."""
     decisions = list[Decision]()
     budget = _Budget(draft.text)
-    for proposal in proposals:
+    for proposal in (Proposal(each.source.strip(), each.target.strip()) for each in proposals):
         found = places(draft.text, proposal.source)
         if not found:
             reason = Refusal.INSIDE if proposal.source and proposal.source in draft.text else Refusal.ABSENT
