@@ -54,10 +54,10 @@ def test_cer_of_a_meeting_s_turns_with_and_without_review_by_rule(tmp_path: Path
 
 
 def test_ready_transcripts_are_scored_and_a_named_arm_without_its_model_is_an_error(tmp_path: Path) -> None:
-    lines = [{"id": "1", "audio": str(DEMO / "meeting.flac"), "text": "接口要幂等", "terms": ["幂等"]}]
+    lines = [{"id": "1", "audio": str(DEMO / "meeting.flac"), "text": "检查知识蒸馏", "terms": ["知识蒸馏"]}]
     manifest, ready = tmp_path / "m.jsonl", tmp_path / "h.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    ready.write_text(json.dumps({"id": "1", "text": "接口要密等"}) + "\n", encoding="utf-8")
+    ready.write_text(json.dumps({"id": "1", "text": "检查知识争馏"}) + "\n", encoding="utf-8")
     arguments = ["cer", "--manifest", str(manifest), "--hypotheses", str(ready), "--out", str(tmp_path / "out")]
     with free_port() as port:
         environment = {"DUET_ENGINE__PORT": str(port)}
@@ -67,7 +67,7 @@ def test_ready_transcripts_are_scored_and_a_named_arm_without_its_model_is_an_er
     assert "No arm with a language model" in done.stdout
     found = json.loads((tmp_path / "out" / "cer.json").read_text(encoding="utf-8"))
     none, rule = (arm["groups"]["all"]["cer"] for arm in found["arms"])
-    assert (none["substitutions"], none["units"], rule["rate"]) == (1, 5, 0.0)
+    assert (none["substitutions"], none["units"], rule["rate"]) == (1, 6, 0.0)
     assert found["settings"]["backend"].startswith("hypotheses h.jsonl ")
     assert refused.returncode == 1
     assert "out of reach" in refused.stderr
