@@ -21,7 +21,7 @@ _FILE_BYTES: Final = 1 << 30
 """It writes no file, but the log may be one."""
 MEASURE_SECONDS: Final = 10.0
 DECODE_SECONDS: Final = 30.0
-IDLE_SECONDS: Final = 60.0
+IDLE_SECONDS: Final = 300.0
 """A child that is not needed for this long ends."""
 
 

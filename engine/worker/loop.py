@@ -109,6 +109,7 @@ class Loop:
             while True:
                 self.tick()
         except (Stop, ChannelClosed):
+            self._desk.stop()
             self._flush()
         except Exception:
             self._live.fail_all("the worker met an unexpected error and restarts")

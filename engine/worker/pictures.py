@@ -72,7 +72,7 @@ class PictureDesk:
         self._held_by, self.decoding = weakref.ref(viewer), True
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="pictures", daemon=True).start()
+            threading.Thread(target=self._serve, args=(self._loop,), name="pictures", daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._decode(viewer, parts), self._loop)
 
     def received(self, decoded: Decoded) -> None:
@@ -90,6 +90,19 @@ class PictureDesk:
     def _holder(self) -> Viewer | None:
         viewer = None if self._held_by is None else self._held_by()
         return viewer if viewer is not None and self._wanted(viewer.id) else None
+
+    def stop(self) -> None:
+        """Decode nothing more. A child that is at work ends, another one when this process ends."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread."""
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(_cancel_all())
+            loop.close()
 
     async def _decode(self, viewer: Viewer, parts: Sequence[Part]) -> None:
         found: list[Picture] = []
@@ -114,6 +127,13 @@ class PictureDesk:
             if not self._wanted(viewer.id):
                 decoding.cancel()
         return _picture(await decoding)
+
+
+async def _cancel_all() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _picture(pixels: Pixels) -> Picture:

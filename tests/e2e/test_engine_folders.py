@@ -81,7 +81,7 @@ def test_requests_with_and_without_images_run_together(client: openai.OpenAI) ->
 def test_a_picture_that_is_none_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         see(client, "data:image/png;base64," + base64.b64encode(b"no picture").decode())
-    assert refused.value.param == "messages"
+    assert refused.value.param == "messages[0].content[0].image_url.url"
 
 
 def test_a_hybrid_model_answers(client: openai.OpenAI) -> None:
