@@ -18,7 +18,7 @@ from engine.api.answering import collect, fan_in
 from engine.api.assembly import Answer
 from engine.api.shared.headers import accepted_headers
 from engine.api.shared.sse import EventStream, Put
-from engine.types import Accepted, Event, Events, GenerationRequest, Work, raise_failure
+from engine.types import Accepted, Event, Events, Failed, GenerationRequest, Work, raise_failure
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ async def respond(
         answers = await unless_gone(request, collect(work, asked))
         body = dialect.whole(answers)
         return Response(body, media_type="application/json", headers=_with(headers, *(one.accepted for one in answers)))
-    events = fan_in(work, asked)
-    first = await _first_event(events)
-    streamed = _Streamed(dialect, {one.id: i for i, one in enumerate(asked)}, first, events)
+    beginning = _Beginning(fan_in(work, asked), {one.id for one in asked})
+    await beginning.awaited()
+    streamed = _Streamed(dialect, {one.id: i for i, one in enumerate(asked)}, beginning)
     found = _with(headers, streamed.accepted())
     return EventStream(streamed.write, waiting=waiting, error=dialect.error, close=streamed.close, headers=found)
 
@@ -80,12 +80,10 @@ def _with(headers: Mapping[str, str], *choices: Accepted | None) -> dict[str, st
 
 
 class _Streamed:
-    """The stream of one call. `first` is the task of its first event, `events` are the others."""
+    """The stream of one call."""
 
-    def __init__(
-        self, dialect: Dialect, indexes: Mapping[str, int], first: asyncio.Task[Event], events: Events
-    ) -> None:
-        self._dialect, self._indexes, self._first, self._events = dialect, indexes, first, events
+    def __init__(self, dialect: Dialect, indexes: Mapping[str, int], beginning: _Beginning) -> None:
+        self._dialect, self._indexes, self._beginning = dialect, indexes, beginning
 
     async def write(self, put: Put) -> None:
         """All frames from the first to the last. A failure of one choice ends the stream."""
@@ -93,9 +91,7 @@ class _Streamed:
         if frames := dialect.first_frames():
             await put(frames)
         try:
-            if frames := self._shown(await self._first):
-                await put(frames)
-            async for event in self._events:
+            async for event in self._beginning.all_events():
                 if frames := self._shown(event):
                     await put(frames)
         except DuetError as error:
@@ -112,29 +108,57 @@ class _Streamed:
 
     def accepted(self) -> Accepted | None:
         """None while the first event is awaited: the headers go out before it."""
-        event = self._first.result() if self._first.done() else None
-        return event if isinstance(event, Accepted) else None
+        return next((event for event in self._beginning.events if isinstance(event, Accepted)), None)
 
     async def close(self) -> None:
         """Cancels every choice that has not ended."""
-        await _closed(self._first, self._events)
+        await self._beginning.close()
 
 
-async def _first_event(events: Events) -> asyncio.Task[Event]:
-    """The worker's first word, which decides the HTTP status. The task still runs when that takes too long, because a model is
-    loaded for instance."""
-    first = asyncio.ensure_future(anext(events))
-    try:
-        await asyncio.wait([first], timeout=PROMISE_AFTER_SECONDS)
-        if first.done():
-            raise_failure(first.result())
-    except BaseException:
-        await _closed(first, events)
-        raise
-    return first
+class _Beginning:
+    """The events of a call until each of its choices has said its first word. The words decide the HTTP status: a prompt that is
+    refused fails the call, whatever the others have begun to say."""
 
+    def __init__(self, events: Events, ids: set[str]) -> None:
+        self._rest, self._silent = events, ids
+        self.events: list[Event] = []
+        self._enough = False
+        self._reading = asyncio.ensure_future(self._read())
 
-async def _closed(first: asyncio.Task[Event], events: Events) -> None:
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    await events.aclose()
+    async def awaited(self) -> None:
+        """Until all have begun, but no longer than `PROMISE_AFTER_SECONDS`: a model may have to be loaded. Raises the error of a
+        choice that failed."""
+        try:
+            await asyncio.wait([self._reading], timeout=PROMISE_AFTER_SECONDS)
+            self._enough = True
+            if self._reading.done():
+                self._reading.result()
+            for event in self.events:
+                raise_failure(event)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def all_events(self) -> Events:
+        """From the first on."""
+        await asyncio.wait([self._reading])
+        for event in self.events:
+            yield event
+        self._reading.result()
+        async for event in self._rest:
+            yield event
+
+    async def close(self) -> None:
+        """Cancels every choice that has not ended."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._rest.aclose()
+
+    async def _read(self) -> None:
+        while self._silent and not self._enough:
+            if (event := await anext(self._rest, None)) is None:
+                return
+            self.events.append(event)
+            self._silent.discard(event.id)
+            if isinstance(event, Failed):
+                return

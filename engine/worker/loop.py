@@ -52,6 +52,17 @@ class Stop(Exception):
     """The gateway closed the channel or asked to end."""
 
 
+def _of_request(error: BaseException) -> Exception:
+    """What a request's work raised. A panic of a native library (tokenizers, llguidance) is no `Exception`. Raises what is meant
+    for the whole process."""
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error
+    logger.error("a native library panicked", exc_info=error, extra={"action": "native_panic"})
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
 class Loop:
     """Every request that enters ends in exactly one `Finished`, `Failed` or `Result`, unless it is cancelled.
 
@@ -157,8 +168,8 @@ class Loop:
                 self._sequences.begin(result)
             elif result is not None:
                 self._live.answer([result])
-        except Exception as error:  # noqa: BLE001 - it ends this request alone
-            self._live.fail(job.id, error)
+        except BaseException as error:  # noqa: BLE001 - it ends this request alone
+            self._live.fail(job.id, _of_request(error))
 
     def _may_step(self, one: Queued[Result]) -> bool:
         """Batch jobs pause as batch rows do. Encoded images fill memory that no KV bound counts before their row begins, so only
@@ -258,8 +269,8 @@ class Loop:
                 case job:
                     live.place = self._jobs
                     self._jobs.add(job, time.monotonic())
-        except Exception as error:  # noqa: BLE001 - it ends this request alone
-            self._live.fail(request_id, error)
+        except BaseException as error:  # noqa: BLE001 - it ends this request alone
+            self._live.fail(request_id, _of_request(error))
 
     def _report(self, *, now: bool = False) -> None:
         for reporter in self._reporters:

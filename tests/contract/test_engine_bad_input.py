@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -239,6 +241,53 @@ async def test_unknown_routes_answer_in_the_same_shape(
     answer = await engine.client.request(method, path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+SAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "model": "talker", "stream": False, "stream_options": {"include_usage": False}, "max_tokens": 3, "temperature": 0.5,
+        "top_p": 0.5, "top_k": 3, "seed": 1, "logit_bias": {"1": 1.0}, "n": 1, "stop": ["x"], "store": True, "logprobs": True,
+        "top_logprobs": 1, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "chat_template_kwargs": {"a": 1}, "tools": [], "tool_choice": "auto", "modalities": ["text"], "zz": 1,
+        "messages": [
+            {"role": "system", "content": "a"}, {"role": "user", "name": "b", "content": [{"type": "text", "text": "c"}]}
+        ],
+    },
+    "/v1/completions": {
+        "model": "talker", "prompt": ["a", "b"], "max_tokens": 3, "echo": True, "n": 1, "best_of": 1, "suffix": "",
+        "stream": False, "guided_regex": "a", "structured_outputs": {"regex": None}, "priority": "batch",
+    },
+    "/v1/embeddings": {"model": "tiny-embed", "input": ["a", "b"], "encoding_format": "float", "dimensions": 4, "user": "x"},
+}  # fmt: skip
+ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, float("nan"), float("inf"), 1e300, "", " ", "x", "0", "\ud800", "\0",
+    "x" * 70_000, [], {}, [[]], [None], [{}], [0], ["x"], [1.5], [[1], "x"], {"": None}, {"type": "text"}, {"type": None},
+    {"url": {}}, {"json": "{"}, {"grammar": " "}, [{"role": "user", "content": None}], [{"role": "tool"}], {"a": [{"b": [[[]]]}]},
+]  # fmt: skip
+
+
+def _spots(value: Any) -> list[tuple[Any, Any]]:
+    """Every place in a body that can have another value."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    return [(value, key) for key in keys] + [spot for key in keys for spot in _spots(value[key])]
+
+
+@pytest.mark.parametrize("path", SAMPLES)
+async def test_no_value_in_any_place_is_a_fault_of_ours(engine: EngineService, path: str) -> None:
+    """Two or three values of a good body are replaced or removed, 150 times."""
+    chance = random.Random(path)
+    for _ in range(150):
+        body = copy.deepcopy(SAMPLES[path])
+        for _ in range(chance.randint(1, 3)):
+            holder, key = chance.choice(_spots(body) or [(body, "model")])
+            if chance.random() < 0.1 and key in holder and isinstance(holder, dict):
+                del holder[key]
+            else:
+                holder[key] = copy.deepcopy(chance.choice(ODD))
+        answer = await post(engine, path, body)
+        assert answer.status_code < 500, (body, answer.text)
+        if answer.status_code >= 400:
+            assert answer.json()["error"]["message"], body
 
 
 async def test_a_body_over_the_limit(engine: EngineService) -> None:

@@ -172,8 +172,9 @@ async def test_streamed_logprobs_are_one_token_each(client: openai.AsyncOpenAI) 
         ({"prompt": {"text": "a"}}, "prompt", "string"),
         ({"prompt": "\ud800"}, "prompt", "Unicode"),
         ({"prompt": ["a"] * 65}, "prompt", "64"),
-        ({"prompt": None}, "prompt", "string"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"prompt": None}, "prompt", "is missing"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+        ({"prompt": ["a"] * 64, "n": 16}, "n", "1024; a request takes 128"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
         ({"stop": [""]}, "stop", "empty"),
     ],
@@ -212,6 +213,18 @@ async def test_priority_and_deadline_hold_here_too(engine: EngineService) -> Non
         headers={"X-Duet-Priority": "batch", "X-Duet-Deadline": "30"},
     )
     assert answer.json()["choices"][0]["text"].startswith("priority=batch left=29")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("place", [0, 1, 3])
+async def test_one_wrong_prompt_of_several_is_one_error_before_any_text(
+    engine: EngineService, stream: bool, place: int
+) -> None:
+    prompts = ["fine"] * 4
+    prompts[place] = "refuse"
+    answer = await engine.client.post("/v1/completions", json={"model": "talker", "prompt": prompts, "stream": stream})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("context_length_exceeded", "prompt")
 
 
 async def test_one_failing_choice_fails_the_call(engine: EngineService) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import models
-from duet.errors import InvalidRequest
+from duet.errors import ContextTooLong, InvalidRequest
 from engine.types import Embedded, EmbeddingRequest, Failed
 from engine.worker.families.embedding import start_embedding
 from engine.worker.model import Loaded
@@ -59,6 +59,25 @@ def test_a_bad_input_names_its_parameter(model: Callable[..., Loaded], bad: Any,
         start_embedding(model("embedding"), EmbeddingRequest(id="e", model="m", inputs=("ok", bad)))
     assert caught.value.param == param
     assert "input[1]" in caught.value.message
+
+
+def test_many_long_inputs_are_tokenised_in_steps(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what runs beside them does not wait for all of it."""
+    texts = tuple(words(30, i) for i in range(10))
+    at_once = embed(model("embedding"), *texts)
+    monkeypatch.setattr("engine.worker.families.embedding._STEP_CHARACTERS", 100)
+    job, steps = start_embedding(model("embedding"), EmbeddingRequest(id="a", model="m", inputs=texts)), 1
+    while (result := job.step()) is None:
+        steps += 1
+    assert steps > 2
+    np.testing.assert_array_equal(np.frombuffer(result.vectors, "<f4").reshape(at_once.shape), at_once)
+
+
+def test_an_input_that_is_far_too_long_is_refused_from_its_beginning(model: Callable[..., Loaded]) -> None:
+    begun = time.process_time()
+    with pytest.raises(ContextTooLong, match="4096"):
+        start_embedding(model("embedding"), EmbeddingRequest(id="a", model="m", inputs=("word " * 2_000_000,)))
+    assert time.process_time() - begun < 2
 
 
 def test_a_batch_job_does_not_starve_behind_a_stream_of_urgent_ones(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from engine.types import Accepted, Failed, Finished, GenerationRequest, TextDelta
 from engine.worker.model import Loaded
+from engine.worker.prompts import length
+from engine.worker.prompts.length import tokens_beyond
 from engine.worker.prompts.template import render
 from tests.mlx.conftest import Driver, ask, words
 from tests.mlx.kv import KvDriver
@@ -77,6 +82,59 @@ def test_a_base_model_without_a_template_continues_a_prompt_and_refuses_a_chat(m
     (failed,) = driver.of("chat", Failed)
     assert "base model" in failed.message
     assert driver.raw("raw") == Driver(loaded).run([raw("raw", prompt)])["raw"]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_no_tokens_are_generated_where_none_are_asked_for_and_the_prompt_is_kept(
+    model: Callable[..., Loaded], echo: bool
+) -> None:
+    loaded, prompt = model("plain"), words(600, 1)
+    driver = KvDriver(loaded, None)
+    driver.run_all([msgspec.structs.replace(raw("none", prompt, echo=echo), max_tokens=0)])
+    (finished,) = driver.of("none", Finished)
+    assert (finished.reason, finished.usage.completion_tokens, finished.usage.prompt_tokens) == ("length", 0, 600)
+    assert driver.text("none") == (prompt if echo else "")
+    driver.run([raw("next", prompt + "and so on")])
+    assert driver.cached("next") >= 512
+
+
+def test_a_text_that_is_far_too_long_is_refused_from_its_beginning(
+    model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, seen = model("plain"), list[int]()
+    tokenizer = loaded.tokenizer.backend_tokenizer
+
+    class Counting:
+        def encode(self, text: str, **options: Any) -> Any:
+            seen.append(len(text))
+            return tokenizer.encode(text, **options)
+
+    long = words(10, 1) * 500_000
+    assert (tokens_beyond(Counting(), long, 4096) or 0) > 4096
+    assert sum(seen) < 200_000
+    for name, request in (("raw", raw("raw", long)), ("chat", ask("chat", long))):
+        driver = Driver(loaded)
+        driver.run_all([request])
+        (failed,) = driver.of(name, Failed)
+        assert (failed.code, failed.param) == ("context_length_exceeded", "prompt" if name == "raw" else "messages")
+        assert "4096" in failed.message
+
+
+@given(
+    text=st.lists(st.sampled_from(["word ", "    ", "中文", "a" * 50, "\n", "🙂"]), min_size=1, max_size=60).map(
+        "".join
+    ),
+    limit=st.integers(1, 2000),
+    piece=st.integers(200, 600),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_no_text_that_fits_is_ruled_out(model: Callable[..., Loaded], text: str, limit: int, piece: int) -> None:
+    tokenizer = model("plain").tokenizer.backend_tokenizer
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(length, "_PIECE", piece)
+        patched.setattr(length, "SHORT_CHARACTERS", 0)
+        found = tokens_beyond(tokenizer, text * 20, limit)
+    assert found is None or limit < found <= len(tokenizer.encode(text * 20, add_special_tokens=False).ids)
 
 
 def test_a_text_gets_the_tokenizers_own_beginning_unless_it_is_asked_not_to(model: Callable[..., Loaded]) -> None:

@@ -82,6 +82,48 @@ def test_what_the_model_cannot_do_is_refused_by_name(
     assert (failed.code, failed.param) == (code, param)
 
 
+class NativePanic(BaseException):
+    """As pyo3 raises a panic of Rust code: no `Exception`."""
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError, MemoryError, ValueError, AttributeError, OSError, NativePanic, ZeroDivisionError]
+)
+@pytest.mark.parametrize("place", ["encoded", "text_of", "answer_format"])
+def test_whatever_one_request_raises_ends_that_request_alone(
+    model: Callable[..., Loaded], alone: Callable[..., bytes], error: type[BaseException], place: str
+) -> None:
+    other = ask("other", words(30, 1), tokens=30)
+    driver = Driver(model("plain"))
+    driver.post(other)
+    driver.tick()
+    with pytest.MonkeyPatch.context() as patched:
+
+        def fails(*arguments: Any) -> Any:
+            raise error("from within a library")
+
+        patched.setattr(f"engine.worker.families.text.{place}", fails)
+        driver.post(ask("bad", "x"))
+        driver.tick()
+    driver.drain()
+    (failed,) = driver.of("bad", Failed)
+    assert failed.code == "internal_error"
+    assert driver.raw("other") == alone("plain", other)
+
+
+def test_what_a_job_raises_ends_that_job_alone(model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise NativePanic("from within a library")
+
+    driver = Driver(model("embedding"))
+    with monkeypatch.context() as patched:
+        patched.setattr("engine.worker.families.embedding._EmbeddingJob._run", fails)
+        driver.run_all([EmbeddingRequest(id="bad", model="m", inputs=("x",))])
+    assert driver.of("bad", Failed)[0].code == "internal_error"
+    driver.run_all([EmbeddingRequest(id="good", model="m", inputs=("x",))])
+    assert driver.of("good", Embedded)
+
+
 def test_a_broken_image_is_refused(model: Callable[..., Loaded]) -> None:
     assert refusal(model("vision"), ask("a", "x", images=(b"no image",))).param == "messages"
     assert refusal(model("vision"), ask("a", "x", images=(picture(1)[:200],))).param == "messages"

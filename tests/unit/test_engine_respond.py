@@ -54,13 +54,16 @@ class Shouting:
 class Script:
     """Work that says what a request's id stands for, and notes which requests were closed before their end."""
 
-    def __init__(self, **said: list[Event | DuetError | None]) -> None:
+    def __init__(self, **said: list[Event | DuetError | float | None]) -> None:
         self.said, self.cancelled = said, list[str]()
 
     async def run(self, request: Request) -> Events:
         ended = False
         try:
             for event in self.said[request.id]:
+                if isinstance(event, float):
+                    await asyncio.sleep(event)
+                    continue
                 if event is None:
                     await asyncio.Event().wait()
                     continue
@@ -88,7 +91,7 @@ class Shelf:
         return ""
 
 
-def says(name: str, *texts: str) -> list[Event | DuetError | None]:
+def says(name: str, *texts: str) -> list[Event | DuetError | float | None]:
     return [Accepted(name, 3), *(TextDelta(name, text) for text in texts), Finished(name, "stop", Usage(3, 2, 0))]
 
 
@@ -172,10 +175,30 @@ async def test_a_failure_before_the_first_word_is_raised(failure: Any, stream: b
 
 
 async def test_a_failure_in_a_stream_is_said_in_the_dialects_own_shape_and_ends_all_choices() -> None:
-    work = Script(a=[Accepted("a", 3), ContextTooLong("too long")], b=[Accepted("b", 3), None])
+    work = Script(a=[Accepted("a", 3), 0.02, ContextTooLong("too long")], b=[Accepted("b", 3), None])
     assert await answered(work, "a", stream=True) == b"<ALAS context_length_exceeded"
     assert await answered(work, "a", "b", stream=True) == b"<ALAS context_length_exceeded"
     assert work.cancelled == ["b"]
+
+
+@pytest.mark.parametrize("refused", ["a", "b", "c"])
+@pytest.mark.parametrize("how", ["event", "error"])
+async def test_a_stream_of_several_prompts_begins_when_none_is_refused(refused: str, how: str) -> None:
+    """One wrong prompt is one error with a status, however much of the others has been said already."""
+    error = Failed(refused, "context_length_exceeded", "too long") if how == "event" else ContextTooLong("too long")
+    work = Script(**{name: [0.05, error] if name == refused else [*says(name, "hello")[:2], None] for name in "abc"})
+    with pytest.raises(ContextTooLong, match="too long"):
+        await answered(work, "a", "b", "c", stream=True)
+    assert sorted(work.cancelled) == sorted({"a", "b", "c"} - {refused})
+
+
+async def test_a_stream_is_promised_though_one_choice_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.api.respond.PROMISE_AFTER_SECONDS", 0.05)
+    work = Script(a=says("a", "hello"), b=[0.3, *says("b", "bye")])
+    streamed = await answered(work, "a", "b", stream=True)
+    assert (streamed[:1], streamed[-1:], streamed.count(b"0HELLO"), streamed.count(b"1BYE")) == (b"<", b">", 1, 1)
+    late = Script(a=says("a", "hello"), b=[0.3, ContextTooLong("too long")])
+    assert await answered(late, "a", "b", stream=True) == b"<0HELLO 0 ALAS context_length_exceeded"
 
 
 async def test_an_unexpected_error_is_ours_and_says_nothing_of_itself() -> None:
@@ -218,6 +241,7 @@ class Broken:
 
     async def run(self, request: Request) -> Events:
         yield Accepted(request.id, 3)
+        await asyncio.sleep(0.02)
         raise OSError(24, "Too many open files")
 
 

@@ -16,6 +16,7 @@ from duet.http.json_bodies import JsonRoute
 from engine.api.shared.caller import caller_of
 from engine.api.shared.fields import Inputs, Lenient, as_inputs, ignored
 from engine.api.shared.headers import answer_headers
+from engine.api.shared.length import check_length
 from engine.api.shared.ports import ModelsDep, WorkDep
 from engine.types import Embedded, EmbeddingRequest, only
 
@@ -41,6 +42,8 @@ class EmbeddingsBody(Lenient):
 async def embeddings(body: EmbeddingsBody, request: Request, work: WorkDep, models: ModelsDep) -> Response:
     """One normalised vector for each input, in order."""
     model, caller = await models.resolve(body.model), caller_of(request)
+    for i, item in enumerate(body.input):
+        check_length(item, model, "input", place=f"input[{i}]")
     asked = EmbeddingRequest(
         id=secrets.token_hex(8),
         model=model.id,

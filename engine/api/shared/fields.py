@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
 
 MAX_VOCABULARY = 1 << 31
 
 
 class Lenient(BaseModel):
-    """Unknown fields are kept in `model_extra`."""
+    """Unknown fields are kept in `model_extra`. A field that is null is as one that was not sent, whatever its type: many clients
+    send every field that they know."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and None in given.values():
+            return {name: value for name, value in given.items() if value is not None}
+        return given
 
 
 def _encodable(text: str) -> str:
@@ -36,6 +44,29 @@ def _unset(value: Any) -> Any:
     if value:
         raise ValueError("is not supported yet")
     return value
+
+
+def bounded(value: Any, *, depth: int) -> Any:
+    """JSON of any shape, as a client's free-form field has it. Raises `ValueError` for more levels of lists and objects than
+    `depth`."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return value
+    if any(isinstance(inner, (dict, list)) for inner in level):
+        raise ValueError(f"is nested more than {depth} levels deep")
+    return value
+
+
+def empty_is_unset(value: Any) -> Any:
+    """For optional texts of which an empty one asks for nothing."""
+    return None if value == "" else value
 
 
 Refused = Annotated[

@@ -10,15 +10,26 @@ import msgspec
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, field_validator
 from pydantic.types import StrictFloat
 
+from duet.errors import InvalidRequest
 from engine.api.shared.caller import Caller
 from engine.api.shared.fields import MAX_VOCABULARY, Lenient, Text
-from engine.api.shared.structure import Choices, ResponseFormat, Schema, StructuredOutputs, structure_of
+from engine.api.shared.structure import (
+    Choices,
+    FormText,
+    OptionalSchema,
+    ResponseFormat,
+    StructuredOutputs,
+    structure_of,
+)
 from engine.types import GenerationRequest, ModelInfo, Priority, SamplingParams
 
 MAX_STOPS = 16
 MAX_TOKENS = 1_000_000_000
 MAX_BIASES = 4096
 MAX_CHOICES_A_PROMPT = 16
+MAX_CHOICES_A_CALL = 128
+"""Half of the requests that may be under way for a model by default, so that a call can succeed beside others."""
+MAX_STOP_CHARACTERS = 1024
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -26,8 +37,14 @@ def _strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _few_biases(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"{len(value)} tokens; a request takes {MAX_BIASES}")
+    return value
+
+
 class StreamOptions(Lenient):
-    include_usage: StrictBool = False
+    include_usage: StrictBool | None = False
 
 
 class GenerationFields(Lenient):
@@ -45,7 +62,7 @@ class GenerationFields(Lenient):
     presence_penalty: StrictFloat | None = Field(None, ge=-2, le=2)
     frequency_penalty: StrictFloat | None = Field(None, ge=-2, le=2)
     repetition_penalty: StrictFloat | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, StrictFloat] | None = None
+    logit_bias: Annotated[dict[str, StrictFloat] | None, BeforeValidator(_few_biases)] = None
     n: StrictInt | None = Field(1, ge=1, le=MAX_CHOICES_A_PROMPT)
     stop: Annotated[list[Text] | None, BeforeValidator(_strings)] = Field(None, max_length=MAX_STOPS)
     store: StrictBool | None = None
@@ -54,26 +71,26 @@ class GenerationFields(Lenient):
     """Cut off an answer that repeats one piece without end (`stop_reason: "repetition"`). By default for OCR models."""
     priority: Priority | None = None
     """The same as the header `X-Duet-Priority`, for clients that send no headers of their own."""
-    # The answer's form: one of these.
+    # The answer's form: one of these. "" asks for none.
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: Schema | None = None
-    guided_regex: StrictStr | None = None
+    guided_json: OptionalSchema = None
+    guided_regex: FormText = None
     guided_choice: Choices | None = None
-    guided_grammar: StrictStr | None = None
+    guided_grammar: FormText = None
 
     @field_validator("stop")
     @classmethod
     def _stops(cls, value: list[str] | None) -> list[str] | None:
         if any(not stop for stop in value or ()):
             raise ValueError("a stop string must not be empty")
+        if any(len(stop) > MAX_STOP_CHARACTERS for stop in value or ()):
+            raise ValueError(f"a stop string has at most {MAX_STOP_CHARACTERS} characters")
         return value
 
     @field_validator("logit_bias")
     @classmethod
     def _biases(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if len(value or ()) > MAX_BIASES:
-            raise ValueError(f"at most {MAX_BIASES} tokens")
         for token, bias in (value or {}).items():
             if not (token.isascii() and token.isdecimal() and len(token) <= 10 and int(token) < MAX_VOCABULARY):
                 raise ValueError(f"{token[:32]!r} is not a token id")
@@ -84,13 +101,13 @@ class GenerationFields(Lenient):
     @field_validator("stream_options")
     @classmethod
     def _needs_stream(cls, value: StreamOptions | None, info: Any) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
+        if value is not None and value.include_usage and not info.data.get("stream"):
             raise ValueError("needs stream: true")
         return value
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def holders(self) -> list[tuple[Lenient, str]]:
         """Objects that may have brought unknown fields, with their paths: see `fields.ignored`."""
@@ -121,7 +138,7 @@ def base_request(
             logprobs=logprobs is not None,
             top_logprobs=logprobs or 0,
         ),
-        max_tokens=body.max_tokens or model.max_tokens,
+        max_tokens=model.max_tokens if body.max_tokens is None else body.max_tokens,
         stop_strings=(*(body.stop or ()), *model.stops),
         tenant=caller.tenant,
         store=body.store is not False,
@@ -133,7 +150,13 @@ def base_request(
 
 
 def choices(prompts: Sequence[GenerationRequest], n: int) -> list[GenerationRequest]:
-    """`n` requests for each prompt, in the order of their indexes. The choices of one seed get consecutive seeds."""
+    """`n` requests for each prompt, in the order of their indexes. The choices of one seed get consecutive seeds. Raises
+    `InvalidRequest` for more than a call may have."""
+    if len(prompts) * n > MAX_CHOICES_A_CALL:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with {n} choices each are {len(prompts) * n}; a request takes {MAX_CHOICES_A_CALL}",
+            param="n",
+        )
     stem = secrets.token_hex(8)
     return [
         msgspec.structs.replace(prompt, id=f"{stem}-{i * n + j}", sampling=_seeded(prompt.sampling, j))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr, model_validator
 
 from duet.errors import InvalidRequest
-from engine.api.shared.fields import Lenient, Refused
+from engine.api.shared.fields import Lenient, Refused, empty_is_unset
 from engine.types import Structure
 
 MAX_STRUCTURE_BYTES = 1 << 16
@@ -28,6 +28,8 @@ def _parsed(value: Any) -> Any:
 
 
 Schema = Annotated[dict[str, Any], BeforeValidator(_parsed)]
+FormText = Annotated[StrictStr | None, BeforeValidator(empty_is_unset)]
+OptionalSchema = Annotated[Schema | None, BeforeValidator(empty_is_unset)]
 Choices = Annotated[list[StrictStr], Field(min_length=1)]
 
 
@@ -53,10 +55,10 @@ class ResponseFormat(Lenient):
 class StructuredOutputs(Lenient):
     """vLLM's newer names. One of these fields is set."""
 
-    json_: Schema | None = Field(None, alias="json")
-    regex: StrictStr | None = None
+    json_: OptionalSchema = Field(None, alias="json")
+    regex: FormText = None
     choice: Choices | None = None
-    grammar: StrictStr | None = None
+    grammar: FormText = None
     json_object: StrictBool | None = None
     structural_tag: Refused = None
 
@@ -110,6 +112,10 @@ def _four(
     if choice is not None:
         yield Structure("choice", _json(choice, f"{prefix}choice"), f"{prefix}choice")
     if grammar is not None:
+        if not grammar.strip():
+            raise InvalidRequest(
+                f"{prefix}grammar has no rule: leave it out, or send a grammar", param=f"{prefix}grammar"
+            )
         yield Structure("grammar", _text(grammar, f"{prefix}grammar"), f"{prefix}grammar")
 
 

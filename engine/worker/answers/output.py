@@ -16,10 +16,10 @@ from engine.worker.answers.stops import StopMatcher
 class Output:
     """The answer of one request so far.
 
-    `max_tokens` bounds the tokens before an end-of-sequence token. `cached_tokens` is how many tokens of the prompt were
-    restored instead of computed. While `cursor` is in a thought, tokens become `ThoughtDelta`s. With `stop_on_repetition` an
-    answer that repeats one piece without end is cut off like one that is too long. `echo` is sent before the first token, as a
-    delta of no tokens.
+    `max_tokens` bounds the tokens before an end-of-sequence token; 0: none is shown or counted. `cached_tokens` is how many
+    tokens of the prompt were restored instead of computed. While `cursor` is in a thought, tokens become `ThoughtDelta`s. With
+    `stop_on_repetition` an answer that repeats one piece without end is cut off like one that is too long. `echo` is sent before
+    the first token, as a delta of no tokens.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Output:
     def _taken(
         self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]
     ) -> list[ThoughtDelta | TextDelta | Finished]:
+        if not self._max_tokens:
+            return [self._finished("length", "")]
         self._completion_tokens += 1
         if token in self._eos_ids:
             held = self._thought(self._cursor.flush(), tokens=0)

@@ -151,7 +151,7 @@ class _Draft:
         sequence = ScheduledSequence(
             request.id,
             len(prompt),
-            max_tokens,
+            max(1, max_tokens),  # the prompt is computed for none too
             whole=vision is not None and vision.whole is not None,
             preemptible=vision is None,
             priority=request.priority,

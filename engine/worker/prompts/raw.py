@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from duet.errors import InvalidRequest
+from duet.errors import ContextTooLong, InvalidRequest
 from engine.types import GenerationRequest
 from engine.worker.model import Loaded
-from engine.worker.prompts.template import render
+from engine.worker.prompts.length import tokens_beyond
+from engine.worker.prompts.template import context_of, render
 
 
 def param_of(request: GenerationRequest) -> str:
@@ -35,6 +36,11 @@ def text_of(loaded: Loaded, request: GenerationRequest) -> str:
 
 
 def encoded(loaded: Loaded, request: GenerationRequest, text: str) -> Any:
-    """The tokens of `text` and their places in it (`tokenizers.Encoding`)."""
+    """The tokens of `text` and their places in it (`tokenizers.Encoding`). Raises `ContextTooLong` for a text that is far too
+    long for this model, without tokenising all of it."""
+    limit = context_of(loaded)
+    if beyond := tokens_beyond(loaded.tokenizer.backend_tokenizer, text, limit):
+        message = f"the prompt has {beyond} tokens or more; this model's context is {limit}, the answer included"
+        raise ContextTooLong(message, param=param_of(request))
     special = request.prompt is not None and request.add_special_tokens
     return loaded.tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)

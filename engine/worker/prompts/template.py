@@ -120,6 +120,11 @@ def _as_template_message(message: Message, *, parts: bool) -> dict[str, Any]:
     return {**rendered, "content": content}
 
 
+def context_of(loaded: Loaded) -> int:
+    """The longest prompt and answer together, in tokens."""
+    return loaded.context or DEFAULT_CONTEXT_TOKENS
+
+
 def answer_budget(prompt_tokens: int, max_tokens: int | None, context: int | None, *, param: str = "messages") -> int:
     """How many tokens the answer may have: `max_tokens`, or what the context has left if that is less. Raises `ContextTooLong`,
     with the numbers, if the prompt leaves nothing."""

@@ -8,9 +8,11 @@ from duet.errors import InvalidRequest
 from engine.api.dialects.chat.schema import ChatCompletionRequest
 from engine.api.shared.caller import Caller
 from engine.api.shared.generation import base_request, choices
+from engine.api.shared.length import check_length
 from engine.api.shared.pictures import Pictures
 from engine.types import GenerationRequest, Message, ModelInfo, Part, TemplateOptions
 
+MAX_TEMPLATE_OPTION_BYTES = 1 << 20
 _RESERVED_OPTIONS = frozenset({"messages", "tokenize", "add_generation_prompt", "chat_template", "conversation"})
 
 
@@ -18,6 +20,9 @@ async def to_requests(
     body: ChatCompletionRequest, model: ModelInfo, caller: Caller, pictures: Pictures
 ) -> list[GenerationRequest]:
     """One request a choice. Fetches images. Raises `InvalidRequest`."""
+    check_length(
+        "".join(part.text or "" for message in body.messages for part in message.content or ()), model, "messages"
+    )
     messages = with_ocr_prompt(await _messages(body, caller, pictures), model.ocr_prompt)
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
@@ -25,7 +30,7 @@ async def to_requests(
     prompt = msgspec.structs.replace(
         base,
         messages=messages,
-        max_tokens=body.max_completion_tokens or base.max_tokens,
+        max_tokens=base.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         template_options=_template_options(body),
     )
     return choices([prompt], body.n or 1)
@@ -36,9 +41,14 @@ def _template_options(body: ChatCompletionRequest) -> TemplateOptions:
     if reserved := _RESERVED_OPTIONS & set(options):
         raise InvalidRequest(f"{', '.join(sorted(reserved))} cannot be set", param="chat_template_kwargs")
     try:
-        msgspec.msgpack.encode(options)
+        size = len(msgspec.msgpack.encode(options))
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidRequest(f"cannot be passed on: {error}", param="chat_template_kwargs") from error
+    if size > MAX_TEMPLATE_OPTION_BYTES:
+        raise InvalidRequest(
+            f"chat_template_kwargs has {size:,} bytes; a request takes {MAX_TEMPLATE_OPTION_BYTES:,}",
+            param="chat_template_kwargs",
+        )
     if body.enable_thinking is not None:
         options["enable_thinking"] = body.enable_thinking
     return options

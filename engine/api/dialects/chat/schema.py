@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
-from engine.api.shared.fields import Lenient, Refused, Text, ignored
+from engine.api.shared.fields import Lenient, Refused, Text, bounded, ignored
 from engine.api.shared.generation import MAX_TOKENS, GenerationFields
+
+MAX_MESSAGES = 10_000
+MAX_PARTS = 10_000
+"""Of all messages together."""
+MAX_NAME_CHARACTERS = 256
+MAX_TEMPLATE_OPTION_DEPTH = 32
 
 
 class ImageUrl(Lenient):
@@ -26,10 +33,18 @@ class ContentPart(Lenient):
     text: Text | None = None
     image_url: Annotated[ImageUrl | None, BeforeValidator(_image_object)] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refusal_is_text(cls, given: Any) -> Any:
+        """An assistant's refusal, as clients repeat it in a conversation, is what it said."""
+        if isinstance(given, dict) and given.get("type") == "refusal":
+            return {"type": "text", "text": given.get("refusal")}
+        return given
+
     @field_validator("type", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        if value in ("input_audio", "file", "refusal", "video_url"):
+        if value in ("input_audio", "file", "video_url"):
             raise ValueError(f"{value} parts are not supported yet")
         return value
 
@@ -50,7 +65,7 @@ def _parts(value: Any) -> Any:
 class ChatMessage(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[ContentPart] | None, BeforeValidator(_parts)] = None
-    name: Text | None = None
+    name: Text | None = Field(None, max_length=MAX_NAME_CHARACTERS)
 
     @field_validator("role")
     @classmethod
@@ -68,13 +83,26 @@ class ChatMessage(Lenient):
         return self
 
 
+def _few_messages(value: Any) -> Any:
+    """Counted before the messages are looked at."""
+    if isinstance(value, list):
+        if len(value) > MAX_MESSAGES:
+            raise ValueError(f"{len(value)} messages; a request takes {MAX_MESSAGES}")
+        contents = [message.get("content") for message in value if isinstance(message, dict)]
+        if (parts := sum(len(content) for content in contents if isinstance(content, list))) > MAX_PARTS:
+            raise ValueError(f"{parts} parts of content; a request takes {MAX_PARTS}")
+    return value
+
+
 class ChatCompletionRequest(GenerationFields):
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], BeforeValidator(_few_messages)] = Field(min_length=1)
     max_completion_tokens: StrictInt | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
     enable_thinking: StrictBool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, BeforeValidator(partial(bounded, depth=MAX_TEMPLATE_OPTION_DEPTH))
+    ] = None
     # Known, and refused until they can be done.
     tools: Refused = None
     tool_choice: Annotated[Any, Field(description="Not supported yet, but for none and auto.")] = None
@@ -96,7 +124,7 @@ class ChatCompletionRequest(GenerationFields):
     @field_validator("modalities")
     @classmethod
     def _only_text_out(cls, value: list[str] | None) -> list[str] | None:
-        if value not in (None, ["text"]):
+        if value not in (None, [], ["text"]):
             raise ValueError("only ['text'] is supported")
         return value
 

@@ -7,13 +7,15 @@ from typing import Any
 from pydantic import Field, StrictBool, StrictInt, field_validator
 
 from engine.api.shared.fields import Refused, as_inputs, ignored
-from engine.api.shared.generation import GenerationFields
+from engine.api.shared.generation import MAX_TOKENS, GenerationFields
 
 MAX_PROMPTS = 64
 
 
 class CompletionRequest(GenerationFields):
     prompt: Any = Field(description="A string, strings, token ids, or lists of token ids.")
+    max_tokens: StrictInt | None = Field(None, ge=0, le=MAX_TOKENS)
+    """0: nothing is generated. With `echo` the answer is the prompt; without, the prompt's KV is kept for a later request."""
     echo: StrictBool | None = False
     logprobs: StrictInt | None = Field(None, ge=0, le=5)
     best_of: StrictInt | None = None
