@@ -72,7 +72,7 @@ def lacks_its_index(path: Path) -> bool:
                 length = int.from_bytes(file.read(8)) - 8
             if length < 8:
                 return False
-            file.seek(length - 8, 1)
+            _skip(file, length - 8)
     return False
 
 
@@ -89,6 +89,13 @@ def breaks_off(path: Path, container: str) -> bool:
         return container == "ogg" and _page_breaks_off(file, size)
 
 
+def _skip(file: BinaryIO, length: int) -> None:
+    """Go on by `length` bytes, which the file itself gave: at most to its end, since a file system refuses wilder places."""
+    at = file.tell()
+    end = file.seek(0, 2)
+    file.seek(min(at + length, end))
+
+
 def _data_end(file: BinaryIO) -> int:
     """Where CAF's data chunk ends; 0 when it is not found or does not say.
     https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec/CAF_spec/CAF_spec.html"""
@@ -100,7 +107,7 @@ def _data_end(file: BinaryIO) -> int:
             return 0
         if head[:4] == b"data":
             return file.tell() + length
-        file.seek(length, 1)
+        _skip(file, length)
     return 0
 
 
@@ -112,7 +119,7 @@ def _segment_end(file: BinaryIO) -> int | None:
         if identifier != wanted or length == (1 << bits) - 1:
             return None
         if wanted == 0x1A45DFA3:
-            file.seek(length, 1)
+            _skip(file, length)
     return file.tell() + length
 
 
@@ -156,7 +163,7 @@ def _truncated_wav_seconds(path: Path) -> float:
             body = file.read(min(length, 16))
             if head[:4] == b"fmt " and len(body) == 16:
                 bytes_a_second = int.from_bytes(body[8:12], "little")
-            file.seek(length - len(body) + length % 2, 1)
+            _skip(file, length - len(body) + length % 2)
     return 0.0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+import av.error
 import numpy as np
 
 from duet.channel import BlockingChannel, ChannelClosed
@@ -76,6 +77,8 @@ def _answered(request: Decode | Probe) -> Decoded | Probed | DecodeFailed:
         found = decode(path, target, max_seconds=request.max_seconds, channels=request.channels)
     except InvalidAudio as error:
         return DecodeFailed(request.id, "file", error.message)
+    except av.error.FFmpegError as error:  # many are OSErrors too, and none is the disk's
+        return DecodeFailed(request.id, "file", f"the file is damaged: {error.strerror or type(error).__name__}")
     except MemoryError:
         return DecodeFailed(request.id, "memory", "not enough memory")
     except OSError as error:
