@@ -145,6 +145,10 @@ CHAT: list[tuple[str, Any, str | None]] = [
     ("bad base64", image("data:image/png;base64,@@@"), URL),
     ("empty image", image("data:image/png;base64,"), URL),
     ("data URL without a comma", image("data:image/png;base64"), URL),
+    ("no picture", image("data:image/png;base64,aGVsbG8="), URL),
+    ("HEIC", image("data:image/heic;base64,AAAAGGZ0eXBoZWljAAAAAG1pZjFoZWlj"), URL),
+    ("picture of 4 Gpx", image("data:image/gif;base64,R0lGODlh/////4AAAAAAAP///ywAAAAAAQABAAACAkQBADs="), URL),
+    ("image from another service's port", image("http://example.org:22/x.png"), URL),
     ("chat with an embedding model's name of wrong case", chat_body(HELLO, "nobody/at/all"), "model"),
 ]
 

@@ -170,7 +170,8 @@ async def test_what_has_no_effect_is_reported_and_nothing_else(engine: EngineSer
 
 
 async def test_an_image_detail_that_has_no_effect_is_reported(engine: EngineService) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8=", "detail": "high"}}
+    dot = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    image = {"type": "image_url", "image_url": {"url": dot, "detail": "high"}}
     body = {"model": "talker", "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}, image]}]}
     answer = await engine.client.post("/v1/chat/completions", json=body)
     assert answer.headers["X-Duet-Ignored"] == "messages.content.image_url.detail"
