@@ -38,6 +38,8 @@ LOCK_SECONDS: Final = 5.0
 BUSY_SECONDS: Final = 30.0
 FORGET_SECONDS: Final = 5.0
 """How long a deletion waits until no reader keeps the store from being rewritten."""
+MAX_PATH_BYTES: Final = 500
+"""SQLite's own bound is 512 with the names of its other files."""
 _SHOWN: Final = "the store of meetings ($DUET_HOME/meetings/jobs.sqlite)"
 _FILES: Final = ("jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm")
 
@@ -80,7 +82,8 @@ def open_database(settings: Settings) -> sa.Engine:
                 _say_newer(engine)
             path.chmod(0o600)
     except OSError as error:
-        raise StoreUnusable(f"{_SHOWN} cannot be used: {error.strerror}") from error
+        where = f": {error.filename}" if error.filename else ""
+        raise StoreUnusable(f"{_SHOWN} cannot be used: {error.strerror}{where}") from error
     return engine
 
 
@@ -117,6 +120,11 @@ def _opening(settings: Settings) -> Iterator[None]:
 
 def _probe(path: Path) -> None:
     """Raises `StoreUnusable` for what cannot be written or is broken, before anything is changed."""
+    if (length := len(os.fsencode(path))) > MAX_PATH_BYTES:
+        raise StoreUnusable(
+            f"{_SHOWN} cannot be opened: its path has {length} bytes, and SQLite opens none beyond {MAX_PATH_BYTES}. "
+            "Set DUET_HOME to a shorter one"
+        )
     if path.is_symlink() and not path.exists():
         raise StoreUnusable(f"{_SHOWN} is a link to a file that does not exist")
     if not path.exists():

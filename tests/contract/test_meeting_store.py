@@ -197,6 +197,12 @@ async def test_a_home_of_any_name_has_its_store_in_it(tmp_path: Path, name: str)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+async def test_a_home_too_deep_for_its_store_is_told(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path.joinpath(*["x" * 100] * 5), embedded=True)
+    with pytest.raises(StoreUnusable, match=r"path has \d+ bytes.*shorter"):
+        await MeetingClient(settings).open()
+
+
 @pytest.fixture
 async def quick(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setattr(router_app, "STORE_SECONDS", 0.1)
