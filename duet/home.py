@@ -18,6 +18,7 @@ OTHERS = 0o077
 """The bits of a mode by which others than the owner may do something."""
 PRIVATE = ("api_key", "config.toml", "kv", "logs", "meetings", "run", "tmp")
 """What is closed to others besides the home itself. Below these folders everything is made private."""
+_OURS = frozenset({*PRIVATE, "models", "bench", ".DS_Store", ".metadata_never_index"})
 
 
 class HomeRefused(DuetError):
@@ -27,21 +28,35 @@ class HomeRefused(DuetError):
 def open_home(home: Path) -> list[str]:
     """Make the home if there is none, and close it to others. Returns a sentence for each thing that others could reach.
 
+    A folder that holds other things too, as `/` or `/tmp` would, keeps its mode: what is ours in it is closed, and the rest is
+    said.
     Raises `HomeRefused` when it cannot be made, is no folder, or belongs to somebody else.
     """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = home.stat().st_uid
+        found, names = home.stat(), {path.name for path in home.iterdir()}
     except FileExistsError as error:
         raise HomeRefused(f"{home} is no folder; DUET_HOME says where it is") from error
     except OSError as error:
         raise HomeRefused(f"{home} cannot be made: {error.strerror}; DUET_HOME says where it is") from error
-    if owner != os.geteuid():
+    if found.st_uid != os.geteuid():
         raise HomeRefused(
-            f"{home} belongs to {_user(owner)}, and this program runs as {_user(os.geteuid())}: run it as that user, "
+            f"{home} belongs to {_user(found.st_uid)}, and this program runs as {_user(os.geteuid())}: run it as that user, "
             "or set DUET_HOME to a folder of your own"
         )
-    return [said for path in (home, *(home / name for name in PRIVATE)) if (said := _close(path))]
+    own = home.name == ".duet" or (names <= _OURS and not found.st_mode & stat.S_ISVTX)
+    said = [_close(home) if own else _shared(home), *(_close(home / name) for name in PRIVATE)]
+    return [sentence for sentence in said if sentence]
+
+
+def _shared(home: Path) -> str:
+    found = stat.S_IMODE(home.stat().st_mode)
+    if not found & OTHERS:
+        return ""
+    return (
+        f"{home} can be reached by other users (mode {found:04o}) and holds other things than Duet's, so it stays as it is: "
+        "set DUET_HOME to a folder of its own"
+    )
 
 
 def _close(path: Path) -> str:

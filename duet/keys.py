@@ -52,7 +52,7 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(kind.st_mode):
             raise DuetError(f"{path} is no file; {_REMEDY}")
         if kind.st_uid != os.geteuid():
-            raise DuetError(f"{path} belongs to another user, who can read it; {_REMEDY}")
+            raise DuetError(f"{path} belongs to another user: run this as that user, or set DUET_HOME to your own home")
         return os.read(handle, MAX_KEY_BYTES + 1)
     finally:
         os.close(handle)

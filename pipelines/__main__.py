@@ -9,6 +9,7 @@ import sys
 from functools import partial
 
 from duet import service
+from duet.errors import DuetError
 from duet.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ async def _run(settings: Settings) -> int:
     except asyncio.CancelledError:
         logger.info("stopped", extra={"action": "stopped"})
         return 0
+    except DuetError as error:  # the next start waits until it can be used
+        logger.error("%s", error, extra={"action": "store_lost"})  # noqa: TRY400 - the message is the whole cause
     return EXIT_AGAIN
 
 

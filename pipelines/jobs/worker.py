@@ -14,7 +14,15 @@ from duet.errors import DuetError, InvalidRequest, NotFound, first_error
 from duet.settings import Settings
 from pipelines.jobs import executors
 from pipelines.jobs.kinds import Kind, RunStage
-from pipelines.jobs.store import APPLICATION_VERSION, QUEUE, identity, jobs_folder, open_database, root_folder
+from pipelines.jobs.store import (
+    APPLICATION_VERSION,
+    QUEUE,
+    explained,
+    identity,
+    jobs_folder,
+    open_database,
+    root_folder,
+)
 from pipelines.meeting.job import JobFolder
 
 logger = logging.getLogger(__name__)
@@ -25,7 +33,9 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 
 class MeetingWorker:
-    """Runs queued jobs of one kind in this process until cancelled, or until the store was replaced. It has one executor id."""
+    """Runs queued jobs of one kind in this process until cancelled, or until the store was replaced. It has one executor id.
+
+    `run` raises `DuetError` when the store cannot be used any more."""
 
     def __init__(self, settings: Settings, kind: Kind) -> None:
         self._settings, self._kind = settings, kind
@@ -46,19 +56,23 @@ class MeetingWorker:
         DBOS(config=config)
         _register(self._settings, self._kind)
         try:
-            await asyncio.to_thread(DBOS.launch)
-            await DBOS.register_queue_async(
-                QUEUE,
-                worker_concurrency=self._settings.meetings.workers,
-                polling_interval_sec=POLL_SECONDS,
-                on_conflict="always_update",
-            )
-            logger.info("meeting worker ready", extra={"action": "worker_ready", "executor": executor})
-            await self._reap(executor, opened)
+            with explained():
+                await self._serve(executor, opened)
         finally:
             await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
             engine.dispose()
             lock.close()
+
+    async def _serve(self, executor: str, opened: tuple[int, int] | None) -> None:
+        await asyncio.to_thread(DBOS.launch)
+        await DBOS.register_queue_async(
+            QUEUE,
+            worker_concurrency=self._settings.meetings.workers,
+            polling_interval_sec=POLL_SECONDS,
+            on_conflict="always_update",
+        )
+        logger.info("meeting worker ready", extra={"action": "worker_ready", "executor": executor})
+        await self._reap(executor, opened)
 
     async def _open(self) -> sa.Engine:
         """The store, as soon as it can be used: it may be damaged, locked, or on a full disk. What is wrong is said once."""

@@ -52,6 +52,29 @@ def test_a_home_that_others_can_reach_is_closed_and_said(tmp_path: Path, wide: i
     assert open_home(tmp_path) == []
 
 
+@pytest.mark.parametrize("other", ["notes.txt", "usr", ".X11-unix", "sticky"])
+def test_a_folder_that_is_not_ours_alone_keeps_its_mode_and_the_key_is_closed(tmp_path: Path, other: str) -> None:
+    (tmp_path / "api_key").write_text("duet-x\n")
+    (tmp_path / "api_key").chmod(0o644)
+    if other != "sticky":
+        (tmp_path / other).mkdir()
+    wide = 0o1777 if other == "sticky" else 0o755
+    tmp_path.chmod(wide)
+    said = "\n".join(open_home(tmp_path))
+    assert mode(tmp_path) == wide
+    assert f"{tmp_path} can be reached by other users (mode {wide:04o})" in said
+    assert mode(tmp_path / "api_key") == 0o600
+
+
+def test_the_usual_home_is_closed_whatever_lies_in_it(tmp_path: Path) -> None:
+    usual = tmp_path / ".duet"
+    usual.mkdir()
+    (usual / "notes.txt").write_text("x")
+    usual.chmod(0o755)
+    assert len(open_home(usual)) == 1
+    assert mode(usual) == 0o700
+
+
 def test_what_a_link_in_the_home_leads_to_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere").chmod(0o755)
