@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 import models
-from duet.testing.stack import Stack, running
+from duet.testing.stack import Stack, free_ports, running
 
 DEMO = models.CARDS / "demo"
 
@@ -122,6 +122,81 @@ def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
         assert workers
         os.kill(gateway, signal.SIGKILL)
         until_ended(workers, "outlived the gateway")
+
+
+def test_a_home_in_use_is_refused_and_that_of_a_killed_one_is_not(tmp_path: Path) -> None:
+    home = tmp_path / ("家 a'b#%41?" + "x" * 80)
+    with running(home) as stack:
+        other = [
+            arg
+            for name, port in zip(("engine", "router"), free_ports(2), strict=True)
+            for arg in (f"--{name}-port", f"{port}")
+        ]
+        second = duet(stack, "up", "--embedded", *other)
+        assert second.returncode == 1
+        assert (
+            f"is in use by process {stack.pid} (engine on port {stack.engine_url.rpartition(':')[2]}, router on"
+            in second.stderr
+        )
+        for program in ("engine", "asr_router"):
+            environment = {
+                **os.environ,
+                "DUET_HOME": str(home),
+                "DUET_ENGINE__PORT": other[1],
+                "DUET_ROUTER__PORT": other[3],
+            }
+            alone = subprocess.run(
+                [sys.executable, "-P", "-m", program],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert alone.returncode == 1
+            assert "`duet up` uses" in alone.stderr
+        assert duet(stack, "transcribe", str(DEMO / "clip_zh.flac")).returncode == 0
+        everyone = children(stack.pid)
+        os.kill(stack.pid, signal.SIGKILL)
+        with running(home) as again:  # at once, while the programs of the first one end
+            assert duet(again, "status").returncode == 0
+            until_ended(everyone, "of the killed one lives on")
+
+
+def test_a_program_that_crashes_again_and_again_is_named_by_the_others(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as stack:
+        deadline = time.monotonic() + 120
+        killed: set[int] = set()
+        while "resting" not in (ready := httpx.get(f"{stack.router_url}/ready", timeout=5).json()):
+            assert time.monotonic() < deadline, stack.log.read_text()
+            for pid, command in children(stack.pid).items():
+                if command.endswith("-m pipelines") and pid not in killed:
+                    os.kill(pid, signal.SIGSEGV)
+                    killed.add(pid)
+            time.sleep(0.2)
+        assert len(killed) == 5
+        assert "rests: it was ended by SIGSEGV, 5 times in a row" in ready["resting"]["meetings"]
+        assert httpx.get(f"{stack.engine_url}/ready", timeout=5).json()["resting"].keys() == {"meetings"}
+        shown = duet(stack, "status")
+        assert shown.returncode == 1
+        assert "meetings resting" in shown.stdout
+        assert "SIGSEGV" in shown.stdout
+        assert json.loads(duet(stack, "status", "--json").stdout)["programs"]["meetings"]["state"] == "resting"
+        assert duet(stack, "transcribe", str(DEMO / "clip_zh.flac")).returncode == 0
+
+
+def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with running(tmp_path / "home") as stack:
+            done = duet(stack, "meeting", str(DEMO / "clip_en.flac"), "--out", str(tmp_path / "out"))
+            assert done.returncode == 0, done.stderr
+            (stack.home / "up.log").chmod(0o600)  # the test's own
+            wide = [path for path in stack.home.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o077]
+            assert wide == []
+            assert stack.home.stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)
 
 
 def _ready(url: str) -> bool:

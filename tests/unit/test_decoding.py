@@ -73,6 +73,19 @@ def test_an_empty_pcm_file_opens_as_no_samples(tmp_path: Path) -> None:
 
 # What is no usable audio ------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("tag", [0x1234, 0x160A, 0x3579, 0x7FFF, 0])
+def test_a_codec_that_nobody_knows_is_said_to_be_one(tmp_path: Path, tag: int) -> None:
+    path = tmp_path / "a.wav"
+    data = bytearray(sounds.wav(sounds.pcm(sounds.tone(1.0))))
+    data[20:22] = tag.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InvalidAudio, match="codec that cannot be read"):
+        decode(path, max_seconds=10)
+    with pytest.raises(InvalidAudio, match="codec that cannot be read"):
+        probe(path)
+
+
 RATES = [(1, "sample rate of 1 Hz"), (10_000_000, "sample rate of 10000000 Hz")]
 
 

@@ -79,9 +79,14 @@ def _open(path: Path) -> Any:
 
 
 def facts(path: Path, container: Any, track: int) -> Facts:
-    """Raises `InvalidAudio` for a rate or a number of channels that is out of bounds."""
+    """Raises `InvalidAudio` for an unknown codec, and for a rate or a number of channels that is out of bounds."""
     stream = container.streams.audio[track]
-    rate, channels = stream.codec_context.sample_rate or 0, stream.codec_context.channels or 0
+    codec = stream.codec_context
+    if codec is None:
+        raise InvalidAudio(
+            "the audio is in a codec that cannot be read here: convert it, to FLAC, MP3 or AAC for instance"
+        )
+    rate, channels = codec.sample_rate or 0, codec.channels or 0
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InvalidAudio(f"a sample rate of {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
     if not 1 <= channels <= MAX_CHANNELS:
