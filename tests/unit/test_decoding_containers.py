@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from speech.decoding.child.containers import breaks_off, declared_seconds, demuxers, lacks_its_index
 
 HEADS = (
-    b"RIFF\x00\x00\x00\x00WAVE", b"RIFF\xff\xff\xff\xffWAVEfmt ", b"fLaC", b"OggS", b"\x1aE\xdf\xa3", b"\x1aE\xdf\xa3\x80\x18S\x80g",
+    b"RIFF\x00\x00\x00\x00WAVE",
+    b"RIFF\xff\xff\xff\xffWAVEfmt ", b"fLaC", b"OggS", b"\x1aE\xdf\xa3", b"\x1aE\xdf\xa3\x80\x18S\x80g",
     b"\x00\x00\x00\x08ftyp", b"\x00\x00\x00\x01moov", b"\x00\x00\x00\x01mdat", b"#!AMR\n", b"FORM", b"caff\x00\x01\x00\x00",
     b"ID3\x04\x00\x00", b"\xff\xfb", b"",
 )  # fmt: skip
