@@ -320,8 +320,9 @@ async def test_idle_children_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.pictures.decoder.IDLE_SECONDS", 0.2)
     decoder = PictureDecoder(children=2)
     await decoder.measure(encoded((8, 4)), "i")
-    [pid] = [child.pid for child in decoder._idle if child.pid is not None]
-    while any(child.pid is not None for child in decoder._idle):
+    children = list(decoder._idle)  # one that ends is taken out meanwhile
+    [pid] = [child.pid for child in children if child.pid is not None]
+    while any(child.pid is not None for child in children):
         await asyncio.sleep(0.05)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
