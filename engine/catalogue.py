@@ -28,6 +28,8 @@ RESCAN_SECONDS: Final = 2.0
 """How long a scan of the disk stays valid. A name that is not found causes another scan at once."""
 PATIENCE_SECONDS: Final = 5.0
 """A request waits this long for a scan, and then goes by the one before. A disk may be asleep, or far away."""
+FIRST_LOOK_SECONDS: Final = 60.0
+"""A request waits this long for a name while the folders are looked at for the first time."""
 MOST_FOLDERS: Final = 10_000
 """Folders that are looked at."""
 
@@ -56,7 +58,7 @@ class Catalogue:
     def known(self) -> list[Card]:
         """Models on this machine (embedded, local folders, complete snapshots in the hub's cache), then models that can be
         fetched, as the last scan found them."""
-        if self._known is None:
+        if self._known is None and self._scanning is None:
             self.scan()
         return self._known or []
 
@@ -76,13 +78,32 @@ class Catalogue:
             logger.error("the models could not be scanned", exc_info=error, extra={"action": "scan_failed"})
 
     def scan(self) -> None:
-        """Look at all folders. One thread at a time."""
-        found: dict[str, Card] = {card.id: card for card in self._embedded if card.roles}
+        """Look at all folders. One thread at a time. The first look shows every second what it has found: thousands of folders
+        take a minute."""
         local = self._local_places()
         hub = self._hub_places() if self._settings.engine.hub else []
-        self._inspections = {
-            place.folder: (place.stamp, self._inspected(place)) for place in (*local, *hub)
-        }  # folders that are gone are forgotten
+        inspections: dict[Path, tuple[Stamp, Inspection]] = {}  # folders that are gone are forgotten
+        shown_at = time.monotonic()
+        for place in (*local, *hub):
+            inspections[place.folder] = (place.stamp, self._inspected(place))
+            if self._looks_first and time.monotonic() - shown_at > 1.0:
+                self._inspections = dict(inspections)
+                self._show(
+                    [it for it in local if it.folder in inspections], [it for it in hub if it.folder in inspections]
+                )
+                shown_at = time.monotonic()
+        self._inspections = inspections
+        self._show(local, hub)
+        self._known_until = time.monotonic() + RESCAN_SECONDS
+
+    @property
+    def _looks_first(self) -> bool:
+        """Whether no look at the folders is complete yet."""
+        return self._known_until == 0.0
+
+    def _show(self, local: list[Place], hub: list[Place]) -> None:
+        """Let the models of these places be known, which are inspected."""
+        found: dict[str, Card] = {card.id: card for card in self._embedded if card.roles}
         cards = [self._own_card(place) for place in local]
         reserved = {folded(name) for name in (*ROLE_NAMES, *found)}
         reserved |= {folded(name) for card in self._cards for name in card.names}
@@ -98,7 +119,6 @@ class Catalogue:
         unusable = [card for card in found.values() if card.problem]
         absent = [card for card in fetchable if not here & set(map(folded, card.names))]
         self._known = [*usable, *unusable, *absent]
-        self._known_until = time.monotonic() + RESCAN_SECONDS
 
     def _local_places(self) -> list[Place]:
         found: list[Place] = []
@@ -170,14 +190,23 @@ class Catalogue:
     async def find(self, name: str) -> Card:
         """As `resolve`, after a look at the disk if the last one was long ago or did not find the name."""
         await self.refresh()
-        try:
-            card = self.resolve(name)
-        except ModelNotFound:
-            card = None
-        if card is not None and card.path is not None:
+        waited_until = time.monotonic() + FIRST_LOOK_SECONDS
+        while (card := self._here(name)) is None and self._looks_first and self._scanning is not None:
+            if time.monotonic() > waited_until:
+                break
+            await asyncio.wait([self._scanning], timeout=0.5)
+        if card is not None:
             return card
         await self.refresh(at_once=True)
         return self.resolve(name)
+
+    def _here(self, name: str) -> Card | None:
+        """The model on this machine that a name means, if there is one."""
+        try:
+            card = self.resolve(name)
+        except ModelNotFound:
+            return None
+        return card if card.path is not None else None
 
     def resolve(self, name: str) -> Card:
         """The model that an id, an alias, a role or a repo id means. Raises `ModelNotFound`, which lists the models there are,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import unicodedata
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from duet.errors import Conflict, ModelNotFound
 from engine.catalogue import Catalogue
 from engine.folders.discovery import Place
+from engine.folders.inspection import Inspection, inspect
 from engine.naming import folded, meant, name_places
 from tests.folders import write_folder
 from tests.unit.test_engine_cards import catalogue, hub_snapshot
@@ -119,3 +122,27 @@ def test_every_place_has_an_id_of_its_own_that_means_it(names: list[str]) -> Non
     by_id = {own[0]: own for own in named.values()}
     for own in named.values():
         assert meant(own[0], by_id) == [own[0]]
+
+
+async def test_the_first_look_shows_what_it_has_and_a_name_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk: each folder takes half a second. Nothing is looked at on the event loop meanwhile."""
+    loop_thread = threading.get_ident()
+
+    def slow(folder: Path, name: str) -> Inspection:
+        assert threading.get_ident() != loop_thread
+        time.sleep(0.5)
+        return inspect(folder, name)
+
+    monkeypatch.setattr("engine.catalogue.inspect", slow)
+    monkeypatch.setattr("engine.catalogue.PATIENCE_SECONDS", 0.1)
+    for name in "abcdef":
+        write_folder(tmp_path / "models" / name)
+    found = catalogue(tmp_path, hub=False)
+    await found.refresh()
+    assert found.known() == []
+    assert (await found.find("a")).id == "a"
+    assert 0 < len(found.known()) < 6
+    assert (await found.find("f")).id == "f"
+    assert len(found.known()) == 6
