@@ -49,6 +49,17 @@ def open_home(home: Path) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
+def _close_below(folder: Path) -> None:
+    """The same for everything in a folder of ours that was open. No link is followed."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)  # noqa: PTH118 - os.walk gives strings, and a home may hold a hundred thousand files
+            with contextlib.suppress(FileNotFoundError):  # a running program removed it
+                mode = os.lstat(path).st_mode
+                if mode & OTHERS and not stat.S_ISLNK(mode):
+                    os.chmod(path, stat.S_IMODE(mode) & ~OTHERS)  # noqa: PTH101 - as above
+
+
 def _shared(home: Path) -> str:
     found = stat.S_IMODE(home.stat().st_mode)
     if not found & OTHERS:
@@ -70,6 +81,8 @@ def _close(path: Path) -> str:
     was = f"{path} could be reached by other users (mode {stat.S_IMODE(found.st_mode):04o})"
     try:
         path.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS)
+        if stat.S_ISDIR(found.st_mode) and path.name in PRIVATE:
+            _close_below(path)
     except OSError as error:
         return f"{was}, and this cannot be changed: {error.strerror}"
     changed = (

@@ -84,6 +84,23 @@ def test_what_a_link_in_the_home_leads_to_keeps_its_mode(tmp_path: Path) -> None
     assert mode(tmp_path / "elsewhere") == 0o755
 
 
+def test_what_lies_in_an_open_folder_of_ours_is_closed_too(tmp_path: Path) -> None:
+    deep = tmp_path / "home" / "meetings" / "jobs" / "one"
+    deep.mkdir(parents=True)
+    (deep / "input").write_text("x")
+    (tmp_path / "elsewhere").write_text("x")
+    (tmp_path / "elsewhere").chmod(0o644)
+    (deep / "link").symlink_to(tmp_path / "elsewhere")
+    (deep / "gone").symlink_to("gone")
+    for path in (*deep.parents, deep, deep / "input"):
+        if tmp_path / "home" in (path, *path.parents):
+            path.chmod(0o777)
+    assert len(open_home(tmp_path / "home")) == 2
+    found = [path for path in (tmp_path / "home").rglob("*") if not path.is_symlink()]
+    assert [path for path in found if mode(path) & 0o077] == []
+    assert mode(tmp_path / "elsewhere") == 0o644
+
+
 def test_a_home_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home.os, "geteuid", lambda: os.getuid() + 4242)  # type: ignore[attr-defined]
     with pytest.raises(HomeRefused, match=r"belongs to .*, and this program runs as .*DUET_HOME"):
