@@ -274,6 +274,22 @@ def test_what_costs_too_much_to_compile_is_refused_in_time_and_holds_up_no_other
     driver.run([ask("again", "x", structure=choice("again"))])
 
 
+def test_a_cheap_form_does_not_wait_behind_many_costly_ones(model: Callable[..., Loaded]) -> None:
+    driver = Driver(model("plain"))
+    driver.run([ask("warm", "x", structure=choice("warm"))])
+    for i in range(6):
+        hard = {"allOf": [*PATTERNS["allOf"], {"type": "string", "maxLength": 100 + i}]}
+        driver.post(ask(f"costly{i}", "x", structure=schema(hard)))
+    driver.post(ask("cheap", "x", structure=choice("cheap")))
+    while not driver.of("cheap", Finished):
+        driver.tick()
+    # Two may have been ended before it: the one that was being judged, and one at the other child.
+    assert sum(bool(driver.of(f"costly{i}", Failed)) for i in range(6)) <= 2
+    for i in range(6):
+        driver.post(Cancel(f"costly{i}"))
+    driver.drain()
+
+
 def test_only_the_child_takes_the_memory(model: Callable[..., Loaded]) -> None:
     """20 patterns take 10 GB of a process without bounds."""
     driver, before = Driver(model("plain")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

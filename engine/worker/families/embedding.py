@@ -16,8 +16,8 @@ from engine.worker.scheduler.jobs import Job
 _BATCH_INPUTS = 32
 _BATCH_TOKENS = 2048
 """Padded tokens of one step: bounds its memory and how long a stream beside it waits."""
-_STEP_CHARACTERS = 1 << 18
-"""Of the texts that one step tokenises, or a little more: a tenth of a second."""
+_STEP_CHARACTERS = 1 << 15
+"""Of the texts that one step tokenises, or a little more: a tenth of a second at most."""
 
 
 def start_embedding(loaded: Loaded, request: EmbeddingRequest) -> Job[Embedded]:

@@ -7,10 +7,13 @@ llguidance compiles most structures within a millisecond and bounds most of the 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import logging
+import re
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Final
 
@@ -22,7 +25,7 @@ from engine.worker.forms.messages import Trial, Verdict
 logger = logging.getLogger(__name__)
 
 QUICK_SECONDS: Final = 0.5
-"""After this time a structure waits for the other child, so that it holds up no cheap one."""
+"""After this time a structure waits for the other child, so that it holds up no cheap one. What looks cheap comes first."""
 COMPILE_SECONDS: Final = 3.0
 COMPILE_MEMORY_BYTES: Final = 512 << 20
 IDLE_SECONDS: Final = 120.0
@@ -36,18 +39,49 @@ TOO_COSTLY: Final = (
 )
 
 
+_COSTLY: Final = re.compile(r"allOf|oneOf|[pP]attern|multipleOf|&|\{\d")
+
+
+def weight(structure: Structure) -> tuple[int, int]:
+    """How costly a structure looks: what can multiply its states, then its length. It decides nothing but the order."""
+    return len(_COSTLY.findall(structure.text)), len(structure.text)
+
+
+class _Turn:
+    """One may have it. Of those that wait, the lightest is next."""
+
+    def __init__(self) -> None:
+        self._taken, self._count = False, itertools.count()
+        self._waiting: list[tuple[tuple[int, int], int, asyncio.Future[None]]] = []
+
+    @asynccontextmanager
+    async def held(self, weight: tuple[int, int]) -> AsyncIterator[None]:
+        if self._taken:
+            mine = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (weight, next(self._count), mine))
+            await mine
+        self._taken = True
+        try:
+            yield
+        finally:
+            if self._waiting:
+                heapq.heappop(self._waiting)[2].set_result(None)
+            else:
+                self._taken = False
+
+
 class _Lane:
     """One child, which has one structure at a time for at most `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._turn, self._count = seconds, asyncio.Lock(), itertools.count()
+        self._seconds, self._turn, self._count = seconds, _Turn(), itertools.count()
         self._child = Service[Verdict](
             "engine.worker.forms.child", (), Verdict, name="forms", limits=_LIMITS, rests=False
         )
 
     async def judge(self, structure: Structure, wanted: Callable[[], bool]) -> Verdict | None:
         """None: nobody wants to know any more. Raises `Unanswered` and `ChildLost`."""
-        async with self._turn:
+        async with self._turn.held(weight(structure)):
             if not wanted():
                 return None
             if self._child.pid is None:  # the start is not the structure's time
@@ -59,7 +93,7 @@ class _Lane:
         return await self._child.call(trial, timeout_seconds=seconds)
 
     async def close(self) -> None:
-        async with self._turn:
+        async with self._turn.held((0, 0)):
             await self._child.close()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-SHORT_CHARACTERS: Final = 1 << 16
+SHORT_CHARACTERS: Final = 1 << 13
 """A text of this many characters, or four for each token of the limit, is not worth a look ahead."""
-_PIECE = 1 << 16
+_LEAST_PIECE, _LARGEST_PIECE = 1 << 13, 1 << 16
 _CUT_TOKENS = 64
 """Where a text is cut, its pieces may have some tokens more than the whole. A cut changes two or three."""
 
@@ -16,9 +16,9 @@ def tokens_beyond(tokenizer: Any, text: str, limit: int) -> int | None:
     of `limit` tokens, unless single tokens are very long. `tokenizer` is a `tokenizers.Tokenizer`."""
     if len(text) <= max(SHORT_CHARACTERS, 4 * limit):
         return None
-    count = 0
-    for start in range(0, len(text), _PIECE):
-        encoded = tokenizer.encode(text[start : start + _PIECE], add_special_tokens=False)
+    count, piece = 0, min(max(2 * limit, _LEAST_PIECE), _LARGEST_PIECE)
+    for start in range(0, len(text), piece):
+        encoded = tokenizer.encode(text[start : start + piece], add_special_tokens=False)
         count += max(0, len(encoded.ids) - _CUT_TOKENS)
         if count > limit:
             return count
