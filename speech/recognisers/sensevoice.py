@@ -19,6 +19,7 @@ from duet.supervise.service import Service
 from duet.wire import Segment, Transcript
 from speech import vad
 from speech.installed import installed_model
+from speech.level import lifted
 from speech.recognisers.child.messages import Recognise, Recognised, RecogniseFailed
 from speech.recognisers.child.sensevoice import MODEL_NAMES
 from speech.recognisers.port import Abilities, Options, Pcm
@@ -60,7 +61,8 @@ class SenseVoice:
     async def transcribe(
         self, clips: Sequence[np.ndarray[Any, np.dtype[np.float32]]], *, itn: bool = True
     ) -> list[Segment]:
-        """One segment for each clip of at most 30 s, with times from the clip's start. `itn`: digits and punctuation.
+        """One segment for each clip of at most 30 s, with times from the clip's start. Quiet clips are raised. `itn`: digits
+        and punctuation.
 
         Raises `WorkerLost` if the child dies, `Unavailable` if the model cannot be used, and ValueError for a longer clip: the
         caller cuts (`speech.splitter`).
@@ -70,7 +72,9 @@ class SenseVoice:
             raise ValueError(f"a clip of {longest:.1f} s; at most {MAX_CLIP_SECONDS:.0f} s are recognised at once")
         segments: list[Segment] = []
         for start in range(0, len(clips), BATCH_CLIPS):
-            batch = tuple(np.asarray(clip, dtype="<f4").tobytes() for clip in clips[start : start + BATCH_CLIPS])
+            batch = tuple(
+                lifted(clip).astype("<f4", copy=False).tobytes() for clip in clips[start : start + BATCH_CLIPS]
+            )
             async with self._turn:
                 request = Recognise(secrets.token_hex(8), batch, itn)
                 answer = await self._service.call(request, timeout_seconds=TIMEOUT_SECONDS)

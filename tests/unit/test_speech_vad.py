@@ -109,6 +109,91 @@ def test_silence_noise_and_a_tone_are_no_speech() -> None:
     assert vad.detect(sounds.tone(10.0)) == []
 
 
+def spoken(clip: sounds.Samples) -> list[tuple[float, float]]:
+    return [(span.start, span.end) for span in vad.detect(np.round(np.clip(clip, -1, 1) * 32767).astype(np.int16))]
+
+
+def near(found: list[tuple[float, float]], expected: list[tuple[float, float]], seconds: float = 0.12) -> bool:
+    return len(found) == len(expected) and np.allclose(found, expected, atol=seconds)
+
+
+@pytest.mark.parametrize("db", [-12, -24, -30, -36, -42])
+def test_spans_do_not_depend_on_the_level(meeting: sounds.Samples, db: float) -> None:
+    clip = meeting[: 25 * SAMPLE_RATE]
+    assert near(spoken(clip * 10 ** (db / 20)), spoken(clip))
+
+
+@pytest.mark.parametrize("disturbance", ["click", "hum"])
+def test_quiet_speech_is_found_beside_clicks_and_hum(meeting: sounds.Samples, disturbance: str) -> None:
+    clip = meeting[: 15 * SAMPLE_RATE]
+    quiet = clip * 10 ** (-36 / 20)
+    if disturbance == "click":
+        quiet[[9_000, 100_000]] = 0.9
+    else:
+        time = np.arange(len(clip)) / SAMPLE_RATE
+        quiet = quiet + 0.1 * np.sin(2 * np.pi * 50 * time) + 0.03 * np.sin(2 * np.pi * 150 * time)
+    assert near(spoken(quiet), spoken(clip), 0.2)
+
+
+def test_quiet_speech_between_loud_speech_is_found(meeting: sounds.Samples) -> None:
+    clip = meeting[: 12 * SAMPLE_RATE]
+    seconds, alone = len(clip) / SAMPLE_RATE, spoken(clip)
+    both = spoken(np.concatenate([clip, clip * 10 ** (-33 / 20), clip]))
+    for copy in range(3):
+        for start, end in alone:
+            found = sum(
+                max(0.0, min(last, end + copy * seconds) - max(first, start + copy * seconds)) for first, last in both
+            )
+            assert found > 0.9 * (end - start), (copy, start)
+
+
+def test_words_are_heard_as_a_whole(meeting: sounds.Samples) -> None:
+    """Pieces of 0.25 to 0.6 s of speech, as loud as they are and quiet, alone and in silence."""
+    first = vad.detect(meeting)[0]
+    begin = int((first.start + 0.3) * SAMPLE_RATE)
+    for seconds in (0.25, 0.4, 0.6):
+        word = meeting[begin : begin + int(seconds * SAMPLE_RATE)]
+        for db in (0, -30):
+            quiet = word * 10 ** (db / 20)
+            assert spoken(quiet) == [(0.0, len(word) / SAMPLE_RATE)], (seconds, db)
+            (found,) = spoken(np.pad(quiet, 3 * SAMPLE_RATE))
+            assert found[0] < 3.1
+            assert found[1] > 2.9 + seconds
+
+
+def other_sounds(seconds: float, seed: int) -> dict[str, sounds.Samples]:
+    random, time = np.random.default_rng(seed), np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    white = random.normal(0, 0.1, len(time))
+    keys = random.normal(0, 0.002, len(time))
+    for at in random.integers(0, len(time) - 400, max(1, round(8 * seconds))):
+        keys[at : at + 400] += random.normal(0, 0.3, 400) * np.exp(-np.arange(400) / 60)
+    chords = sum(
+        0.2 * np.sin(2 * np.pi * hertz * time) * np.exp(-6 * (time % 0.5)) for hertz in random.uniform(200, 900, 3)
+    )
+    found = {
+        "silence": np.zeros(len(time)),
+        "dither": random.normal(0, 1 / 32768, len(time)),
+        "white": white,
+        "muffled": np.convolve(white, np.ones(8) / 8, "same") * 3,
+        "wind": np.convolve(white, np.ones(60) / 60, "same") * 5,
+        "hum": 0.3 * np.sin(2 * np.pi * 50 * time) + 0.1 * np.sin(2 * np.pi * 150 * time),
+        "tone": 0.3 * np.sin(2 * np.pi * 440 * time),
+        "beeps": 0.3 * np.sin(2 * np.pi * 1000 * time) * (np.sin(2 * np.pi * 3 * time) > 0),
+        "click": white * (np.abs(time - seconds / 2) < 0.002) * 8,
+        "door": np.convolve(white * 10, np.ones(6) / 6, "same") * np.exp(-15 * time),
+        "keys": keys,
+        "chords": chords,
+    }
+    return {name: np.asarray(samples, np.float32) for name, samples in found.items()}
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.9, 6.0])
+@pytest.mark.parametrize("db", [0, -40])
+def test_other_sounds_are_no_words_however_quiet(seconds: float, db: float) -> None:
+    for name, samples in other_sounds(seconds, 1).items():
+        assert spoken(samples * np.float32(10 ** (db / 20))) == [], name
+
+
 def test_progress_reaches_the_seconds_seen(meeting: sounds.Samples, run: Run) -> None:
     assert run.progress == sorted(run.progress)
     assert run.progress[-1] > len(meeting) / SAMPLE_RATE - 11
@@ -140,7 +225,7 @@ def test_a_detector_that_was_used_before_hears_the_same_as_a_new_one(monkeypatch
     sequence = [clips[0], clips[1], np.zeros(8000, np.float32), clips[1][: len(clips[1]) // 2], clips[0]]
     monkeypatch.setattr(vad, "_IDLE", {})
     reused = [vad.detect(clip) for clip in sequence]
-    assert [len(idle) for idle in vad._IDLE.values()] == [1]
+    assert {len(idle) for idle in vad._IDLE.values()} == {1}
     fresh = []
     for clip in sequence:
         monkeypatch.setattr(vad, "_IDLE", {})
