@@ -12,9 +12,12 @@ from pathlib import Path
 from asr_router.routing import SHORT_CLIP, Candidate, Clip, Route, Wish, choose
 from duet.errors import Busy, DuetError, InvalidRequest, Unavailable, WorkerLost
 from duet.wire import Transcript
+from speech.decoding.child.messages import Channels
 from speech.decoding.decoder import Decoder
 from speech.decoding.pcm import open_pcm
-from speech.recognisers.port import Abilities, Options, Pcm, Recogniser
+from speech.level import NO_SPEECH, audible
+from speech.recognisers.port import Abilities, Field, Options, Pcm, Recogniser
+from speech.recognisers.stitching import merged
 from speech.splitter import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -29,14 +32,28 @@ NO_MODEL = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """`route` is the one that gave the transcript; `abilities` are those of its recogniser. `truncated`, `warnings`: what the
-    caller must know of the audio."""
+    """`route` is the one that gave the transcript, or all that did; `abilities` are those of its recogniser. `truncated`,
+    `warnings`: what the caller must know of the audio."""
 
     transcript: Transcript
     route: Route
     abilities: Abilities
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+
+
+def of_channels(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome of all channels. A field has an effect if every channel's recogniser honours it."""
+    routes = [outcome.route for outcome in outcomes]
+    route = Route(
+        ", ".join(dict.fromkeys(route.recogniser for route in routes)),
+        "; ".join(dict.fromkeys(route.reason for route in routes)),
+        degraded=any(route.degraded for route in routes),
+    )
+    honours = frozenset[Field].intersection(*(outcome.abilities.honours for outcome in outcomes))
+    warnings = (f"channel {i}: {said}" for i, outcome in enumerate(outcomes, 1) for said in outcome.warnings)
+    transcript = merged([outcome.transcript for outcome in outcomes])
+    return Outcome(transcript, route, replace(outcomes[0].abilities, honours=honours), warnings=tuple(warnings))
 
 
 class Transcriber:
@@ -53,21 +70,31 @@ class Transcriber:
         """Which recognisers can be used now, by name."""
         return {name: await recogniser.ready() for name, recogniser in self.recognisers.items()}
 
-    async def transcribe(self, path: Path, wish: Wish, options: Options, *, strict: bool = False) -> Outcome:
+    async def transcribe(
+        self, path: Path, wish: Wish, options: Options, *, strict: bool = False, channels: Channels = "mix"
+    ) -> Outcome:
         """Leaves the decoded audio beside `path`, whose folder is the caller's to remove. `strict` refuses a truncated file.
+        `channels`: "each" recognises every channel for itself.
 
         Raises `InvalidAudio`, `Busy`, `Unavailable`, `DiskFull`.
         """
         async with self._place():
-            decoded = await self.decoder.decode(path, path.with_name("decoded.pcm"), strict=strict)
-            pcm = open_pcm(decoded.files[0])
-            route = await self._route(Clip(len(pcm) / SAMPLE_RATE), wish)
-            outcome = await self._run(pcm, route, options)
-            outcome = await self._rerouted(pcm, wish, options, outcome)
-            return replace(outcome, truncated=decoded.truncated is not None, warnings=decoded.warnings)
+            target = path.with_name("decoded.pcm")
+            decoded = await self.decoder.decode(path, target, strict=strict, channels=channels)
+            outcomes = [await self._heard(open_pcm(file), wish, options) for file in decoded.files]
+            outcome = outcomes[0] if channels == "mix" else of_channels(outcomes)
+            warnings = (*decoded.warnings, *outcome.warnings)
+            return replace(outcome, truncated=decoded.truncated is not None, warnings=warnings)
 
     async def close(self) -> None:
         await asyncio.gather(self.decoder.close(), *(recogniser.close() for recogniser in self.recognisers.values()))
+
+    async def _heard(self, pcm: Pcm, wish: Wish, options: Options) -> Outcome:
+        route = await self._route(Clip(len(pcm) / SAMPLE_RATE), wish)
+        outcome = await self._rerouted(pcm, wish, options, await self._run(pcm, route, options))
+        if not outcome.transcript.text and await asyncio.to_thread(audible, pcm):
+            return replace(outcome, warnings=(NO_SPEECH,))
+        return outcome
 
     async def _route(self, clip: Clip, wish: Wish) -> Route:
         """A remote recogniser is taken to be ready and asked only when the route leads to it: a short clip never waits for

@@ -20,7 +20,8 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `language` is an ISO 639-1 code (zh, en, yue, ja, ko), `emotion` and `event` are the recogniser's own tags in lower
     case ("neutral", "happy", "speech", "laughter"); None where the recogniser has none. `speaker` is a label such as
-    "S1", None before diarization. `low_confidence` says why this text should not be trusted; None if it can be.
+    "S1", None before diarization. `channel` is the recording's channel, from 1, where each was recognised for itself.
+    `low_confidence` says why this text should not be trusted; None if it can be.
     """
 
     start: float
@@ -32,6 +33,7 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     speaker: str | None = None
     words: tuple[Word, ...] = ()
     low_confidence: str | None = None
+    channel: int | None = None
 
 
 class SpeakerTurn(msgspec.Struct, frozen=True):

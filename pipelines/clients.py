@@ -14,6 +14,7 @@ from duet.errors import DuetError, Unavailable
 from duet.keys import api_key
 from duet.settings import Settings
 from duet.wire import ReviewLimits, Segment
+from speech.languages import heard
 from speech.recognisers.engine import transcription
 from speech.recognisers.port import Options, Pcm
 
@@ -105,7 +106,11 @@ class Engine:
         answer = await self._answered(transcription(self._client, model, clip, options))
         doubts = [part["low_confidence"] for part in answer.get("segments", []) if part.get("low_confidence")]
         return Segment(
-            0.0, len(clip) / 16_000, answer["text"], answer.get("language"), low_confidence="; ".join(doubts) or None
+            0.0,
+            len(clip) / 16_000,
+            answer["text"],
+            heard(answer.get("language")),
+            low_confidence="; ".join(doubts) or None,
         )
 
     async def _get(self, path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ where there is time; at most two lines of 16 Han characters or 42 others; cut at
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -30,14 +31,14 @@ class Cue:
 
 
 def to_cues(segments: Sequence[Segment], *, seconds: float | None = None, speakers: bool = False) -> list[Cue]:
-    """Cues of all segments in which something is said, in order. The cues of a segment hold all of its text. `seconds`: where
-    the recording ends."""
+    """Cues of all segments in which something is said, in order. The cues of a segment hold all of its text, and begin with its
+    channel or speaker. `seconds`: where the recording ends."""
     end = None if seconds is None else max(1, int(seconds * 1000))
     spoken = sorted((item for item in segments if lines.has_words(item.text)), key=lambda item: (item.start, item.end))
     starts = [_milliseconds(item.start, end) for item in spoken]
     cues: list[Cue] = []
     for i, segment in enumerate(spoken):
-        label = f"{_one_line(segment.speaker)}: " if speakers and segment.speaker else ""
+        label = _label(segment, speakers=speakers)
         texts = _texts(label, _one_line(segment.text), _milliseconds(segment.end, end) - starts[i])
         start = max(starts[i], cues[-1].end if cues else 0)
         last = max(_milliseconds(segment.end, end), start + MIN_CUE_MS * len(texts))
@@ -47,9 +48,19 @@ def to_cues(segments: Sequence[Segment], *, seconds: float | None = None, speake
     return cues if end is None else _within(cues, end)
 
 
+def _label(segment: Segment, *, speakers: bool) -> str:
+    """Who speaks, before each cue's text."""
+    if segment.channel is not None:
+        return f"Channel {segment.channel}: "
+    return f"{_one_line(segment.speaker)}: " if speakers and segment.speaker else ""
+
+
 def _texts(label: str, text: str, duration: int) -> list[str]:
     """One segment's text in as many pieces as its width and its duration need."""
     room = max(1.0, MAX_LINES * lines.MAX_LINE_WIDTH - lines.width(label))
+    width = lines.width(text)
+    if width > room:  # no last cue of one word
+        room = min(room, 1.2 * width / math.ceil(width / room))
     texts = [part for piece in lines.pieces(text, room) for part in _in_two_lines(label, piece)]
     while len(texts) < -(-duration // MAX_CUE_MS):
         breakable = [i for i, piece in enumerate(texts) if lines.is_breakable(piece)]
@@ -77,7 +88,7 @@ def _timed(label: str, texts: Sequence[str], start: int, end: int) -> list[Cue]:
         first = start + i + round(spare * done / total)
         done += width
         last = start + i + 1 + round(spare * done / total)
-        shown = "\n".join(lines.pieces(label + text, lines.MAX_LINE_WIDTH))
+        shown = "\n".join(lines.wrapped(label + text))
         cues.append(Cue(first, min(last, first + MAX_CUE_MS), shown))
     return cues
 

@@ -110,10 +110,16 @@ def to_verbose_json(transcript: Transcript, shown: Shown) -> dict[str, Any]:
         body["segments"] = [_verbose_segment(i, item, shown.temperature) for i, item in enumerate(transcript.segments)]
     if shown.words:
         body["words"] = [
-            {"word": word.text, "start": round(word.start, 3), "end": round(_word_end(segment, i), 3)}
+            {
+                "word": word.text,
+                "start": round(word.start, 3),
+                "end": round(_word_end(segment, i), 3),
+                **_channel(segment),
+            }
             for segment in transcript.segments
             for i, word in enumerate(segment.words)
         ]
+        body["words"].sort(key=lambda word: word["start"])
     if shown.warnings:
         body["warnings"] = list(shown.warnings)
     return body
@@ -138,7 +144,12 @@ def _verbose_segment(number: int, segment: Segment, temperature: float) -> dict[
         "event": segment.event,
         "speaker": segment.speaker,
         "low_confidence": segment.low_confidence,
+        **_channel(segment),
     }
+
+
+def _channel(segment: Segment) -> dict[str, int]:
+    return {} if segment.channel is None else {"channel": segment.channel}
 
 
 def compression_ratio(text: str) -> float:

@@ -97,6 +97,14 @@ def halves(text: str) -> list[str]:
     return [part for part in (laid.part(0, at), laid.part(at, len(laid.clusters))) if part]
 
 
+def wrapped(text: str) -> list[str]:
+    """`text` as lines: one, or two of about the same length, or as many as it needs."""
+    if width(text) <= MAX_LINE_WIDTH:
+        return pieces(text, MAX_LINE_WIDTH)
+    two = halves(text)
+    return two if len(two) == 2 and all(width(row) <= MAX_LINE_WIDTH for row in two) else pieces(text, MAX_LINE_WIDTH)
+
+
 def is_breakable(text: str) -> bool:
     """Whether it can be cut without cutting a word."""
     return any(place > Place.INSIDE_WORD for place in _laid(text).places[1:])

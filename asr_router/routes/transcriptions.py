@@ -14,6 +14,7 @@ from duet.errors import InvalidRequest, ModelNotFound
 from duet.http.disconnect import unless_gone
 from duet.http.forms import FormRoute
 from duet.http.parts import Upload
+from speech.decoding.child.messages import Channels
 from speech.formats import MEDIA_TYPES, ResponseFormat, Shown, notice_headers, rendered
 from speech.keywords import parse_keywords
 from speech.languages import language_of
@@ -27,7 +28,7 @@ CHOOSE_FOR_ME = ("auto", "whisper-1")
 """`whisper-1` is what stock clients send by default: taken as auto."""
 KNOWN = frozenset(
     {"file", "model", "language", "prompt", "response_format", "temperature", "quality", "keywords", "keywords[]",
-     "hotwords", "timestamp_granularities[]", "timestamp_granularities", "strict"}
+     "hotwords", "timestamp_granularities[]", "timestamp_granularities", "strict", "channels"}
 )  # fmt: skip
 REFUSED = (
     "stream", "include[]", "include", "chunking_strategy", "known_speaker_names[]", "known_speaker_references[]", "languages[]",
@@ -46,9 +47,10 @@ async def transcriptions(
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     quality: Annotated[Quality, Form()] = "auto",
     strict: Annotated[bool, Form()] = False,
+    channels: Annotated[Channels, Form()] = "mix",
 ) -> Response:
     """The text of a recording (wav, mp3, m4a, mp4, flac, ogg, webm, mkv). Headers name the recogniser and why it was chosen,
-    and what was left out of the audio. `strict` refuses a truncated file."""
+    and what was left out of the audio. `strict` refuses a truncated file; `channels=each` recognises each channel for itself."""
     form = await request.form()
     _refuse(form)
     granularities = _granularities(form, response_format)
@@ -58,11 +60,13 @@ async def transcriptions(
     wish = Wish(_pinned(request, model), code, quality, keywords=bool(keywords), prompt=bool(prompt))
     options = Options(code, prompt or None, keywords, temperature)
     transcriber: Transcriber = request.app.state.transcriber
-    outcome = await unless_gone(request, transcriber.transcribe(file.path, wish, options, strict=strict))
+    outcome = await unless_gone(
+        request, transcriber.transcribe(file.path, wish, options, strict=strict, channels=channels)
+    )
     unknown = [name for name in form if name not in KNOWN and name not in REFUSED]
     idle = unused(outcome.abilities, options, words="word" in granularities, heard=outcome.transcript.language)
     headers = _headers(outcome, ignored=sorted({*unknown, *idle}))
-    if outcome.route.recogniser in request.app.state.demonstrations.values():
+    if not set(outcome.route.recogniser.split(", ")).isdisjoint(request.app.state.demonstrations.values()):
         headers["X-Duet-Demonstration"] = "true"
     logger.info("transcribed", extra={"action": "transcribed", **_log_fields(outcome)})
     shown = Shown("word" in granularities, "segment" in granularities, code, temperature, outcome.warnings)

@@ -7,9 +7,10 @@ import asyncio
 from pipelines.meeting.context import Context
 from speech import vad
 from speech.decoding.pcm import open_pcm
+from speech.level import NO_SPEECH, audible
 from speech.splitter import SAMPLE_RATE
 
-VERSION = 1
+VERSION = 2
 
 
 async def segment(context: Context, done: dict[str, str]) -> str:
@@ -22,6 +23,6 @@ async def segment(context: Context, done: dict[str, str]) -> str:
             vad.detect, samples, on_progress=lambda seconds: context.report(seconds / total)
         )
         if not spans:
-            context.warn("no speech was found in the recording")
+            context.warn(NO_SPEECH if await asyncio.to_thread(audible, samples) else "the recording is silent")
         context.artifacts.write(key, [(round(span.start, 3), round(span.end, 3)) for span in spans])
     return key

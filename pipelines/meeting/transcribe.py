@@ -8,17 +8,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from duet.errors import Unavailable
+from duet.errors import DuetError, Unavailable
 from duet.wire import Segment, SpeakerTurn
 from pipelines.clients import Engine
 from pipelines.glossary import parse
 from pipelines.meeting.context import Context
+from pipelines.meeting.job import Options
 from speech.decoding.pcm import open_pcm
-from speech.recognisers.sensevoice import BATCH_CLIPS, SenseVoice, find_sensevoice
-from speech.recognisers.stitching import shifted
+from speech.level import NO_SPEECH
+from speech.recognisers.sensevoice import ABILITIES, BATCH_CLIPS, SenseVoice, find_sensevoice
+from speech.recognisers.stitching import shifted, stitched
 from speech.splitter import SAMPLE_RATE, Span, split
 
-VERSION = 1
+VERSION = 2
 SHORT_SECONDS = 0.3
 """A change of speaker that is shorter than this is an error of the diarizer, not a turn."""
 
@@ -57,8 +59,35 @@ async def transcribe(context: Context, done: dict[str, str]) -> str:
             context.report((start + len(batch)) / len(spoken))
     finally:
         await recogniser.close()
-    context.artifacts.write(key, [segment for segment in segments if segment.text])
+    segments = [segment for segment in segments if segment.text]
+    if spoken and not segments:
+        context.warn(NO_SPEECH)
+    if ineffective := unheard(options, segments):
+        context.warn(ineffective)
+    context.artifacts.write(key, segments)
     return key
+
+
+def unheard(options: Options, segments: Sequence[Segment]) -> str | None:
+    """What to say of a language that SenseVoice was not told and did not hear."""
+    language = options.language
+    if language is None or by_engine(options) is not None:
+        return None
+    if not ABILITIES.hears(language):
+        known = ", ".join(sorted(ABILITIES.languages or ()))
+        return f"language={language} had no effect: quality=fast is SenseVoice, which knows {known}"
+    heard = stitched(segments, segments[-1].end).language if segments else None
+    if heard in (None, language):
+        return None
+    return f"language={language} had no effect: SenseVoice detects the language, and mostly heard {heard}"
+
+
+def by_engine(options: Options) -> str | None:
+    """The option for which Qwen3-ASR writes the text; None if SenseVoice does."""
+    if options.quality == "high":
+        return "quality=high"
+    foreign = options.language is not None and not ABILITIES.hears(options.language)
+    return f"language={options.language}" if foreign and options.quality != "fast" else None
 
 
 async def _batch(
@@ -75,8 +104,8 @@ async def _batch(
         return list(known)
     clips = [samples[int(s.start * SAMPLE_RATE) : int(s.end * SAMPLE_RATE)] for s in batch]
     heard = await recogniser.transcribe([clip.astype(np.float32) / 32768.0 for clip in clips])
-    if context.request.options.quality == "high":
-        heard = await _again_by_engine(context, clips, heard)
+    if by_engine(context.request.options) is not None:
+        heard = await _againby_engine(context, clips, heard)
     segments = [
         msgspec.structs.replace(shifted(segment, s.start), speaker=s.speaker)
         for s, segment in zip(batch, heard, strict=True)
@@ -85,7 +114,7 @@ async def _batch(
     return segments
 
 
-async def _again_by_engine(
+async def _againby_engine(
     context: Context, clips: list[np.ndarray[Any, np.dtype[np.int16]]], heard: list[Segment]
 ) -> list[Segment]:
     """Text from Qwen3-ASR, tags from SenseVoice. Without the engine's model the text stays, and the job says so."""
@@ -93,17 +122,25 @@ async def _again_by_engine(
     async with Engine(settings, timeout_seconds=settings.router.engine_timeout_seconds) as engine:
         model = settings.router.asr_model
         if not await engine.has_asr(model):
-            context.warn("quality=high: the engine has no speech model ready, SenseVoice transcribed instead")
+            context.warn(f"{by_engine(options)}: the engine has no speech model ready, SenseVoice transcribed instead")
             return heard
         keywords = [term.text for term in parse(options.glossary)]
         better = []
         for clip, segment in zip(clips, heard, strict=True):
-            found = await engine.transcribe(model, clip, language=options.language, keywords=keywords)
+            try:
+                found = await engine.transcribe(model, clip, language=options.language, keywords=keywords)
+            except DuetError as error:
+                if error.param != "language":
+                    raise
+                context.warn(f"language={options.language}: {error}; SenseVoice transcribed instead")
+                return heard
+            foreign = options.language is not None and not ABILITIES.hears(options.language)
             better.append(
                 msgspec.structs.replace(
                     segment,
-                    text=found.text or segment.text,
-                    language=found.language or segment.language,
+                    # What SenseVoice writes for a language that it does not know is no text.
+                    text=found.text or ("" if foreign else segment.text),
+                    language=found.language or options.language or segment.language,
                     low_confidence=found.low_confidence,
                     words=() if found.text else segment.words,
                 )

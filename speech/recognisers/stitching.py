@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from duet.wire import Segment, Transcript, Word
+from duet.wire import Segment, Transcript, Usage, Word
 from speech.text import join
 
 
@@ -26,6 +26,19 @@ def stitched(segments: Iterable[Segment], seconds: float) -> Transcript:
             spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
     language = max(spoken, key=lambda code: spoken[code], default=None)
     return Transcript(join(segment.text for segment in segments), seconds, language, segments)
+
+
+def merged(transcripts: Sequence[Transcript]) -> Transcript:
+    """The transcripts of a recording's channels as one, in the order in which things were said."""
+    segments = [
+        msgspec.structs.replace(segment, channel=number)
+        for number, transcript in enumerate(transcripts, 1)
+        for segment in transcript.segments
+    ]
+    segments.sort(key=lambda segment: (segment.start, segment.channel))
+    whole = stitched(segments, max(transcript.duration for transcript in transcripts))
+    tokens = sum(transcript.usage.completion_tokens for transcript in transcripts)
+    return msgspec.structs.replace(whole, usage=Usage(0, tokens))
 
 
 def _within(segment: Segment, seconds: float) -> Segment:

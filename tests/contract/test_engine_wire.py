@@ -236,6 +236,15 @@ async def test_a_language_is_taken_in_every_form(
     TranscriptionVerbose.model_validate(answer, strict=True)
 
 
+async def test_each_channel_is_heard_for_itself(engine: EngineService) -> None:
+    both = np.stack([tone(1.0), tone(1.0, hertz=900.0)], axis=1)
+    files = {"file": ("clip.wav", wav(np.round(both * 32767).astype("<i2").tobytes(), channels=2))}
+    data = {"model": "asr", "channels": "each", "response_format": "verbose_json"}
+    answer = (await engine.client.post("/v1/audio/transcriptions", data=data, files=files)).json()
+    assert [segment["channel"] for segment in answer["segments"]] == [1, 2]
+    TranscriptionVerbose.model_validate(answer, strict=True)
+
+
 @pytest.mark.parametrize("language", ["qq", "klingonish", "zh-"])
 async def test_what_is_no_language_is_refused(engine: EngineService, clip: Path, language: str) -> None:
     files = {"file": ("clip.wav", clip.read_bytes())}

@@ -16,6 +16,7 @@ import srt
 from openai.types.audio import TranscriptionVerbose
 
 from speech.decoding.trusted import samples as decode
+from speech.level import NO_SPEECH
 from tests import sounds
 from tests.fakes.router_service import DEMO, KEY, PATH, RouterService, clip, router_service
 
@@ -161,6 +162,68 @@ async def test_without_an_engine_sensevoice_answers_and_says_so(
     assert answer.headers.get("x-duet-ignored") == ignored
 
 
+@pytest.mark.parametrize("name", ["a tone", "noise", "a short noise"])
+async def test_sound_without_words_is_said_to_be_there(router: RouterService, name: str) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.05, 24_000 if name == "a short noise" else 64_000).astype(np.float32)
+    samples = sounds.tone(3.0) if name == "a tone" else noise
+    answer = await router.send(sounds.wav(sounds.pcm(samples)), response_format="verbose_json")
+    assert (answer.status_code, answer.json()["text"]) == (200, "")
+    assert answer.headers["x-duet-warning"] == NO_SPEECH
+    assert answer.json()["warnings"] == [NO_SPEECH]
+
+
+async def test_silence_needs_no_warning(router: RouterService) -> None:
+    answer = await router.send(sounds.wav(bytes(64_000)), response_format="verbose_json")
+    assert (answer.json()["text"], "x-duet-warning" in answer.headers) == ("", False)
+
+
+async def test_quiet_speech_is_heard_from_its_beginning(router: RouterService, text: str) -> None:
+    samples = decode(DEMO / "clip_zh.flac", max_seconds=60)
+    loud = (await router.send(clip("zh"), response_format="verbose_json")).json()["segments"][0]
+    for db in (-24, -36):
+        quiet = sounds.wav(sounds.pcm(samples * np.float32(10 ** (db / 20))))
+        body = (await router.send(quiet, response_format="verbose_json")).json()
+        assert body["segments"][0]["start"] == pytest.approx(loud["start"], abs=0.05), db
+        assert len(body["text"]) > 0.7 * len(text), db
+
+
+async def test_each_channel_is_recognised_for_itself(router: RouterService, text: str) -> None:
+    left, right = (decode(DEMO / f"clip_{name}.flac", max_seconds=60) for name in ("zh", "en"))
+    both = np.zeros((len(left) + len(right) + 16_000, 2), np.float32)
+    both[: len(left), 0] = left
+    both[-len(right) :, 1] = right
+    data = sounds.wav(np.round(both * 32767).astype("<i2").tobytes(), channels=2)
+    answer = await router.send(
+        data, channels="each", response_format="verbose_json", timestamp_granularities_=["word", "segment"]
+    )
+    body = answer.json()
+    assert [segment["channel"] for segment in body["segments"]] == [1, 2]
+    assert body["segments"][0]["text"] == text
+    assert body["segments"][0]["end"] <= body["segments"][1]["start"]
+    assert {word["channel"] for word in body["words"]} == {1, 2}
+    assert body["duration"] == pytest.approx(len(both) / 16_000, abs=0.01)
+    cues = list(srt.parse((await router.send(data, channels="each", response_format="srt")).text))
+    assert {cue.content.split(":")[0] for cue in cues} == {"Channel 1", "Channel 2"}
+    mixed = (await router.send(data, response_format="verbose_json")).json()
+    assert "channel" not in mixed["segments"][0]
+
+
+async def test_a_channel_without_words_is_named(router: RouterService) -> None:
+    speech = decode(DEMO / "clip_en.flac", max_seconds=60)
+    both = np.stack([speech, np.random.default_rng(1).normal(0, 0.05, len(speech)).astype(np.float32)], axis=1)
+    data = sounds.wav(np.round(both * 32767).astype("<i2").tobytes(), channels=2)
+    answer = await router.send(data, channels="each")
+    assert answer.headers["x-duet-warning"] == f"channel 2: {NO_SPEECH}"
+
+
+async def test_more_channels_than_are_recognised_singly_are_refused(router: RouterService) -> None:
+    data = sounds.wav(bytes(2 * 9 * 16_000), channels=9)
+    answer = await router.send(data, channels="each")
+    assert answer.status_code == 400
+    assert "at most 8 channels" in answer.json()["error"]["message"]
+    assert (await router.send(data, channels="left")).json()["error"]["param"] == "channels"
+
+
 @pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_Hans", "cmn", "Chinese", "中文", "auto", ""])
 async def test_a_language_is_taken_in_every_form(router: RouterService, text: str, language: str) -> None:
     answer = await router.send(clip("zh"), language=language, response_format="verbose_json")
@@ -180,7 +243,7 @@ SPEECH = sounds.wav(sounds.pcm(sounds.tone(1.0)))
         (b"RIFF", {}, 400, "file"),
         (sounds.wav(sounds.pcm(sounds.tone(1.0)), rate=1), {}, 400, "file"),
         (sounds.wav(b""), {}, 400, "file"),
-        (sounds.wav(sounds.pcm(sounds.tone(1.0)), data_bytes=10_000_000), {}, 400, "file"),
+        (sounds.wav(sounds.pcm(sounds.tone(1.0)), data_bytes=10_000_000), {"strict": "true"}, 400, "file"),
         (b"#EXTM3U\nfile:///etc/passwd\n" * 20, {}, 400, "file"),
         (b"\0" * ((1 << 20) + 1), {}, 413, "file"),
         (b"\0" * (3 << 20), {}, 413, "file"),

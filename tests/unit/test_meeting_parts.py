@@ -15,11 +15,11 @@ from duet.wire import Segment, SpeakerTurn
 from pipelines.glossary import Term, parse, relevant
 from pipelines.meeting.artifacts import Artifacts
 from pipelines.meeting.export import clock, escaped, reviewed_markdown, srt_text, transcript
-from pipelines.meeting.job import Progress, StageTimes
+from pipelines.meeting.job import Options, Progress, StageTimes
 from pipelines.meeting.review.stage import Review, ReviewedSegment
 from pipelines.meeting.stages import STAGES
 from pipelines.meeting.summarize import RawItem, extract, quoted, verified, windows
-from pipelines.meeting.transcribe import assign
+from pipelines.meeting.transcribe import assign, by_engine, unheard
 from speech.splitter import Span
 
 
@@ -177,3 +177,36 @@ async def test_artifacts_are_found_by_their_inputs_alone(tmp_path: object) -> No
     assert await store.make_file(key, ".bin", make) == await store.make_file(key, ".bin", make)
     assert len(calls) == 1
     assert [path.name for path in Path(str(tmp_path)).iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        (Options(), None),
+        (Options(quality="high"), "quality=high"),
+        (Options(quality="high", language="fr"), "quality=high"),
+        (Options(language="fr"), "language=fr"),
+        (Options(language="zh"), None),
+        (Options(language="yue"), None),
+        (Options(language="fr", quality="fast"), None),
+    ],
+)
+def test_the_language_decides_who_writes_the_text(options: Options, option: str | None) -> None:
+    assert by_engine(options) == option
+
+
+@pytest.mark.parametrize(
+    ("options", "heard", "said"),
+    [
+        (Options(), "en", None),
+        (Options(language="zh"), "zh", None),
+        (Options(language="zh"), None, None),
+        (Options(language="zh"), "en", "mostly heard en"),
+        (Options(language="fr"), "fr", None),
+        (Options(language="fr", quality="fast"), "en", "quality=fast is SenseVoice"),
+        (Options(language="zh", quality="high"), "en", None),
+    ],
+)
+def test_a_language_without_effect_is_said(options: Options, heard: str | None, said: str | None) -> None:
+    found = unheard(options, [Segment(0.0, 2.0, "text", heard)])
+    assert found is None if said is None else found is not None and said in found

@@ -113,7 +113,7 @@ def test_no_cluster_is_cut_and_nothing_said_is_lost(made: tuple[list[Segment], f
 def _clusters(text: str) -> list[str]:
     spaced = regex.sub(r"\s+", " ", text).replace("-->", "→")
     kept = "".join(char for char in spaced if unicodedata.category(char) not in ("Cc", "Cs"))
-    return [cluster for cluster in regex.findall(r"\X", kept) if not cluster.isspace()]
+    return [cluster.strip() for cluster in regex.findall(r"\X", kept) if not cluster.isspace()]
 
 
 @pytest.mark.parametrize(

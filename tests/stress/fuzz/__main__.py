@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -57,15 +56,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--media", type=int, default=3000, help="how many media files")
     parser.add_argument("--folders", type=int, default=1000, help="how many model folders")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case: a run that was ended goes on")
     parser.add_argument("--seed", type=int, default=12)
     parser.add_argument("--only", help="one case: media:NUMBER or folder:NUMBER")
     parser.add_argument("--keep", type=Path, help="with --only: write the case here")
     parser.add_argument("--json", type=Path, default=RESULT, help="write the result to this file")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends us, the stack ends too
-    first = arguments.first
-    numbers = {"media": range(first, first + arguments.media), "folder": range(first, first + arguments.folders)}
+    numbers = {"media": range(arguments.media), "folder": range(arguments.folders)}
     if arguments.only:
         kind, _, number = arguments.only.partition(":")
         numbers = {name: range(int(number), int(number) + 1) if name == kind else range(0) for name in numbers}
@@ -85,7 +81,7 @@ def main() -> int:
         "no code of a model folder ran": not (home / "models" / folders.MARK).exists(),
     }
     result = {
-        "seed": arguments.seed, "first": first, "media": len(numbers["media"]), "folders": len(numbers["folder"]),
+        "seed": arguments.seed, "media": len(numbers["media"]), "folders": len(numbers["folder"]),
         "seconds": round(time.monotonic() - started_at), "checks": checks, "answers": dict(sorted(found.answers.items())),
         "most_megabytes": watch.most_megabytes, "ended": watch.ended, "too_large": watch.too_large[:20], "wrong": found.wrong,
     }  # fmt: skip
