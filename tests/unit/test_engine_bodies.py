@@ -208,6 +208,9 @@ EMPTY: list[tuple[str, Any, Any]] = [
     ("structured_outputs", {"grammar": ""}, None), ("structured_outputs", {"grammar": " "}, "structured_outputs.grammar"),
     ("structured_outputs", {"regex": ""}, None), ("structured_outputs", {"json": ""}, None), ("structured_outputs", {}, None),
     ("structured_outputs", {"json": None, "regex": None, "choice": None, "grammar": None, "json_object": None}, None),
+    ("response_format", {}, None), ("response_format", {"type": None, "json_schema": None}, None),
+    ("response_format", {"type": None, "json_schema": {"name": "n", "schema": {}}}, "response_format"),
+    ("response_format", {"type": "json_schema", "json_schema": None}, "response_format"),
     ("stream_options", {}, None), ("stream_options", {"include_usage": False}, None), ("modalities", [], None),
     ("tools", [], None), ("stop", [], None), ("logit_bias", {}, None), ("chat_template_kwargs", {}, None),
 ]  # fmt: skip

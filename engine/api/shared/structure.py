@@ -42,7 +42,7 @@ class JsonSchema(Lenient):
 
 
 class ResponseFormat(Lenient):
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema"] | None = None
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
