@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
+from speech.decoding.decoder import Decoded
 from tests.fakes.engine_service import EngineService, chat_body, engine_service, model_folder
 from tests.sounds import pcm, tone, wav
 
 
+class FakeDecoder:
+    """In the place of the children that decode: counts, and waits for `go`."""
+
+    def __init__(self) -> None:
+        self.calls, self.go = 0, asyncio.Event()
+
+    async def decode(self, path: Path, target: Path, **_: Any) -> Decoded:
+        self.calls += 1
+        await asyncio.wait_for(self.go.wait(), 60)
+        target.write_bytes(bytes(3200))
+        return Decoded(0.1, (target,), None, ())
+
+    async def close(self) -> None:
+        return
+
+
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[EngineService]:
+def decoder(monkeypatch: pytest.MonkeyPatch) -> FakeDecoder:
+    """Before `engine`, which makes its decoder."""
+    found = FakeDecoder()
+    monkeypatch.setattr("engine.api.modalities.transcriptions.Decoder", lambda **_: found)
+    return found
+
+
+@pytest.fixture
+async def engine(tmp_path: Path, decoder: FakeDecoder) -> AsyncIterator[EngineService]:
     """Takes one request at once."""
     model_folder(tmp_path / "models", "talker")
     model_folder(tmp_path / "models", "listener", capabilities=["asr"])
@@ -25,31 +48,12 @@ async def engine(tmp_path: Path) -> AsyncIterator[EngineService]:
         yield service
 
 
-class Decoder:
-    """In the place of `decode`: counts, and waits for `go`."""
-
-    def __init__(self) -> None:
-        self.calls, self.go = 0, threading.Event()
-
-    def __call__(self, path: Path, **_: Any) -> np.ndarray[Any, Any]:
-        self.calls += 1
-        assert self.go.wait(60)
-        return np.zeros(1600, np.float32)
-
-
-@pytest.fixture
-def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
-    found = Decoder()
-    monkeypatch.setattr("engine.api.modalities.transcriptions.decode", found)
-    return found
-
-
 async def transcribe(engine: EngineService) -> httpx.Response:
     clip = {"file": ("clip.wav", wav(pcm(tone(0.1))))}
     return await engine.client.post("/v1/audio/transcriptions", data={"model": "listener"}, files=clip)
 
 
-async def test_a_request_under_way_takes_the_place(engine: EngineService, decoder: Decoder) -> None:
+async def test_a_request_under_way_takes_the_place(engine: EngineService, decoder: FakeDecoder) -> None:
     decoder.go.set()
     async with engine.client.stream("POST", "/v1/chat/completions", json=chat_body("forever", stream=True)) as busy:
         assert busy.status_code == 200
@@ -57,7 +61,7 @@ async def test_a_request_under_way_takes_the_place(engine: EngineService, decode
     assert (refused.status_code, refused.json()["error"]["code"], decoder.calls) == (429, "server_busy", 0)
 
 
-async def test_a_recording_that_is_being_decoded_takes_the_place(engine: EngineService, decoder: Decoder) -> None:
+async def test_a_recording_that_is_being_decoded_takes_the_place(engine: EngineService, decoder: FakeDecoder) -> None:
     first = asyncio.create_task(transcribe(engine))
     async with asyncio.timeout(30):
         while not decoder.calls:

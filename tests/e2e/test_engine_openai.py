@@ -333,7 +333,7 @@ def test_a_taken_port_and_a_wrong_setting_are_said_plainly(gateway: Gateway, tmp
     port = gateway.url.rpartition(":")[2]
     for settings, code, said in (
         ({"DUET_ENGINE__PORT": port}, 1, "cannot listen"),
-        ({"DUET_ENGINE__PROT": "1"}, 78, "DUET_ENGINE__PROT"),
+        ({"DUET_ENGINE__PORT": "many"}, 78, "DUET_ENGINE__PORT"),
     ):
         environment = {**os.environ, "DUET_HOME": str(tmp_path), **settings}
         ended = subprocess.run(

@@ -180,9 +180,14 @@ def test_batch_work_that_is_held_neither_ends_nor_spins(model: Callable[..., Loa
 
 
 class Woken(queue.SimpleQueue[Any]):
-    """A mailbox that never waits by the real clock, and fails if it is asked to wait for ever."""
+    """A mailbox that never waits by the real clock, and fails if it is asked to wait for ever. It really waits for pictures,
+    which another process decodes."""
+
+    decoding: Callable[[], bool] = staticmethod(lambda: False)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if self.decoding():
+            return super().get(timeout=60)
         assert not self.empty() or timeout is not None, "nothing would wake it"
         return super().get(block=False)
 
@@ -193,7 +198,9 @@ def test_a_pause_that_ends_between_two_ticks_is_noticed(
     model: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch, kind: str, shift: int
 ) -> None:
     driver, seconds = Driver(model(kind)), itertools.count(0.0, HOLD_SECONDS / 50)
-    driver.mailbox = driver.loop._mailbox = Woken()
+    driver.mailbox = driver.loop._mailbox = mailbox = Woken()
+    driver.loop._desk._post = mailbox.put
+    mailbox.decoding = lambda: driver.loop._desk.decoding
     monkeypatch.setattr("engine.worker.loop.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     driver.post(PauseBatch(True))
     driver.tick()
