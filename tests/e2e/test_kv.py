@@ -112,19 +112,16 @@ def test_a_killed_worker_loses_no_answer_and_no_file_is_half_written(tmp_path: P
     assert ", 0 damaged" in verified.stdout
 
 
-def test_two_engines_on_one_home_serve_and_the_second_takes_over(tmp_path: Path) -> None:
+def test_a_second_engine_on_a_home_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     with engine(tmp_path) as first:
         _, expected, _ = ask(first, "one")
-        with engine(tmp_path) as second:
-            assert [ask(second, "one")[1] for _ in range(2)] == [expected] * 2
-            assert "another process uses" in get(second, "/v1/admin/kv").json()["workers"]["duet-tiny-chat"]["off"]
-            stop(first)
-            until = time.monotonic() + 60
-            while get(second, "/v1/admin/kv").json()["workers"]["duet-tiny-chat"].get("off"):
-                assert time.monotonic() < until
-                ask(second, str(time.monotonic()))
-                time.sleep(0.5)
-            assert ask(second, "one")[1] == expected
+        with pytest.raises(AssertionError, match="is in use by process"):
+            start(tmp_path)
+        assert ask(first, "one")[1] == expected
+    with engine(tmp_path) as second:
+        _, text, cached = ask(second, "one")
+        assert text == expected
+        assert cached > 200
 
 
 def test_store_false_leaves_no_trace(tmp_path: Path) -> None:
