@@ -125,6 +125,25 @@ def test_a_speech_model_s_tokenizer_in_code_is_not_run_and_not_needed(
     assert not proof.exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"feature_size": 80}, {"feature_size": None}, {"feature_size": 0}, {"hop_length": 0}, {"n_fft": 0}, {"n_fft": -1},
+        {"sampling_rate": 8000},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_recogniser_that_can_take_no_sound_is_not_loaded(
+    tmp_path: Path, checkpoint: Callable[[str], Path], change: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("qwen3_asr"), tmp_path / "speech"))
+    path = folder / "preprocessor_config.json"
+    settings = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+    with pytest.raises(LoadError, match=r"speech.*(preprocessor_config|cannot be loaded)"):
+        load(folder, "asr")
+
+
 def test_only_qwen3_asr_transcribes(folder: Path) -> None:
     edit(folder / "config.json", model_type="whisper")
     with pytest.raises(LoadError, match="Qwen3-ASR does"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from engine.folders.inspection import Contents, read
 from engine.folders.reading import Problem, read_object
@@ -19,6 +20,7 @@ from engine.worker.model import Loaded
 from engine.worker.runtime.layout import lay_out
 from engine.worker.runtime.view import shown_to_libraries
 from engine.worker.runtime.wall import no_code_of
+from speech.splitter import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +149,7 @@ def _load_asr(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
         raise LoadError(f"{config.get('model_type')} does not transcribe here: Qwen3-ASR does")
     # The library's default is strict=False, which leaves missing weights random.
     model = load_stt(str(path), strict=True)
+    _hear_silence(model)
     return Loaded(
         capabilities=("asr",),
         model=model,
@@ -159,6 +162,18 @@ def _load_asr(path: Path, config: dict[str, Any], weight_bytes: int) -> Loaded:
         eos_ids=frozenset(),
         image_token_id=None,
     )
+
+
+def _hear_silence(model: Any) -> None:
+    """Draw one token for a moment of silence. What makes features of sound is told only by how the model takes them: settings
+    that do not fit the weights would fail every request. Raises `LoadError`."""
+    try:
+        next(iter(model.stream_generate(np.zeros(SAMPLE_RATE // 10, np.float32), max_tokens=1)), None)
+    except Exception as error:
+        raise LoadError(
+            f"it cannot take any sound, since config.json or preprocessor_config.json does not fit the weights "
+            f"({type(error).__name__}: {error}): download the folder again"
+        ) from error
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
