@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -193,3 +194,32 @@ def test_a_file_beyond_the_limit_is_an_error_in_the_child(tmp_path: Path) -> Non
     ended = limited(code, tmp_path, Limits(memory_bytes=1 << 30, file_bytes=1 << 20))
     assert ended.returncode == 1
     assert b"File too large" in ended.stderr
+
+
+# Channels in an order of their own ------------------------------------------------------------------------------------
+
+
+def caf(channels: int, layout_tag: int) -> bytes:
+    """A second of tone in the last channel, in a CAF file that names its layout."""
+    samples = np.zeros((channels, 16_000), np.float32)
+    samples[-1] = sounds.tone(1.0)
+    data = np.round(samples.T * 32767).astype(">i2").tobytes()
+    description = struct.pack(">d4sIIIII", 16_000.0, b"lpcm", 0, 2 * channels, 1, channels, 16)
+    return (
+        b"caff\x00\x01\x00\x00"
+        + (b"desc" + struct.pack(">q", len(description)) + description)
+        + (b"chan" + struct.pack(">q", 12) + struct.pack(">III", layout_tag, 0, 0))
+        + (b"data" + struct.pack(">q", len(data) + 4) + bytes(4) + data)
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "tag"),
+    [(1, 100 << 16 | 1), (2, 101 << 16 | 2), (6, 121 << 16 | 6), (8, 128 << 16 | 8), (8, 126 << 16 | 8)],
+)
+async def test_channels_in_an_order_of_their_own_end_no_child(tmp_path: Path, channels: int, tag: int) -> None:
+    path = tmp_path / "a.caf"
+    path.write_bytes(caf(channels, tag))
+    async with started() as decoder:
+        found = await decoder.decode(path, tmp_path / "a.pcm")
+        np.testing.assert_allclose(open_pcm(found.files[0]), np.round(sounds.tone(1.0) * 32767), atol=2)

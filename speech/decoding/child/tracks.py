@@ -66,6 +66,7 @@ def _open(path: Path) -> Any:
             logger.info("%s could not open the file: %s", name, error, extra={"action": "demuxer_refused"})
             continue
         if container.streams.audio:
+            _forget_channel_order(container)
             return container
         container.close()
         raise InvalidAudio("the file has no audio stream")
@@ -76,6 +77,16 @@ def _open(path: Path) -> Any:
     raise InvalidAudio(
         "the file is no audio that can be read (wav, mp3, m4a, mp4, flac, ogg, webm, mkv, aac, amr, aiff, caf)"
     )
+
+
+def _forget_channel_order(container: Any) -> None:
+    """CAF, AIFF and MOV may give their channels in any order, as a map in memory. PyAV's layouts share that map and each frees
+    it, which ends the process. The first look at a layout is therefore followed by one without a map: only the number of
+    channels matters here."""
+    for stream in container.streams.audio:
+        codec = stream.codec_context
+        if codec is not None and (channels := codec.channels) > 0:
+            codec.layout = f"{channels} channels"
 
 
 def facts(path: Path, container: Any, track: int) -> Facts:
