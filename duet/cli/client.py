@@ -23,26 +23,39 @@ TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
 """In seconds. A long recording is transcribed before the answer begins."""
 
 
-def transcribe(settings: Settings, file: Path, response_format: str, quality: str) -> int:
-    """Print the transcript; the route goes to standard error. Returns the exit code."""
-    fields = {"model": "auto", "response_format": response_format, "quality": quality}
+def transcribe(settings: Settings, file: Path, response_format: str, quality: str, *, strict: bool) -> int:
+    """Print the transcript; the route and what the caller must know of the audio go to standard error. Returns the exit code."""
+    fields = {"model": "auto", "response_format": response_format, "quality": quality, "strict": str(strict).lower()}
     with _router(settings) as client, file.open("rb") as handle:
         answer = client.post("/v1/audio/transcriptions", files={"file": (file.name, handle)}, data=fields)
         answer.raise_for_status()
     if why := answer.headers.get("X-Duet-Route-Reason"):
         typer.echo(f"{answer.headers['X-Duet-Route']}: {why}", err=True)
+    if warning := answer.headers.get("X-Duet-Warning"):
+        typer.echo(printable(f"note: {warning}"), err=True)
     typer.echo(answer.text.rstrip("\n"))
     return 0
 
 
 def meeting(
-    settings: Settings, recording: Path, *, title: str, glossary: Path | None, speakers: int | None, out: Path
+    settings: Settings,
+    recording: Path,
+    *,
+    title: str,
+    glossary: Path | None,
+    speakers: int | None,
+    strict: bool,
+    out: Path,
 ) -> int:
     """Submit a recording, follow the job, and write its outputs into `out`. Returns the exit code.
 
     The same recording with the same options is the same job: the command can be repeated to follow it again.
     """
-    fields: dict[str, Any] = {"title": title, "glossary": _text(glossary) if glossary else ""}
+    fields: dict[str, Any] = {
+        "title": title,
+        "glossary": _text(glossary) if glossary else "",
+        "strict": str(strict).lower(),
+    }
     if speakers is not None:
         fields["speakers"] = str(speakers)
     try:

@@ -12,3 +12,7 @@ class InvalidAudio(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="file")
+
+
+class TooLong(InvalidAudio):
+    """The file is longer than what is taken."""

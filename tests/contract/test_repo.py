@@ -54,6 +54,15 @@ def test_only_workers_import_mlx(module: str) -> None:
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "module", ["engine.app", "engine.__main__", "asr_router.app", "asr_router.__main__", "pipelines.jobs.worker"]
+)
+def test_no_service_carries_what_reads_foreign_audio_or_pictures(module: str) -> None:
+    """FFmpeg and Pillow's codecs run in children, which a file may end."""
+    code = f"import sys, {module}; sys.exit(any(m.split('.')[0] in ('av', 'PIL') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
 def test_the_command_line_starts_without_the_services() -> None:
     code = (
         "import sys, duet.cli.main; sys.exit(any(m.split('.')[0] in ('dbos', 'numpy', 'fastapi') for m in sys.modules))"

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
+import pytest
 
 import models
 from duet.testing.stack import Stack, free_ports, running
+from tests import sounds
 
 DEMO = models.CARDS / "demo"
 
@@ -70,6 +72,20 @@ def test_transcribe_prints_the_text_and_its_route(stack: Stack) -> None:
     assert done.returncode == 0, done.stderr
     assert "数据库" in done.stdout
     assert "sensevoice: short clip" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["transcribe", "meeting"])
+def test_a_cut_recording_is_said_to_be_one_and_refused_with_strict(stack: Stack, tmp_path: Path, command: str) -> None:
+    whole = sounds.wav(sounds.pcm(sounds.tone(3.0)))
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(whole[: len(whole) // 2])
+    where = ("--out", str(tmp_path)) if command == "meeting" else ()
+    done = duet(stack, command, str(cut), *where)
+    assert done.returncode == 0, done.stderr
+    assert "note: the file is truncated: 1.5 s of its 3.0 s" in done.stderr
+    refused = duet(stack, command, str(cut), "--strict", *where)
+    assert refused.returncode == 1
+    assert "strict=true refuses that" in refused.stderr
 
 
 def test_meeting_fetches_the_five_outputs(stack: Stack, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.decoding.child.decode import decode
+from speech.decoding.child.decode import decode, probe
 from speech.decoding.child.timeline import MAX_GAP_SECONDS, TOLERANCE_SECONDS, Timed, Timeline
 from speech.decoding.pcm import open_pcm
 from speech.splitter import SAMPLE_RATE
@@ -41,6 +41,8 @@ CASES: dict[str, tuple[list[float | None], list[float]]] = {
     "one wrong stamp ahead": ([0, 0.02, 900.0, 0.06, 0.08], [0] * 5),
     "a new chain begins at zero": (run(0, 4) + run(0, 4), [0] * 8),
     "a gap after a new chain": (run(0, 10) + run(0, 5) + run(1, 2), [0] * 15 + [0.9, 0]),
+    "one frame each 0.4 s (DTX)": ([0.0, 0.02, 0.42, 0.82, 1.22, 1.24], [0, 0, 0.38, 0.38, 0.38, 0]),
+    "a lone frame far ahead": ([0, 0.02, 9.0, 20.0, 20.02], [0, 0, 0, 19.94, 0]),
     "a jump too wide": (run(0, 2) + run(MAX_GAP_SECONDS + 1, 3), [0] * 5),
     "the clock wraps": (run(95443.0, 2), [0] * 2),
 }
@@ -60,6 +62,16 @@ def test_what_was_filled_and_what_was_not_followed_is_noted() -> None:
     ]  # fmt: skip
 
 
+def test_many_places_are_summed_up_in_one_note_each() -> None:
+    timeline = Timeline()
+    silences([start for number in range(9) for start in run(number, 3)], timeline)
+    silences([start for _ in range(5) for start in run(0, 8)], timeline)
+    assert timeline.notes == (
+        "7.5 s of silence stand for 8 gaps in the time stamps, from 0.1 s on",
+        "the time stamps jump 5 times, from 8.1 s on: times follow the sound there",
+    )
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.floats(0, 10)), max_size=60))
 def test_no_time_stamp_shortens_repeats_or_stretches_without_bound(starts: list[float | None]) -> None:
     timeline = Timeline()
@@ -67,7 +79,7 @@ def test_no_time_stamp_shortens_repeats_or_stretches_without_bound(starts: list[
     assert [frame for _, frame in found] == list(range(len(starts)))
     assert all(silence == 0 or TOLERANCE_SECONDS < silence <= MAX_GAP_SECONDS for silence, _ in found)
     assert timeline.at == pytest.approx(sum(silence for silence, _ in found) + FRAME * len(starts))
-    assert len(timeline.notes) <= 8
+    assert len(timeline.notes) <= 6
 
 
 # Real containers ------------------------------------------------------------------------------------------------------
@@ -141,3 +153,10 @@ def test_what_follows_a_gap_keeps_its_time(tmp_path: Path, kind: str, audio: str
     first, last, truncated = heard_from_to(path, tmp_path)
     assert (first, last) == (pytest.approx(0.0, abs=0.05), pytest.approx(2.0 + gap, abs=0.06))
     assert truncated is None
+
+
+@pytest.mark.parametrize("starts_at", [0.0, 3.0, 40_000.0])
+def test_a_stream_that_was_recorded_from_its_middle_is_whole(tmp_path: Path, starts_at: float) -> None:
+    path = video(tmp_path / "a.ogg", "libopus", None, seconds=0, starts_at=starts_at)
+    assert probe(path) == pytest.approx(2.0, abs=0.1)
+    assert heard_from_to(path, tmp_path) == (pytest.approx(0.0, abs=0.05), pytest.approx(2.0, abs=0.06), None)

@@ -14,6 +14,7 @@ def transcribe(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     response_format: Annotated[str, typer.Option("--format", help="text, json, verbose_json, srt or vtt")] = "text",
     quality: Annotated[str, typer.Option(help="auto, fast or high")] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a recording that is cut short.")] = False,
 ) -> None:
     """Transcribe a recording with the running router.
 
@@ -21,7 +22,7 @@ def transcribe(
     """
     from duet.cli.client import transcribe as run
 
-    raise typer.Exit(run(settings_or_exit(), file, response_format, quality))
+    raise typer.Exit(run(settings_or_exit(), file, response_format, quality, strict=strict))
 
 
 def meeting(
@@ -31,6 +32,7 @@ def meeting(
         Path | None, typer.Option(help="File with one term a line, aliases after |.", exists=True)
     ] = None,
     speakers: Annotated[int | None, typer.Option(help="Number of speakers, if you know it.", min=1, max=32)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a recording that is cut short.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the five outputs.")] = Path(),
 ) -> None:
     """Send a recording through the meeting pipeline and fetch its five outputs.
@@ -39,4 +41,5 @@ def meeting(
     """
     from duet.cli.client import meeting as run
 
-    raise typer.Exit(run(settings_or_exit(), file, title=title, glossary=glossary, speakers=speakers, out=out))
+    settings = settings_or_exit()
+    raise typer.Exit(run(settings, file, title=title, glossary=glossary, speakers=speakers, strict=strict, out=out))

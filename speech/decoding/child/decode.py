@@ -23,10 +23,10 @@ import numpy as np
 
 from duet.channel import BlockingChannel, ChannelClosed
 from speech.decoding.child import tracks
-from speech.decoding.child.channels import Mix, Samples, Survey, choose, holds_speech
+from speech.decoding.child.channels import Mix, Samples, Survey, choose, lively_share
 from speech.decoding.child.messages import Channels, Decode, Decoded, DecodeFailed, Probe, Probed
 from speech.decoding.child.timeline import Timeline
-from speech.decoding.errors import InvalidAudio
+from speech.decoding.errors import InvalidAudio, TooLong
 from speech.splitter import SAMPLE_RATE
 
 MAX_EACH = 8
@@ -34,6 +34,9 @@ MAX_EACH = 8
 _PADDING_SECONDS = 0.25
 """Codecs add or drop a frame or two at the ends."""
 _PADDING_SHARE = 0.01
+_SURELY_SPEECH, _HARDLY_SPEECH = 0.2, 0.2
+"""A track that is lively in this share of its time is speech or music. One with less is passed over when another is five times
+as lively."""
 _SILENCE_SECONDS = 10.0
 """Silence is written in pieces of this length."""
 
@@ -45,6 +48,22 @@ class Pass:
     seconds: float
     truncated: str | None
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Track:
+    """A track that was read once. `survey` is None where there is nothing to choose."""
+
+    number: int
+    known: tracks.Facts
+    written: Pass
+    survey: Survey | None
+
+    def mix(self) -> Mix:
+        return Mix() if self.survey is None else choose(self.survey.levels(), self.survey.covariances())
+
+    def lively(self) -> float:
+        return 1.0 if self.survey is None else lively_share(self.survey.levels())
 
 
 @dataclass(frozen=True)
@@ -89,60 +108,87 @@ def _answered(request: Decode | Probe) -> Decoded | Probed | DecodeFailed:
 def probe(path: Path) -> float | None:
     """The duration that the header declares; None when it does not say. Raises `InvalidAudio`."""
     with tracks.opened(path) as container:
-        return tracks.facts(path, container, 0).ends_at
+        numbers = tracks.in_order(container)
+        refused: InvalidAudio | None = None
+        for number in numbers:
+            try:
+                return tracks.facts(path, container, number).ends_at
+            except InvalidAudio as error:
+                refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def decode(path: Path, target: Path, *, max_seconds: float, channels: Channels = "mix") -> Result:
     """Write `path` to `target` as 16-bit mono PCM, or with "each" one file a channel.
 
-    The first pass writes the mean of the first track's channels and measures them. Another pass follows only when that
-    mean is not what is to be heard, so that most files are read once. Raises `InvalidAudio` and OSError.
+    The first pass writes the mean of one track's channels and measures them. Further passes follow only when that mean is
+    not what is to be heard, so that most files are read once. Raises `InvalidAudio` and OSError.
     """
     with tracks.opened(path) as container:
-        count = len(container.streams.audio)
-        known = tracks.facts(path, container, 0)
-    surveyed = known.channels > 1 or count > 1
-    survey = Survey(known.channels, known.rate) if surveyed else None
-    written = _write(path, 0, known, Mix(), [target], max_seconds, survey)
-    if survey is None:
-        return Result(written.seconds, (target,), written.truncated, written.notes)
-    track, known, survey, notes = _track(path, count, known, survey, max_seconds)
-    if channels == "each" and known.channels > 1:
-        return _each(path, track, known, target, max_seconds, notes)
-    mix = choose(survey.levels(), survey.covariances())
-    if track or mix.weights is not None:
-        written = _write(path, track, known, mix, [target], max_seconds, None)
+        count, numbers = len(container.streams.audio), tracks.in_order(container)
+    first, others = _first(path, numbers, target, max_seconds)
+    track = _liveliest(path, first, others, max_seconds)
+    notes = _of_tracks(track.number, first.number, count)
+    if channels == "each" and track.known.channels > 1:
+        return _each(path, track, target, max_seconds, notes)
+    mix, written = track.mix(), track.written
+    if track is not first or mix.weights is not None:
+        written = _write(path, track.number, track.known, mix, [target], max_seconds, None)
     notes = (*notes, *([mix.note] if mix.note else ()))
     return Result(written.seconds, (target,), written.truncated, (*notes, *written.notes))
 
 
-def _track(
-    path: Path, count: int, known: tracks.Facts, survey: Survey, max_seconds: float
-) -> tuple[int, tracks.Facts, Survey, tuple[str, ...]]:
-    """The first track that may hold speech, with its measurements; the first of all when none does."""
+def _first(path: Path, numbers: Sequence[int], target: Path, max_seconds: float) -> tuple[Track, list[int]]:
+    """The first of these tracks that can be read, and those that come after it. Raises what is wrong with the first of all
+    when none can."""
+    refused: InvalidAudio | None = None
+    for place, number in enumerate(numbers):
+        try:
+            return _read(path, number, [target], max_seconds, alone=len(numbers) == 1), list(numbers[place + 1 :])
+        except TooLong:
+            raise
+        except InvalidAudio as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _read(path: Path, number: int, targets: Sequence[Path], max_seconds: float, *, alone: bool = False) -> Track:
+    """Write the mean of a track's channels, and measure it unless it is `alone` and has one."""
+    with tracks.opened(path) as container:
+        known = tracks.facts(path, container, number)
+    survey = None if alone and known.channels == 1 else Survey(known.channels, known.rate)
+    return Track(number, known, _write(path, number, known, Mix(), targets, max_seconds, survey), survey)
+
+
+def _liveliest(path: Path, first: Track, others: Sequence[int], max_seconds: float) -> Track:
+    """The first track, unless it holds hardly anything like speech and a later one does."""
+    if not others or first.lively() >= _SURELY_SPEECH:
+        return first
+    found = [first]
+    for number in others:
+        with contextlib.suppress(InvalidAudio):
+            found.append(_read(path, number, [], max_seconds))
+    most = max(track.lively() for track in found)
+    return next(track for track in found if track.lively() >= _HARDLY_SPEECH * most)
+
+
+def _of_tracks(taken: int, first: int, count: int) -> tuple[str, ...]:
     if count == 1:
-        return 0, known, survey, ()
-    if not holds_speech(survey.levels()):
-        for track in range(1, min(count, tracks.MAX_TRACKS)):
-            with contextlib.suppress(InvalidAudio):
-                with tracks.opened(path) as container:
-                    other = tracks.facts(path, container, track)
-                measured = Survey(other.channels, other.rate)
-                _write(path, track, other, Mix(), [], max_seconds, measured)
-                if holds_speech(measured.levels()):
-                    note = f"audio track 1 of {count} holds no speech: track {track + 1} was taken"
-                    return track, other, measured, (note,)
-    return 0, known, survey, (f"audio track 1 of {count} was taken, the others were left out",)
+        return ()
+    if taken != first:
+        return (f"audio track {first + 1} of {count} holds hardly any speech: track {taken + 1} was taken",)
+    return (f"audio track {taken + 1} of {count} was taken, the others were left out",)
 
 
-def _each(
-    path: Path, track: int, known: tracks.Facts, target: Path, max_seconds: float, notes: tuple[str, ...]
-) -> Result:
-    if known.channels > MAX_EACH:
-        raise InvalidAudio(f"channels=each takes at most {MAX_EACH} channels; this file has {known.channels}")
+def _each(path: Path, track: Track, target: Path, max_seconds: float, notes: tuple[str, ...]) -> Result:
+    count = track.known.channels
+    if count > MAX_EACH:
+        raise InvalidAudio(f"channels=each takes at most {MAX_EACH} channels; this file has {count}")
     target.unlink()
-    targets = [target.with_name(f"{target.name}.{c + 1}") for c in range(known.channels)]
-    written = _write(path, track, known, None, targets, max_seconds, None)
+    targets = [target.with_name(f"{target.name}.{c + 1}") for c in range(count)]
+    written = _write(path, track.number, track.known, None, targets, max_seconds, None)
     return Result(written.seconds, tuple(targets), written.truncated, (*notes, *written.notes))
 
 
@@ -153,7 +199,7 @@ def _write(
     """One pass: `mix` of the channels into the only target, or each channel into its own when it is None. Without targets it
     only measures."""
     if known.ends_at is not None and known.ends_at > max_seconds:
-        raise InvalidAudio(f"the audio is {known.ends_at:.0f} s long; at most {max_seconds:.0f} s are taken")
+        raise TooLong(f"the audio is {known.ends_at:.0f} s long; at most {max_seconds:.0f} s are taken")
     reading, timeline, count = tracks.Reading(), Timeline(), 0
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(tracks.opened(path))
@@ -163,7 +209,7 @@ def _write(
         for block in blocks:
             count += len(block)
             if count > (max_seconds + _PADDING_SECONDS) * known.rate:
-                raise InvalidAudio(f"the audio is longer than the {max_seconds:.0f} s that are taken")
+                raise TooLong(f"the audio is longer than the {max_seconds:.0f} s that are taken")
             if survey is not None:
                 survey.add(block)
             for output, samples in zip(outputs, _mixed(block, mix, len(outputs)), strict=True):
@@ -175,7 +221,7 @@ def _write(
     if count == 0:
         raise InvalidAudio("no audio could be decoded from the file")
     seconds = outputs[0].count / SAMPLE_RATE if outputs else count / known.rate
-    return Pass(seconds, _truncated(seconds, known, reading), tuple(timeline.notes))
+    return Pass(seconds, _truncated(seconds, known, reading), timeline.notes)
 
 
 def _mixed(block: Samples, mix: Mix | None, count: int) -> Iterable[Samples]:
@@ -191,7 +237,11 @@ def _mixed(block: Samples, mix: Mix | None, count: int) -> Iterable[Samples]:
 
 def _truncated(seconds: float, known: tracks.Facts, reading: tracks.Reading) -> str | None:
     """Why the file is not whole, judged by its audio alone; None if it is."""
-    if known.ends_at is not None and seconds < known.ends_at * (1 - _PADDING_SHARE) - _PADDING_SECONDS:
+    if (
+        known.promised
+        and known.ends_at is not None
+        and seconds < known.ends_at * (1 - _PADDING_SHARE) - _PADDING_SECONDS
+    ):
         return f"the file is truncated: {seconds:.1f} s of its {known.ends_at:.1f} s could be decoded"
     if known.breaks_off or reading.broke_off:
         return f"the file is truncated: it breaks off after {seconds:.1f} s"

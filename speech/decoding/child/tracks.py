@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import av.error
+from av.stream import Disposition
 
 from speech.decoding.child.containers import breaks_off, declared_seconds, demuxers, lacks_its_index
 from speech.decoding.child.timeline import Timed
@@ -26,6 +27,8 @@ MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 64
 MAX_TRACKS = 8
 """Audio tracks that are looked at."""
+_BESIDE = Disposition.comment | Disposition.visual_impaired | Disposition.karaoke | Disposition.clean_effects
+"""Marks of tracks that are not the recording itself, or not all of it."""
 MIN_COMPLETE = 0.9
 _HAVE_TIMES = ("mov", "matroska", "ogg")
 """Demuxers whose time stamps are the file's own. Others count samples or guess."""
@@ -35,13 +38,15 @@ _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 @dataclass(frozen=True)
 class Facts:
     """What the file says of a track. `zero` is where its times count from. `ends_at` is in seconds from there, and None when
-    nothing tells when this track's audio ends. `breaks_off`: the file is cut, and its audio with it."""
+    nothing tells when this track's audio ends. `promised`: audio that ends before that is cut. `breaks_off`: the file is
+    cut, and its audio with it."""
 
     rate: int
     channels: int
     has_times: bool
     zero: float
     ends_at: float | None
+    promised: bool
     breaks_off: bool
 
 
@@ -89,6 +94,13 @@ def _forget_channel_order(container: Any) -> None:
             codec.layout = f"{channels} channels"
 
 
+def in_order(container: Any) -> list[int]:
+    """The audio tracks as a player prefers them: those that the file marks as its default come first, and commentary last."""
+    marks = [stream.disposition for stream in container.streams.audio]
+    found = sorted(range(len(marks)), key=lambda n: (bool(marks[n] & _BESIDE), not marks[n] & Disposition.default))
+    return found[:MAX_TRACKS]
+
+
 def facts(path: Path, container: Any, track: int) -> Facts:
     """Raises `InvalidAudio` for an unknown codec, and for a rate or a number of channels that is out of bounds."""
     stream = container.streams.audio[track]
@@ -107,7 +119,8 @@ def facts(path: Path, container: Any, track: int) -> Facts:
     ends_at = _declared_end(path, container, stream, name, zero)
     # Of Matroska the pictures may be cut alone. The end that FFmpeg tells of Ogg and CAF is that of what is there.
     cut = (ends_at is None or name != "matroska") and breaks_off(path, name)
-    return Facts(rate, channels, name in _HAVE_TIMES, zero, ends_at, cut)
+    # The end of an Ogg file's last page tells nothing of what lies before it: a chain begins anew, and may change its rate.
+    return Facts(rate, channels, name in _HAVE_TIMES, zero, ends_at, name != "ogg", cut)
 
 
 def _family(container: Any) -> str:
@@ -135,7 +148,9 @@ def _declared_end(path: Path, container: Any, stream: Any, name: str, zero: floa
         return float(container.duration) / av.time_base if alone else None
     start, reported = 0.0, None
     if stream.duration is not None and stream.time_base is not None:
-        start = float((stream.start_time or 0) * stream.time_base) if name in _HAVE_TIMES else 0.0
+        # Of Opus in Ogg, FFmpeg reports the end where it means the length.
+        counted = name in _HAVE_TIMES and (name, stream.codec_context.name) != ("ogg", "opus")
+        start = float((stream.start_time or 0) * stream.time_base) if counted else 0.0
         reported = float(stream.duration * stream.time_base)
     elif container.duration is not None and len(container.streams) == 1:
         reported = container.duration / av.time_base
