@@ -19,7 +19,9 @@ FRAME: Final = 512
 """Samples. A multiple of it is a whole number of the detector's windows."""
 TARGET_DB: Final = -16.0
 """Where the VAD finds speech whole. It misses the beginning from 12 dB below on; 20 dB more do no harm."""
-MIN_GAIN_DB, MAX_GAIN_DB = -20.0, 44.0
+LOUD_ENOUGH_DB: Final = TARGET_DB - 12.0
+"""From here up speech is left as it is."""
+MAX_GAIN_DB: Final = 44.0
 INAUDIBLE_DB: Final = -72.0
 """Nothing that loud is speech: the noise of a quiet converter is at -90, a whisper at the other end of a room at -65."""
 QUIET_DB: Final = -40.0
@@ -76,10 +78,10 @@ def measure(samples: Samples) -> Level:
 
 
 def gain(level: Level) -> float:
-    """The factor that brings speech of this level to the target; 1 for silence."""
-    if level.loud < INAUDIBLE_DB:
+    """The factor that brings quiet speech to the target; 1 for what is loud enough, and for silence."""
+    if level.loud < INAUDIBLE_DB or level.loud >= LOUD_ENOUGH_DB:
         return 1.0
-    return float(10 ** (min(max(TARGET_DB - level.loud, MIN_GAIN_DB), MAX_GAIN_DB) / 20))
+    return float(10 ** (min(TARGET_DB - level.loud, MAX_GAIN_DB) / 20))
 
 
 def lifted(samples: Samples) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -64,25 +64,36 @@ def detect(samples: level.Samples, *, on_progress: Callable[[float], None] | Non
         return [Span(0.0, seconds)] if _heard(samples, level.measure(samples), WORD) else []
     whole = level.measure(samples)
     spans = _heard(samples, whole, SPEECH, on_progress)
-    spans = sorted([*spans, *_quiet(samples, spans, level.gain(whole))], key=lambda span: span.start)
+    spans = _with_quiet(samples, spans, level.gain(whole))
     if not spans and seconds <= ONE_WORD_SECONDS:
         return _heard(samples, whole, WORD)
     return spans
 
 
-def _quiet(samples: level.Samples, spans: Sequence[Span], gain: float) -> list[Span]:
-    """Speech in the pauses that is so much quieter that `gain` was too little for it."""
-    found = []
-    ends = [0, *(round(span.end * SAMPLE_RATE) for span in spans)]
-    starts = [*(round(span.start * SAMPLE_RATE) for span in spans), len(samples)]
+def _with_quiet(samples: level.Samples, spans: Sequence[Span], gain: float) -> list[Span]:
+    """The spans, and between those that are loud enough for `gain` what is so much quieter that it needs more."""
+
+    def needs_more(first: int, last: int) -> level.Level | None:
+        there = level.measure(samples[first:last])
+        return there if not there.steady and level.gain(there) >= QUIETER * gain else None
+
+    loud = [span for span in spans if needs_more(*_samples(span)) is None]
+    found = list(loud)
+    ends = [0, *(_samples(span)[1] for span in loud)]
+    starts = [*(_samples(span)[0] for span in loud), len(samples)]
     for first, last in zip(ends, starts, strict=True):
-        if spans and last - first >= MIN_PAUSE_SECONDS * SAMPLE_RATE:
-            pause = samples[first:last]
-            there = level.measure(pause)
-            if not there.steady and level.gain(there) >= QUIETER * gain:
-                begin = first / SAMPLE_RATE
-                found += [Span(begin + span.start, begin + span.end) for span in _heard(pause, there, SPEECH)]
-    return found
+        begin = first / SAMPLE_RATE
+        there = needs_more(first, last) if spans and last - first >= MIN_PAUSE_SECONDS * SAMPLE_RATE else None
+        if there is None:
+            found += [span for span in spans if span not in loud and first <= _samples(span)[0] < last]
+        else:
+            heard = _heard(samples[first:last], there, SPEECH)
+            found += [Span(begin + span.start, begin + span.end) for span in heard]
+    return sorted(found, key=lambda span: span.start)
+
+
+def _samples(span: Span) -> tuple[int, int]:
+    return round(span.start * SAMPLE_RATE), round(span.end * SAMPLE_RATE)
 
 
 def _heard(
