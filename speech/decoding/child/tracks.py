@@ -32,6 +32,8 @@ _BESIDE = Disposition.comment | Disposition.visual_impaired | Disposition.karaok
 MIN_COMPLETE = 0.9
 _HAVE_TIMES = ("mov", "matroska", "ogg")
 """Demuxers whose time stamps are the file's own. Others count samples or guess."""
+_OPTIONS = {"wav": {"probesize": "65536"}}
+"""FFmpeg looks for DTS and the like in PCM, for 17 ms in a clip. Its first frames tell."""
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -66,7 +68,8 @@ def _open(path: Path) -> Any:
     for name in demuxers(path):
         try:
             # Only file: is allowed, also for what the container itself refers to.
-            container = av.open(f"file:{path}", format=name, options={"protocol_whitelist": "file"})
+            options = {"protocol_whitelist": "file", **_OPTIONS.get(name, {})}
+            container = av.open(f"file:{path}", format=name, options=options)
         except (av.error.FFmpegError, ValueError) as error:
             logger.info("%s could not open the file: %s", name, error, extra={"action": "demuxer_refused"})
             continue
