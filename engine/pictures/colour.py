@@ -16,11 +16,15 @@ _FLAGS: Final = ImageCms.Flags.BLACKPOINTCOMPENSATION
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """An RGB picture in sRGB from one of L, RGB, CMYK or LAB. A profile that is broken, or made for another kind of picture,
     counts as none: that is what browsers do."""
-    if profile and len(profile) <= MAX_PROFILE_BYTES and image.mode in _MODES:
-        try:
-            return _by_profile(image, profile)
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass  # the plain conversion below
+    if not profile or len(profile) > MAX_PROFILE_BYTES or image.mode not in _MODES:
+        return _plain(image)
+    try:
+        return _by_profile(image, profile)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return _plain(image)
+
+
+def _plain(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
