@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import logging
 from typing import Final
 
 from duet.errors import InvalidRequest
+from duet.supervise.crew import Crew
 from duet.supervise.limits import MEMORY_EXIT, Limits
 from duet.supervise.service import ChildLost, Service, Unanswered
 from engine.pictures.messages import Answer, Decode, Measure, Measured, Pixels, Question, Refused
-
-logger = logging.getLogger(__name__)
 
 CHILD: Final = "engine.pictures.child"
 MEMORY_BYTES: Final = 1536 << 20
@@ -22,7 +19,7 @@ _FILE_BYTES: Final = 1 << 30
 MEASURE_SECONDS: Final = 10.0
 DECODE_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 300.0
-"""A child that is not needed for this long ends."""
+"""Children that are not needed for this long end."""
 
 
 class PictureDecoder:
@@ -30,15 +27,14 @@ class PictureDecoder:
 
     def __init__(self, *, children: int) -> None:
         limits = Limits(MEMORY_BYTES, _FILE_BYTES)
-        self._idle = [
-            Service[Answer](CHILD, (), Answer, name=f"picture decoder {number + 1}", limits=limits, rests=False)
-            for number in range(children)
-        ]
-        """The one that was used last is at the end: it is warm."""
-        self._free = asyncio.Semaphore(children)
+        self._children = Crew(
+            [
+                Service[Answer](CHILD, (), Answer, name=f"picture decoder {number + 1}", limits=limits, rests=False)
+                for number in range(children)
+            ],
+            idle_seconds=IDLE_SECONDS,
+        )
         self._names = itertools.count()
-        self._ending: asyncio.TimerHandle | None = None
-        self._ends: set[asyncio.Task[None]] = set()
 
     async def measure(self, data: bytes, param: str) -> tuple[int, int]:
         """Width and height by the header. Raises `InvalidRequest` naming `param`."""
@@ -56,55 +52,18 @@ class PictureDecoder:
         return str(next(self._names))
 
     async def _ask(self, question: Question, param: str, seconds: float) -> Measured | Pixels:
-        async with self._free:
-            child = self._idle.pop()
-            try:
-                answer = await _answer(child, question, seconds)
-            except ChildLost as error:
-                raise InvalidRequest(_lost(error.exit_code), param=param) from error
-            except Unanswered as error:
-                raise InvalidRequest(f"the picture could not be read within {seconds:g} s", param=param) from error
-            except asyncio.CancelledError:
-                child.abandon()
-                raise
-            finally:
-                self._idle.append(child)
-                self._end_later()
+        try:
+            answer = await self._children.call(question, timeout_seconds=seconds)
+        except ChildLost as error:
+            raise InvalidRequest(_lost(error.exit_code), param=param) from error
+        except Unanswered as error:
+            raise InvalidRequest(f"the picture could not be read within {seconds:g} s", param=param) from error
         if isinstance(answer, Refused):
             raise InvalidRequest(answer.message, param=param)
         return answer
 
-    def _end_later(self) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
-        self._ending = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_idle)
-
-    def _end_idle(self) -> None:
-        task = asyncio.ensure_future(self._close_all())
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
-
-    async def _close_all(self) -> None:
-        for _ in range(len(self._idle)):
-            async with self._free:  # no question may go to a child that ends
-                child = self._idle.pop(0)
-                await child.close()
-                self._idle.append(child)
-
     async def close(self) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
-        await asyncio.gather(self._close_all(), *self._ends)
-
-
-async def _answer(child: Service[Answer], question: Question, seconds: float) -> Answer:
-    """A child that ends is asked once more: it may have been killed from outside."""
-    try:
-        return await child.call(question, timeout_seconds=seconds)
-    except ChildLost as error:
-        if error.exit_code == MEMORY_EXIT:
-            raise
-    return await child.call(question, timeout_seconds=seconds)
+        await self._children.close()
 
 
 def _lost(exit_code: int | None) -> str:

@@ -263,11 +263,11 @@ async def test_images_are_given_up_at_the_request_s_deadline(resolved: list[str]
 async def test_a_child_that_is_killed_from_outside_costs_no_request(gathered: Pictures) -> None:
     decoder = gathered._decoder
     await asyncio.gather(*(decoder.measure(encoded((20, 10)), "i") for _ in range(2)))
-    children = {child.pid for child in decoder._idle}
+    children = {child.pid for child in decoder._children._free}
     slow = asyncio.create_task(decoder.decode(encoded((8000, 8000)), "i[0]"))
     other = asyncio.create_task(decoder.decode(encoded((8, 4)), "i[1]"))
     assert len((await other).rgb) == 8 * 4 * 3
-    [busy] = children - {child.pid for child in decoder._idle}
+    [busy] = children - {child.pid for child in decoder._children._free}
     assert busy is not None
     os.kill(busy, signal.SIGKILL)
     assert (await slow).width == 4096
@@ -320,7 +320,7 @@ async def test_idle_children_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.pictures.decoder.IDLE_SECONDS", 0.2)
     decoder = PictureDecoder(children=2)
     await decoder.measure(encoded((8, 4)), "i")
-    children = list(decoder._idle)  # one that ends is taken out meanwhile
+    children = list(decoder._children._free)  # one that ends is taken out meanwhile
     [pid] = [child.pid for child in children if child.pid is not None]
     while any(child.pid is not None for child in children):
         await asyncio.sleep(0.05)

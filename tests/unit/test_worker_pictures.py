@@ -102,8 +102,12 @@ def test_what_a_request_held_goes_with_it(worker: Worker, file: bytes) -> None:
     worker.ended.add("gone")
     worker.receive()
     del gone
-    gc.collect()
-    assert worker.desk._held_by is None or worker.desk._held_by() is None
+    until = time.monotonic() + 10
+    # The desk's thread may hold it a moment longer than its answer takes to come.
+    while worker.desk._held_by is not None and worker.desk._held_by() is not None:
+        assert time.monotonic() < until
+        gc.collect()
+        time.sleep(0.001)
     assert worker.desk.free_for(Viewer("next"))
 
 
