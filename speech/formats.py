@@ -23,6 +23,7 @@ MEDIA_TYPES: dict[ResponseFormat, str] = {
     "srt": "application/x-subrip",
     "vtt": "text/vtt",
 }
+MAX_WARNING_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,6 @@ class Shown:
     language: str | None = None
     temperature: float = 0.0
     warnings: Sequence[str] = ()
-
-
-MAX_WARNING_CHARACTERS = 1000
 
 
 def notice_headers(*, truncated: bool, warnings: Sequence[str]) -> dict[str, str]:

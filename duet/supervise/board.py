@@ -57,7 +57,6 @@ class Board:
             half.replace(path)
         except OSError as error:  # a full or read-only disk: the log still says it
             logger.warning("the programs' states cannot be written: %s", error, extra={"action": "board_failed"})
-            self._home = None
 
 
 def read_board(home: Path) -> dict[str, ProgramState]:

@@ -105,7 +105,7 @@ async def _batch(
     clips = [samples[int(s.start * SAMPLE_RATE) : int(s.end * SAMPLE_RATE)] for s in batch]
     heard = await recogniser.transcribe([clip.astype(np.float32) / 32768.0 for clip in clips])
     if by_engine(context.request.options) is not None:
-        heard = await _againby_engine(context, clips, heard)
+        heard = await _again_by_engine(context, clips, heard)
     segments = [
         msgspec.structs.replace(shifted(segment, s.start), speaker=s.speaker)
         for s, segment in zip(batch, heard, strict=True)
@@ -114,7 +114,7 @@ async def _batch(
     return segments
 
 
-async def _againby_engine(
+async def _again_by_engine(
     context: Context, clips: list[np.ndarray[Any, np.dtype[np.int16]]], heard: list[Segment]
 ) -> list[Segment]:
     """Text from Qwen3-ASR, tags from SenseVoice. Without the engine's model the text stays, and the job says so."""
