@@ -77,7 +77,9 @@ def _with_quiet(samples: level.Samples, spans: Sequence[Span], gain: float) -> l
         there = level.measure(samples[first:last])
         return there if not there.steady and level.gain(there) >= QUIETER * gain else None
 
-    loud = [span for span in spans if needs_more(*_samples(span)) is None]
+    loud, quiet = list[Span](), list[Span]()
+    for span in spans:
+        (loud if needs_more(*_samples(span)) is None else quiet).append(span)
     found = list(loud)
     ends = [0, *(_samples(span)[1] for span in loud)]
     starts = [*(_samples(span)[0] for span in loud), len(samples)]
@@ -85,7 +87,7 @@ def _with_quiet(samples: level.Samples, spans: Sequence[Span], gain: float) -> l
         begin = first / SAMPLE_RATE
         there = needs_more(first, last) if spans and last - first >= MIN_PAUSE_SECONDS * SAMPLE_RATE else None
         if there is None:
-            found += [span for span in spans if span not in loud and first <= _samples(span)[0] < last]
+            found += [span for span in quiet if first <= _samples(span)[0] < last]
         else:
             heard = _heard(samples[first:last], there, SPEECH)
             found += [Span(begin + span.start, begin + span.end) for span in heard]
