@@ -29,18 +29,15 @@ pytestmark = [
 SUFFIXES = {".wav", ".mp3", ".flac", ".opus", ".m4a", ".webm"}
 RECORDINGS = sorted(path for path in Path(FOLDER).iterdir() if path.suffix in SUFFIXES) if FOLDER else []
 
-FAINT = {"silero_test.opus"}
-"""At an average level of -34 dB, nothing in it is heard as speech."""
-
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name)
 async def test_a_recording_becomes_segments_and_subtitles(path: Path) -> None:
-    declared = probe(path).duration_seconds
+    declared = probe(path)
     samples = decode(path, max_seconds=3600)
     seconds = len(samples) / SAMPLE_RATE
     assert declared is None or seconds == pytest.approx(declared, abs=0.2)
     spans = split(samples, vad.detect(samples))
-    assert bool(spans) == (path.name not in FAINT)
+    assert spans, "also the faintest, of half a second at -34 dB, is speech"
     recogniser = SenseVoice(models.EMBEDDED / "duet-tiny-asr")
     try:
         clips = [samples[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)] for span in spans]
